@@ -1,0 +1,394 @@
+"""Memory partition and dual scanner (paper 5.3, equations above Figure 6 and Algorithm 3).
+
+Two cursors walk the density order from both ends, and each side fills its share of the KV capacity.
+"""
+
+from __future__ import annotations
+
+import heapq
+from dataclasses import dataclass
+from enum import IntEnum
+
+import numpy as np
+from numba import njit
+from numpy.typing import ArrayLike, NDArray
+
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float64]
+
+# Steps that a request holds KV without decoding: its prefill, and the step that returns its last token
+# after which the scheduler sees it finished. Short answers would otherwise overstay their share.
+_IDLE_STEPS = 2.0
+# Memory-side requests offered before the compute side has its turn in a step.
+_LEAD = 8
+# Infinite densities (nothing decoded) take part in the equations as this.
+_DENSEST = 1e9
+
+
+class Side(IntEnum):
+    """Which end of the density order a request was admitted from."""
+
+    COMPUTE = 0
+    MEMORY = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Partition:
+    """KV tokens of each side.
+
+    Attributes:
+        compute: tokens for requests admitted from the compute side (left).
+        memory: tokens for requests admitted from the memory side (right).
+    """
+
+    compute: float
+    memory: float
+
+    @property
+    def total(self) -> float:
+        return self.compute + self.memory
+
+
+@njit(cache=True)
+def _compute_share(root, compute_side, memory_side):  # type: ignore[no-untyped-def]
+    """M_L / M, clamped to [0, 1]; 1/2 when both ends have (nearly) the same density."""
+    high, low = min(compute_side, _DENSEST), min(memory_side, _DENSEST)
+    if high - low <= 1e-9 * max(high, 1e-12):
+        return 0.5
+    return min(max((min(root, _DENSEST) - low) / (high - low), 0.0), 1.0)
+
+
+def partition_capacity(capacity: float, *, root: float, compute_side: float, memory_side: float) -> Partition:
+    """Split KV capacity so that the blended density equals the root's.
+
+    Solves M_L + M_R = M and M_L * rho_L + M_R * rho_R = M * rho_root. When both ends have the same
+    density any split works and the halves are returned; a root outside the two densities (possible
+    after many completions) is clamped, so one side gets everything.
+
+    Args:
+        capacity: KV capacity M, in tokens.
+        root, compute_side, memory_side: densities Comp/Mem, dimensionless and >= 0; infinity is a
+            request that decodes nothing.
+
+    Raises:
+        ValueError: if compute_side < memory_side (the leaves are not sorted).
+    """
+    if compute_side < memory_side:
+        raise ValueError(f"compute side density {compute_side} is below the memory side's {memory_side}")
+    compute = capacity * float(_compute_share(root, compute_side, memory_side))
+    return Partition(compute, capacity - compute)
+
+
+def share_weight(new_tokens: ArrayLike, output: ArrayLike) -> Floats:
+    """KV tokens that a request counts for in its side's share.
+
+    On average it holds what it adds to the cache plus half its output (paper 5.3: N = M_side /
+    (p + d/2)), for d decoding steps and a few idle ones; only the decoding ones make density.
+
+    Args:
+        new_tokens: prompt tokens not shared with KV that is there anyway.
+        output: output tokens.
+    """
+    new, d = np.asarray(new_tokens, np.float64), np.asarray(output, np.float64)
+    return np.asarray((new + d / 2.0) * d / (d + _IDLE_STEPS))
+
+
+def steady_prefill_quota(share: float, prompt: float, output: float) -> float:
+    """Prefill tokens per step that keep one side's share full (paper Algorithm 3: C = N p / d).
+
+    Args:
+        share: KV tokens of the side.
+        prompt, output: mean tokens of its requests; an output below 1 counts as 1.
+    """
+    output = max(output, 1.0)
+    return share / (prompt + output / 2.0) * prompt / output
+
+
+@njit(cache=True)
+def _advance(waiting, left, right):  # type: ignore[no-untyped-def]
+    while left <= right and not waiting[left]:
+        left += 1
+    while right >= left and not waiting[right]:
+        right -= 1
+    return left, right
+
+
+@njit(cache=True)
+def _rooms(left, right, density, root, capacity, used_compute, used_memory):  # type: ignore[no-untyped-def]
+    """KV tokens that each side may still take; a side is full at 0 or below.
+
+    With nothing running the larger share may take a request whatever its size, so that none is too
+    large to be admitted.
+    """
+    share = _compute_share(root, density[left], density[right])
+    room_compute = capacity * share - used_compute
+    room_memory = capacity * (1.0 - share) - used_memory
+    if room_compute <= 0.0 and room_memory <= 0.0 and used_compute + used_memory <= 0.0:
+        if share >= 0.5:
+            room_compute = 1.0
+        else:
+            room_memory = 1.0
+    return room_compute, room_memory
+
+
+@njit(cache=True)
+def _scan(  # type: ignore[no-untyped-def]
+    waiting, weight, density, left, right, root, capacity, used_compute, used_memory, limit
+):
+    """Places to admit, from both ends, until the shares are full; the caller's arrays stay as they are.
+
+    The memory side leads: its requests take longest and cost least to prefill. Only a few of them,
+    so that the compute side has its turn when memory is what they wait for.
+    """
+    places = np.empty(limit, np.int64)
+    sides = np.empty(limit, np.int64)
+    count = 0
+    for phase in range(3):  # a few of the memory side, the compute side, the rest of the memory side
+        stop = min(_LEAD, limit) if phase == 0 else limit
+        while count < stop:
+            left, right = _advance(waiting, left, right)
+            if left > right:
+                break
+            room_compute, room_memory = _rooms(
+                left, right, density, root, capacity, used_compute, used_memory
+            )
+            if phase == 1:
+                if room_compute <= 0.0:
+                    break
+                places[count], sides[count] = left, 0
+                used_compute += weight[left]
+                left += 1
+            else:
+                if room_memory <= 0.0:
+                    break
+                places[count], sides[count] = right, 1
+                used_memory += weight[right]
+                right -= 1
+            count += 1
+    return places[:count], sides[:count]
+
+
+@njit(cache=True)
+def _run_dry(weight, density, output, comp, mem, capacity):  # type: ignore[no-untyped-def]
+    """Admit everything against a clock that counts decoding steps; returns (places, sides, steps).
+
+    A request gives its weight back when its output is done. The root density is that of what still
+    waits, so the two sides run out together.
+    """
+    n = len(weight)
+    waiting = np.ones(n, np.bool_)
+    places = np.empty(n, np.int64)
+    sides = np.empty(n, np.int64)
+    steps = np.empty(n, np.float64)
+    ends = [(0.0, np.int64(0), np.int64(0))]
+    ends.clear()
+    comp_left, mem_left = comp.sum(), mem.sum()
+    used = np.zeros(2)
+    left, right, now, count = 0, n - 1, 0.0, 0
+    while count < n:
+        left, right = _advance(waiting, left, right)
+        root = comp_left / mem_left if mem_left > 0.0 else _DENSEST
+        rooms = _rooms(left, right, density, root, capacity, used[0], used[1])
+        side = 1 if rooms[1] > 0.0 else 0
+        if rooms[side] <= 0.0:
+            now, place, owner = heapq.heappop(ends)
+            used[owner] -= weight[place]
+            if len(ends) == 0:
+                used[0], used[1] = 0.0, 0.0  # no rounding residue may keep an idle side full
+            continue
+        place = left if side == 0 else right
+        waiting[place] = False
+        used[side] += weight[place]
+        comp_left -= comp[place]
+        mem_left = max(mem_left - mem[place], 0.0)
+        heapq.heappush(ends, (now + output[place] + _IDLE_STEPS, np.int64(place), np.int64(side)))
+        places[count], sides[count], steps[count] = place, side, now
+        count += 1
+    return places, sides, steps
+
+
+@dataclass(frozen=True, slots=True)
+class ScanOrder:
+    """What the scanner walks; all arrays (n,), highest density first.
+
+    Attributes:
+        slots: requests.
+        density: of the schedulable group that the request belongs to, non-increasing where splits
+            could afford it.
+        weight: see `share_weight`.
+        comp: seconds with sharing; mem: seconds.
+    """
+
+    slots: Ints
+    density: Floats
+    weight: Floats
+    comp: Floats
+    mem: Floats
+
+
+class DualScanner:
+    """Cursors and accounts of both sides.
+
+    Args:
+        capacity: KV tokens to divide.
+
+    Attributes:
+        num_waiting: requests of the order that still wait.
+    """
+
+    def __init__(self, capacity: float) -> None:
+        self.capacity = float(capacity)
+        self._waiting = np.zeros(0, np.bool_)
+        self.num_waiting = 0
+        self._place: dict[int, int] = {}
+        self._left, self._right = 0, -1
+        self._comp_left = self._mem_left = 0.0
+        self._account: dict[int, tuple[Side, float]] = {}
+        self._used = [0.0, 0.0]
+        self._proposed: dict[int, Side] = {}
+        self._plan = _NOTHING
+
+    def load(self, plan: ScanOrder) -> None:
+        """Start over with a new order of waiting requests; running requests keep their accounts."""
+        self._plan = plan
+        self._waiting = np.ones(len(plan.slots), np.bool_)
+        self.num_waiting = len(plan.slots)
+        self._place = dict(zip(plan.slots.tolist(), range(len(plan.slots)), strict=True))
+        self._left, self._right = 0, len(plan.slots) - 1
+        self._comp_left, self._mem_left = float(plan.comp.sum()), float(plan.mem.sum())
+        self._proposed = {}
+
+    @property
+    def order(self) -> ScanOrder:
+        """The order that was loaded, admitted requests included."""
+        return self._plan
+
+    @property
+    def root_density(self) -> float:
+        """rho of what still waits in the order; infinite when nothing of it decodes."""
+        if self._mem_left > 0.0:
+            return self._comp_left / self._mem_left
+        return float("inf") if self._comp_left > 0.0 else 0.0
+
+    @property
+    def partition(self) -> Partition:
+        """M_L and M_R at the cursors' present densities."""
+        self._left, self._right = _advance(self._waiting, self._left, self._right)
+        if self._left > self._right:
+            return Partition(self.capacity / 2, self.capacity / 2)
+        high, low = self._plan.density[self._left], self._plan.density[self._right]
+        return partition_capacity(
+            self.capacity, root=self.root_density, compute_side=max(high, low), memory_side=low
+        )
+
+    @property
+    def used(self) -> Partition:
+        """KV tokens that running requests count for on each side."""
+        return Partition(*self._used)
+
+    def propose(self, limit: int) -> list[int]:
+        """Requests to admit next, at most `limit`, in order; nothing changes but the remembered sides."""
+        self._left, self._right = _advance(self._waiting, self._left, self._right)
+        places, sides = _scan(
+            self._waiting,
+            self._plan.weight,
+            self._plan.density,
+            self._left,
+            self._right,
+            self.root_density,
+            self.capacity,
+            self._used[0],
+            self._used[1],
+            min(max(limit, 0), self.num_waiting),
+        )
+        slots: list[int] = self._plan.slots[places].tolist()
+        self._proposed = {slot: Side(side) for slot, side in zip(slots, sides.tolist(), strict=True)}
+        return slots
+
+    def proposed_side(self, slot: int) -> Side | None:
+        """Side from which the last `propose` offered a request; None if it did not."""
+        return self._proposed.get(slot)
+
+    def admit(self, slot: int, weight: float, side: Side) -> None:
+        """A request starts running and counts for `weight` tokens on a side."""
+        self._proposed.pop(slot, None)
+        self.withdraw(slot)
+        self._account[slot] = (side, weight)
+        self._used[side] += weight
+
+    def release(self, slot: int) -> None:
+        """A running request ended, or went back to the queue; its share is free."""
+        entry = self._account.pop(slot, None)
+        if entry is not None:
+            side, weight = entry
+            self._used[side] -= weight
+            if not self._account:
+                self._used = [0.0, 0.0]  # no rounding residue may keep an idle side full
+
+    def withdraw(self, slot: int) -> None:
+        """A waiting request leaves the order (admitted or aborted)."""
+        self._mark(slot, False)
+
+    def forget(self, slot: int) -> None:
+        """A request leaves for good, waiting or running; its slot may come back as another request."""
+        self.withdraw(slot)
+        self.release(slot)
+        self._place.pop(slot, None)
+        self._proposed.pop(slot, None)
+
+    def restore(self, slot: int) -> None:
+        """A request of the order waits again (retracted)."""
+        self._mark(slot, True)
+
+    def _mark(self, slot: int, waiting: bool) -> None:
+        place = self._place.get(slot, -1)
+        if place < 0 or self._waiting[place] == waiting:
+            return
+        self._waiting[place] = waiting
+        sign = 1 if waiting else -1
+        self.num_waiting += sign
+        self._comp_left = max(self._comp_left + sign * float(self._plan.comp[place]), 0.0)
+        self._mem_left = max(self._mem_left + sign * float(self._plan.mem[place]), 0.0)
+        if waiting:
+            self._left, self._right = min(self._left, place), max(self._right, place)
+
+    def rebalance(self, slot: int, weight: float, *, outlived: bool) -> None:
+        """Correct a running request's weight; one that outlived its estimate moves to the memory side.
+
+        Paper 5.4: a compute-side request that turns out long behaves like a memory-side one, and the
+        compute side gets its share back.
+        """
+        entry = self._account.get(slot)
+        if entry is None:
+            return
+        side, old = entry
+        self._used[side] -= old
+        side = Side.MEMORY if outlived else side
+        self._used[side] += weight
+        self._account[slot] = (side, weight)
+
+    def side(self, slot: int) -> Side:
+        """Side of a running request.
+
+        Raises:
+            KeyError: it is not running.
+        """
+        return self._account[slot][0]
+
+
+_NOTHING = ScanOrder(np.zeros(0, np.int64), np.zeros(0), np.zeros(0), np.zeros(0), np.zeros(0))
+
+
+def scan_to_the_end(plan: ScanOrder, output: Ints, capacity: float) -> tuple[Ints, Ints, Floats]:
+    """The whole admission order against a clock of decoding steps, for planning without an engine.
+
+    Args:
+        output: (n,) estimated output tokens, in the plan's order.
+
+    Returns:
+        (slots, sides, steps), each (n,): who is admitted, from which side, at which decoding step.
+    """
+    places, sides, steps = _run_dry(
+        plan.weight, plan.density, np.asarray(output, np.float64), plan.comp, plan.mem, float(capacity)
+    )
+    return plan.slots[places], sides, steps

@@ -1,0 +1,74 @@
+"""Future KV use of the running requests: how much memory admission may promise.
+
+A running request grows by one token per step and gives its tokens back when it ends, so the peak
+lies at one of the endings. Budgeting that peak with estimated lengths uses the memory that summing
+every request's own maximum would leave idle.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+Ints = NDArray[np.int64]
+
+
+@njit(cache=True)
+def _peak(now_used, remaining, released, extra_remaining, extra_released):  # type: ignore[no-untyped-def]
+    """Peak of requests sorted by `remaining`, with one more among them unless extra_remaining < 0."""
+    used = now_used
+    peak = now_used
+    growing = len(remaining)
+    pending = extra_remaining >= 0
+    if pending:
+        growing += 1
+    elapsed = np.int64(0)
+    i = 0
+    while growing > 0:
+        take_extra = pending and (i == len(remaining) or extra_remaining <= remaining[i])
+        left = extra_remaining if take_extra else remaining[i]
+        freed = extra_released if take_extra else released[i]
+        used += (left - elapsed) * growing
+        elapsed = left
+        if used > peak:
+            peak = used
+        used -= freed + left
+        growing -= 1
+        if take_extra:
+            pending = False
+        else:
+            i += 1
+    return peak
+
+
+class KVForecast:
+    """Highest future KV use, in tokens, of the running requests and of those one might add.
+
+    Args:
+        used: tokens held now, shared prefixes counted once.
+        remaining: int64 (n,) output tokens that each running request is expected to produce yet.
+        released: int64 (n,) tokens that only this request holds now; it frees them, and what it has
+            yet to produce, when it ends.
+    """
+
+    def __init__(self, used: int, remaining: Ints, released: Ints) -> None:
+        order = np.argsort(remaining, kind="stable")
+        self._used = used
+        self._remaining: Ints = np.asarray(remaining, np.int64)[order]
+        self._released: Ints = np.asarray(released, np.int64)[order]
+
+    def peak(self) -> int:
+        """Peak if nothing more is admitted."""
+        return int(_peak(self._used, self._remaining, self._released, -1, 0))
+
+    def peak_with(self, new_tokens: int, remaining: int) -> int:
+        """Peak if a request is added that takes `new_tokens` now and produces `remaining` more."""
+        return int(_peak(self._used + new_tokens, self._remaining, self._released, remaining, new_tokens))
+
+    def add(self, new_tokens: int, remaining: int) -> None:
+        """Admit that request."""
+        at = int(np.searchsorted(self._remaining, remaining))
+        self._remaining = np.insert(self._remaining, at, remaining)
+        self._released = np.insert(self._released, at, new_tokens)
+        self._used += new_tokens

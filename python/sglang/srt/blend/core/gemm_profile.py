@@ -1,0 +1,104 @@
+"""Measured GEMM times by token count, as seconds per parameter, so that they serve models of any size.
+
+A table row is the time of all GEMMs of one decoder layer on one rank. Divided by the layer's
+parameters it depends on the token count and, weakly, on the width of the matrices; a model that was not
+profiled takes the table of the profiled one whose layer is nearest in parameters at the same degree of
+tensor parallelism.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+import tomllib
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+Floats = NDArray[np.float64]
+
+# GEMM kernels work on tiles of 128 rows: above one tile, time is that of the next whole tile. Rounding
+# up predicts rows that are not in the table to 3%, plain interpolation to 5%.
+_TILE = 128
+
+
+@dataclass(frozen=True, slots=True)
+class GemmProfile:
+    """One measured series.
+
+    Attributes:
+        params: parameters of the measured layer on one rank.
+        tokens: (n,) token counts, increasing.
+        gemm: (n,) seconds of the layer's GEMMs; other: (n,) of its small operators; non-decreasing.
+    """
+
+    device: str
+    model: str
+    tensor_parallel: int
+    params: float
+    tokens: Floats
+    gemm: Floats
+    other: Floats
+
+    def gemm_seconds(self, tokens: ArrayLike, params: float) -> Floats:
+        """Seconds of GEMMs that multiply `tokens` rows with `params` parameters; 0 for no rows."""
+        return self._at(_whole_tiles(tokens), self.gemm) * (params / self.params)
+
+    def other_seconds(self, tokens: ArrayLike) -> Floats:
+        """Seconds of one layer's norms, rotary embedding, activation and residual adds."""
+        return self._at(np.asarray(tokens, np.float64), self.other)
+
+    def _at(self, tokens: Floats, seconds: Floats) -> Floats:
+        inside = np.interp(tokens, self.tokens, seconds)
+        beyond = seconds[-1] * tokens / self.tokens[-1]  # past the table time is proportional
+        measured = np.where(tokens > self.tokens[-1], beyond, inside)
+        return np.asarray(np.where(tokens > 0, measured, 0.0))
+
+
+def _whole_tiles(tokens: ArrayLike) -> Floats:
+    n = np.asarray(tokens, np.float64)
+    return np.where(n > _TILE, np.ceil(n / _TILE) * _TILE, n)
+
+
+@cache
+def kernel_figures() -> dict[str, Any]:
+    """Contents of gpu_kernels.toml."""
+    return tomllib.loads(resources.files(__package__).joinpath("gpu_kernels.toml").read_text())
+
+
+@cache
+def gemm_profiles() -> tuple[GemmProfile, ...]:
+    """All measured series, in file order."""
+    text = resources.files(__package__).joinpath("gpu_gemm_profiles.csv").read_text()
+    lines = [line for line in text.splitlines() if not line.startswith("#")]
+    series: dict[tuple[str, str, int], list[tuple[float, float, float]]] = {}
+    for row in csv.DictReader(lines):
+        key = (row["device"], row["model"], int(row["tensor_parallel"]))
+        point = (float(row["tokens"]), float(row["gemm_ms"]) * 1e-3, float(row["other_ms"]) * 1e-3)
+        series.setdefault(key, []).append(point)
+    layer_params = kernel_figures()["layer_params"]
+    profiles = []
+    for (device, model, degree), points in series.items():
+        tokens, gemm, other = np.array(points).T
+        profiles.append(GemmProfile(device, model, degree, layer_params[model] / degree, tokens, gemm, other))
+    return tuple(profiles)
+
+
+def find_gemm_profile(hardware: str, *, layer_params: float, tensor_parallel: int) -> GemmProfile | None:
+    """The series to use on this hardware profile, or None where nothing was measured.
+
+    Args:
+        layer_params: parameters of one decoder layer on one rank.
+    """
+    device = kernel_figures()["tables"].get(hardware)
+
+    def distance(profile: GemmProfile) -> tuple[float, float]:
+        degrees = abs(math.log2(profile.tensor_parallel / tensor_parallel))
+        # Table length breaks ties: Llama-3-70B was measured to 32768 tokens, Llama-2-70B to 4096.
+        return degrees, abs(math.log(profile.params / layer_params)) - 1e-9 * len(profile.tokens)
+
+    return min((p for p in gemm_profiles() if p.device == device), key=distance, default=None)

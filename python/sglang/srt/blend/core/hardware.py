@@ -1,0 +1,88 @@
+"""Hardware profiles: the two rooflines that density compares (paper 4.1), from one data file."""
+
+from __future__ import annotations
+
+import tomllib
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Hardware:
+    """One accelerator, or several acting as one.
+
+    Attributes:
+        flops: peak dense FLOP/s at the compute dtype.
+        bandwidth: peak memory bandwidth, bytes/s.
+        memory: device memory, bytes.
+        gemm_efficiency: share of `flops` that large GEMMs reach, in (0, 1].
+        bandwidth_efficiency: share of `bandwidth` that decode attention reaches, in (0, 1].
+        measured: the figures were timed on the machine, not read from a datasheet.
+        source: where the figures come from.
+    """
+
+    name: str
+    flops: float
+    bandwidth: float
+    memory: float
+    gemm_efficiency: float = 0.75
+    bandwidth_efficiency: float = 0.85
+    measured: bool = False
+    source: str = ""
+
+    def __post_init__(self) -> None:
+        for field in ("flops", "bandwidth", "memory"):
+            value = getattr(self, field)
+            if not isinstance(value, int | float) or not value > 0:
+                raise ValueError(f"hardware profile {self.name!r}: {field} must be positive, got {value!r}")
+        for field in ("gemm_efficiency", "bandwidth_efficiency"):
+            if not 0 < getattr(self, field) <= 1:
+                raise ValueError(f"hardware profile {self.name!r}: {field} must be in (0, 1]")
+
+
+@cache
+def _datasheets() -> dict[str, dict[str, Any]]:
+    return tomllib.loads(resources.files(__package__).joinpath("hardware.toml").read_text())
+
+
+def hardware_names() -> list[str]:
+    """Names of the built-in profiles, in file order."""
+    return list(_datasheets())
+
+
+def _profile(name: str, entry: dict[str, Any]) -> Hardware:
+    fields = {key: value for key, value in entry.items() if key != "aliases"}
+    try:
+        return Hardware(name=name, **fields)
+    except TypeError as error:
+        raise ValueError(f"hardware profile {name!r}: {error}") from None
+
+
+def load_hardware(name: str) -> Hardware:
+    """Find a profile by name, by the device name a driver reports, or in a TOML file of one's own.
+
+    A file holds the keys of `Hardware` (flops, bandwidth, memory, ...) at its top level; that is how a
+    measured profile is passed.
+
+    Raises:
+        ValueError: unknown name, or a file with missing or impossible entries.
+    """
+    if name.endswith(".toml"):
+        path = Path(name)
+        try:
+            entry = tomllib.loads(path.read_text())
+        except OSError as error:
+            raise ValueError(f"hardware profile {name!r}: {error.strerror}") from None
+        except tomllib.TOMLDecodeError as error:
+            raise ValueError(f"hardware profile {name!r}: not TOML: {error}") from None
+        return _profile(entry.pop("name", path.stem), entry)
+    for known, entry in _datasheets().items():
+        if name.lower() in (known, *(alias.lower() for alias in entry.get("aliases", ()))):
+            return _profile(known, entry)
+    raise ValueError(
+        f"hardware profile {name!r}: unknown; choose one of {', '.join(hardware_names())}, "
+        "or the path of a .toml file with flops, bandwidth and memory"
+    )

@@ -1,0 +1,47 @@
+"""KV forecast against stepping through the future."""
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sglang.srt.blend.core.forecast import KVForecast
+
+requests = st.lists(st.tuples(st.integers(0, 30), st.integers(0, 40)), max_size=12)
+
+
+def stepped_peak(used, running):
+    peak = used
+    used -= sum(released for remaining, released in running if remaining == 0)
+    running = [list(r) for r in running if r[0] > 0]
+    while running:
+        for request in running:
+            if request[0] > 0:
+                request[0] -= 1
+                request[1] += 1
+                used += 1
+        peak = max(peak, used)
+        used -= sum(released for remaining, released in running if remaining == 0)
+        running = [r for r in running if r[0] > 0]
+    return peak
+
+
+def forecast(used, running):
+    remaining, released = (np.array([r[i] for r in running], np.int64) for i in range(2))
+    return KVForecast(used, remaining, released)
+
+
+@given(requests, st.integers(0, 100))
+def test_peak_equals_stepping(running, shared):
+    used = shared + sum(released for _, released in running)
+    assert forecast(used, running).peak() == stepped_peak(used, running)
+
+
+@given(requests, st.integers(0, 100), requests)
+def test_peak_with_an_addition_equals_stepping(running, shared, added):
+    used = shared + sum(released for _, released in running)
+    ahead = forecast(used, running)
+    for remaining, new in added:
+        running, used = [*running, (remaining, new)], used + new
+        assert ahead.peak_with(new, remaining) == stepped_peak(used, running)
+        ahead.add(new, remaining)
+        assert ahead.peak() == stepped_peak(used, running)

@@ -1,0 +1,444 @@
+"""The planner: plans, counters, index and accounts through any order of events."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pools import mixed_pool, planner_for, pool, random_pool
+from sglang.srt.blend.core.dual_scan import Side
+from sglang.srt.blend.core.pending_index import NEVER
+from sglang.srt.blend.core.planner import PlannerOptions
+
+seeds = st.integers(0, 10**6)
+
+
+# ------------------------------------------------------------------ plans
+
+
+@given(seeds, st.integers(0, 80), st.sampled_from([0, 1, 7, 1000]), st.booleans(), st.integers(1, 5000))
+def test_plan_is_a_permutation_of_the_pool(seed, n, window, known, capacity):
+    planner = planner_for(
+        random_pool(seed, n, known=known), kv_capacity=capacity, window=window, sample_fraction=0.1
+    )
+    plan = planner.plan()
+    assert sorted(plan.slots.tolist()) == list(range(n))
+    assert len(plan.sides) == len(plan.steps) == n
+    assert plan.shared_tokens >= 0.99 * plan.possible_tokens
+
+
+@given(seeds, st.integers(1, 60))
+def test_equal_seeds_give_equal_plans(seed, n):
+    first, second = (planner_for(random_pool(seed, n, known=False), seed=seed).plan() for _ in range(2))
+    for name in ("slots", "sides", "steps"):
+        assert np.array_equal(getattr(first, name), getattr(second, name))
+
+
+@pytest.mark.parametrize(
+    "prompts", [[], [[]], [[1, 2]], [[], [], []], [[5, 5]] * 7, [[1], [1, 2], [1, 2, 3], [1, 2, 3]]]
+)
+def test_degenerate_pools_are_planned(prompts):
+    planner = planner_for(pool(prompts, 3), kv_capacity=8)
+    assert sorted(planner.plan().slots.tolist()) == list(range(len(prompts)))
+    assert sorted(drain(planner)) == list(range(len(prompts)))
+
+
+def drain(planner):
+    """Admit everything as proposed, each request running alone at worst; slots in order."""
+    admitted, running = [], []
+    while True:
+        if planner.stale:
+            planner.replan()
+        proposed = planner.propose(4)
+        if not proposed and not running:
+            return admitted
+        for slot in proposed:
+            planner.admit(slot)
+            running.append(slot)
+        admitted += proposed
+        if not proposed:
+            planner.remove(running.pop(0))
+
+
+@given(seeds, st.integers(0, 60), st.integers(1, 3000))
+def test_driving_the_planner_admits_everyone_once(seed, n, capacity):
+    planner = planner_for(random_pool(seed, n, known=False), kv_capacity=capacity, sample_fraction=0.05)
+    assert sorted(drain(planner)) == list(range(n))
+
+
+@given(seeds, st.integers(1, 60), st.integers(1, 3000), st.integers(-1, 20))
+def test_propose_changes_nothing(seed, n, capacity, limit):
+    planner = planner_for(random_pool(seed, n, known=False), kv_capacity=capacity)
+    planner.replan()
+    first = planner.propose(limit)
+    assert first == planner.propose(limit)
+    assert len(first) == len(set(first)) <= max(limit, 0)
+
+
+def test_samples_run_first():
+    planner = planner_for(pool([[i, i] for i in range(200)], 50, known=False), sample_fraction=0.05)
+    planner.replan()
+    samples = planner.propose(10)
+    for slot in samples:
+        planner.admit(slot)
+    assert not set(planner.propose(190)) & set(samples)
+    again = planner_for(pool([[i, i] for i in range(200)], 50, known=False), sample_fraction=0.05, seed=1)
+    again.replan()
+    assert set(again.propose(10)) != set(samples)
+
+
+def test_answers_of_samples_reach_their_subtree():
+    prompts = [[1, 1, i] for i in range(50)] + [[2, 2, i] for i in range(50)]
+    planner = planner_for(pool(prompts, 9, known=False, max_new=4000), sample_fraction=0.02)
+    planner.replan()
+    for slot, answer in ((0, 3), (50, 3000)):
+        planner.admit(slot)
+        planner.observe(slot, answer)
+        planner.remove(slot)
+    planner.replan()
+    assert {planner.estimate(slot) for slot in range(1, 50)} == {3}
+    assert {planner.estimate(slot) for slot in range(51, 100)} == {3000}
+
+
+def test_new_large_subtree_is_sampled_however_many_answers_are_in():
+    planner = planner_for(pool([[1, i] for i in range(50)], 9, known=False, max_new=50), sample_fraction=0.1)
+    planner.replan()
+    for slot in range(50):
+        planner.admit(slot)
+        planner.observe(slot, 9)
+        planner.remove(slot)
+    slots = pool([[2, i] for i in range(20)], 9, known=False, max_new=50).add_to(planner)
+    planner.replan()
+    first = planner.propose(1)
+    assert first[0] in slots
+    assert sum(planner._sampled[slots]) >= 1
+
+
+def test_windows_are_drained_in_order_of_arrival():
+    planner = planner_for(random_pool(3, 30), window=10)
+    assert (planner.plan().slots // 10).tolist() == [0] * 10 + [1] * 10 + [2] * 10
+    assert [slot // 10 for slot in drain(planner)] == [0] * 10 + [1] * 10 + [2] * 10
+
+
+def test_estimates_never_exceed_max_new_tokens():
+    planner = planner_for()
+    planner.add(
+        np.arange(6, dtype=np.int32),
+        np.array([0, 2, 4, 6]),
+        max_new_tokens=np.array([5, 5, 100], np.int32),
+        known_output=np.array([9, 0, 0], np.int32),
+    )
+    assert [planner.estimate(s) for s in range(3)] == [5, 5, 100]
+    planner.replan()
+    assert [planner.estimate(s) for s in range(3)] == [5, 5, 100]
+
+
+# ------------------------------------------------------------------ running requests
+
+
+def one_of_each():
+    """A planner with a compute-intensive slot 0 and a memory-intensive slot 1, both running, and others."""
+    prompts = [[1] * 900, [2] * 10] + [[3 + i] * 400 for i in range(20)]
+    planner = planner_for(
+        pool(prompts, 1, known=False, max_new=20_000), kv_capacity=10**6, sample_fraction=0.0
+    )
+    planner._estimate[:] = [10, 10_000] + [300] * 20
+    planner.refresh()
+    planner.scanner.load(planner._blend_waiting(planner._planned()).scan)
+    planner.admit(0)
+    planner.admit(1)
+    return planner
+
+
+def test_a_request_admitted_unasked_goes_to_the_side_of_its_density():
+    planner = one_of_each()
+    assert (planner.side(0), planner.side(1)) == (Side.COMPUTE, Side.MEMORY)
+
+
+def test_a_request_that_outlives_its_estimate_a_little_keeps_its_side():
+    planner = one_of_each()
+    planner.progress(np.array([0]), np.array([12]))
+    assert planner.side(0) == Side.COMPUTE
+    assert planner.estimate(0) == 18
+
+
+def test_a_request_that_outlives_its_estimate_by_far_moves_to_the_memory_side():
+    planner = one_of_each()
+    before = planner.used
+    planner.progress(np.array([0]), np.array([5000]))
+    assert planner.side(0) == Side.MEMORY
+    assert planner.used.compute == 0.0
+    assert planner.used.memory > before.memory
+
+
+def test_a_request_that_ends_early_frees_its_share():
+    planner = one_of_each()
+    planner.observe(1, 2)
+    planner.remove(1)
+    assert planner.used.memory == 0.0
+
+
+def test_leaving_twice_is_refused():
+    planner = planner_for(pool([[1], [2]]))
+    planner.remove(0)
+    with pytest.raises(KeyError, match="request slot 0 is not waiting or running"):
+        planner.remove(0)
+    with pytest.raises(KeyError, match="request slot 0 is not waiting"):
+        planner.admit(0)
+    with pytest.raises(KeyError, match="request slot 1 is not running"):
+        planner.retract(1)
+
+
+# ------------------------------------------------------------------ reuse of slots
+
+
+def test_a_reused_slot_inherits_nothing():
+    planner = planner_for(pool([[1, i] for i in range(8)], 5), sample_fraction=1.0)
+    planner.replan()
+    planner.remove(3)
+    planner.refresh()
+    (slot,) = pool([[9, 9, 9]], 700).add_to(planner)
+    planner.refresh()
+    assert slot == 3
+    assert slot not in planner.order
+    lo, hi = planner.index.narrow(*planner.index.root(0), 0, np.array([9]))
+    assert planner.index.totals(lo, hi).next_use == NEVER - 1
+    planner.admit(slot)
+    planner.retract(slot)
+    assert slot not in planner.propose(8)  # until it is planned
+    planner.replan()
+    assert slot in planner.propose(8)
+
+
+def test_an_aborted_sample_leaves_no_trace_in_the_next_request_of_its_slot():
+    planner = planner_for(pool([[1, i] for i in range(8)], 5, known=False), sample_fraction=1.0)
+    planner.replan()
+    planner.remove(0)
+    planner.refresh()
+    (slot,) = pool([[9]], 5, known=False).add_to(planner)
+    planner.replan()
+    proposed = planner.propose(100)
+    assert slot == 0
+    assert len(proposed) == len(set(proposed)) == 8
+
+
+def test_arrivals_aborted_before_they_are_sorted_are_forgotten():
+    planner = planner_for(pool([[1, i] for i in range(4)], 5))
+    for slot in (2, 0):
+        planner.remove(slot)
+    planner.replan()
+    assert sorted(planner.order.tolist()) == [1, 3]
+    assert sorted(pool([[7], [8]]).add_to(planner).tolist()) == [0, 2]
+    assert sorted(planner.plan().slots.tolist()) == [0, 1, 2, 3]
+
+
+def test_a_server_that_never_needs_a_plan_does_not_grow():
+    """Online use: everyone fits, so nobody asks for a plan."""
+    planner = planner_for(memory=16)
+    prompts = pool([[i, i + 1, i + 2] for i in range(40)], 5)
+    for _ in range(200):
+        for slot in prompts.add_to(planner).tolist():
+            planner.admit(slot)
+            planner.observe(slot, 5)
+            planner.remove(slot)
+    assert planner._store.num_slots < 5000
+    assert len(planner._order) < 5000
+
+
+# ------------------------------------------------------------------ random events
+
+
+class Recount:
+    """The planner's truth, kept the slow way."""
+
+    def __init__(self, planner):
+        self.planner = planner
+        self.prompt, self.state, self.namespace = {}, {}, {}
+
+    def of(self, state):
+        return [slot for slot, s in self.state.items() if s == state]
+
+    def check(self):
+        planner = self.planner
+        waiting, running = self.of("waiting"), self.of("running")
+        assert planner._num_waiting == len(waiting)
+        assert planner._waiting_tokens == sum(len(self.prompt[s]) + planner._estimate[s] for s in waiting)
+        assert planner._running_tokens == sum(len(self.prompt[s]) + planner._estimate[s] for s in running)
+        used = {side: sum(planner._weight(s) for s in running if planner.side(s) == side) for side in Side}
+        assert planner.used.compute == pytest.approx(used[Side.COMPUTE], abs=1e-6)
+        assert planner.used.memory == pytest.approx(used[Side.MEMORY], abs=1e-6)
+        scanner = planner.scanner
+        still = [p for s, p in scanner._place.items() if scanner._waiting[p]]
+        assert scanner.num_waiting == len(still) == scanner._waiting.sum()
+        assert scanner._comp_left == pytest.approx(scanner.order.comp[still].sum(), rel=1e-6, abs=1e-9)
+        assert scanner._mem_left == pytest.approx(scanner.order.mem[still].sum(), rel=1e-6, abs=1e-9)
+        proposed = planner.propose(10_000)
+        assert len(proposed) == len(set(proposed))
+        assert set(proposed) <= set(waiting)
+
+    def check_index(self, prefix, namespace):
+        """After a refresh: every annotation below a prefix against brute force."""
+        planner, cost = self.planner, self.planner.cost_model
+        planner.refresh()
+        lo, hi = planner.index.narrow(*planner.index.root(namespace), 0, np.array(prefix, np.int64))
+        below = [
+            s
+            for s in self.of("waiting")
+            if self.namespace[s] == namespace and self.prompt[s][: len(prefix)] == prefix
+        ]
+        totals = planner.index.totals(lo, hi)
+        assert totals.requests == len(below)
+        length = np.array([len(self.prompt[s]) for s in below], np.int64)
+        output = planner._estimate[below]
+        assert totals.comp == pytest.approx(cost.comp(length, output).sum(), rel=1e-9)
+        assert totals.mem == pytest.approx(cost.mem(length, output).sum(), rel=1e-9)
+        order = planner._blend.slots.tolist() if planner._blend else []
+        place = {s: i for i, s in enumerate(order) if planner._place[s] == i}
+        assert totals.next_use == min((place.get(s, NEVER - 1) for s in below), default=NEVER)
+        assert planner.index.next_use_many(np.array([lo]), np.array([hi])).tolist() == [totals.next_use]
+        assert all(lo <= planner.index.position(s) < hi for s in below)
+
+    def check_sorted(self):
+        """The merged order equals sorting from scratch."""
+        planner = self.planner
+        planner.refresh()
+        present = [s for s in range(planner._store.num_slots) if planner._state[s] != 0]
+        key = {s: (int(planner._space[s]), planner._store.prompt(s).tolist(), s) for s in present}
+        assert planner._order.tolist() == sorted(present, key=key.__getitem__)
+        for i in range(1, len(planner._order)):
+            a, b = key[planner._order[i - 1]], key[planner._order[i]]
+            same = next((k for k, (x, y) in enumerate(zip(a[1], b[1], strict=False)) if x != y), None)
+            shared = min(len(a[1]), len(b[1])) if same is None else same
+            assert planner._lcp[i] == (shared if a[0] == b[0] else 0)
+        for s, prompt in self.prompt.items():
+            assert planner._store.prompt(s).tolist() == prompt
+
+
+@settings(max_examples=25)
+@given(seeds, st.sampled_from([0, 3, 8192]), st.sampled_from([0, 5]))
+def test_counters_index_and_order_equal_a_recount_after_random_events(seed, memory, window):
+    rng = np.random.default_rng(seed)
+    planner = planner_for(
+        kv_capacity=int(rng.integers(1, 20_000)), memory=memory, window=window, sample_fraction=0.1
+    )
+    truth = Recount(planner)
+    for _ in range(120):
+        event = rng.choice(["add", "admit", "propose", "retract", "abort", "finish", "progress", "replan"])
+        waiting, running = truth.of("waiting"), truth.of("running")
+        if event == "add":
+            n = int(rng.integers(0, 6))
+            new = random_pool(int(rng.integers(10**6)), n, longest=5, known=bool(rng.integers(2)))
+            new.namespace[:] = rng.integers(0, 3, n)
+            for slot, prompt, namespace in zip(
+                new.add_to(planner).tolist(), new.prompts, new.namespace.tolist(), strict=True
+            ):
+                assert slot not in truth.state
+                truth.prompt[slot], truth.namespace[slot] = prompt.tolist(), namespace
+                truth.state[slot] = "waiting"
+        elif event == "propose":
+            for slot in planner.propose(3):
+                planner.admit(slot, int(rng.integers(0, 3)))
+                truth.state[slot] = "running"
+        elif event == "admit" and waiting:
+            slot = int(rng.choice(waiting))
+            planner.admit(slot)
+            truth.state[slot] = "running"
+        elif event == "retract" and running:
+            slot = int(rng.choice(running))
+            planner.retract(slot)
+            truth.state[slot] = "waiting"
+        elif event == "progress" and running:
+            slots = rng.choice(list(truth.state), min(3, len(truth.state)), replace=False)
+            planner.progress(slots, rng.integers(0, 3000, len(slots)))
+        elif event == "replan":
+            planner.replan()
+            assert not planner.stale or not waiting or planner._num_waiting == 0
+        elif event in ("abort", "finish") and truth.state:
+            slot = int(rng.choice(running if event == "finish" and running else list(truth.state)))
+            if event == "finish":
+                planner.observe(slot, int(rng.integers(0, 500)))
+            planner.remove(slot)
+            del truth.state[slot], truth.prompt[slot], truth.namespace[slot]
+        truth.check()
+        if rng.random() < 0.3:
+            truth.check_index(rng.integers(0, 3, rng.integers(0, 4)).tolist(), int(rng.integers(0, 3)))
+            truth.check_sorted()
+        for slot in truth.state:
+            assert 1 <= planner.estimate(slot) <= planner._max_new[slot]
+
+
+def test_stale_counts_arrivals_and_answers():
+    planner = planner_for(replan_interval=2)
+    assert not planner.stale
+    pool([[i] for i in range(200)], 5).add_to(planner)
+    assert planner.stale
+    planner.replan()
+    assert not planner.stale
+    for slot in range(10):
+        planner.admit(slot)
+        planner.observe(slot, 5)
+        planner.remove(slot)
+        assert planner.stale == (slot >= 8)  # 191 wait: a twentieth
+    planner.replan()
+    pool([[1], [2]], 5).add_to(planner)
+    assert not planner.stale
+    pool([[3], [4]], 5).add_to(planner)
+    assert planner.stale
+
+
+def test_a_small_pool_is_planned_again_when_its_samples_have_answered():
+    planner = planner_for(
+        pool([[i] for i in range(100)], 500, known=False), sample_fraction=0.03, replan_interval=10**6
+    )
+    planner.replan()
+    samples = planner.propose(3)
+    for slot in samples:
+        assert not planner.stale
+        planner.admit(slot)
+        planner.observe(slot, 7)
+        planner.remove(slot)
+    assert planner.stale
+    planner.replan()
+    assert not planner.stale
+    assert {planner.estimate(slot) for slot in planner.order.tolist()} == {7}
+
+
+def test_fits_entirely_counts_waiting_and_running():
+    planner = planner_for(pool([[1] * 6, [2] * 6], 4), kv_capacity=20)
+    assert planner.fits_entirely()
+    planner.admit(0)
+    assert planner.fits_entirely()
+    pool([[]], 1).add_to(planner)
+    assert not planner.fits_entirely()
+
+
+def test_steady_admissions_hold_the_roots_density():
+    """Requests in the air, weighted by their share of the time, have the density of the whole pool.
+
+    With room for hundreds of requests: a share smaller than one request cannot be kept.
+    """
+    requests = mixed_pool(5, 6000)
+    planner = planner_for(requests, kv_capacity=200_000)
+    plan = planner.plan()
+    scan, output = planner._blend.scan, requests.output[plan.slots]
+    comp, mem = (seconds[np.argsort(scan.slots)][plan.slots] for seconds in (scan.comp, scan.mem))
+    begin, end = plan.steps[-1] * 0.2, plan.steps[-1] * 0.8
+    overlap = np.minimum(plan.steps + output, end) - np.maximum(plan.steps, begin)
+    part = np.clip(overlap / output, 0.0, 1.0)
+    assert (part * comp).sum() / (part * mem).sum() == pytest.approx(plan.density, rel=0.2)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"sample_fraction": 1.5}, "sample_fraction must be between 0 and 1, got 1.5"),
+        ({"sharing_budget": -1}, "sharing_budget must be between 0 and 1, got -1"),
+        ({"replan_interval": 0}, "replan_interval must be at least 1, got 0"),
+        ({"window": -1}, "window and memory must not be negative"),
+    ],
+)
+def test_impossible_options_are_named(options, message):
+    with pytest.raises(ValueError, match=message):
+        PlannerOptions(**options)
+    with pytest.raises(ValueError, match="kv_capacity must be positive, got 0"):
+        planner_for(kv_capacity=0)
