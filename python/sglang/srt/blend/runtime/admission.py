@@ -1,0 +1,252 @@
+"""Who joins the next prefill batch: upstream's ``PrefillAdder``, budgeting with estimated lengths.
+
+Upstream decides one request at a time and asks three questions that we answer differently:
+
+* *does its future fit?* Upstream reserves ``max_new_tokens * new_token_ratio`` for everyone. We forecast
+  the highest KV use until the running requests end, with estimated output lengths (paper 5.1).
+* *is it its turn?* Only requests that the plan proposes are admitted (paper 5.3); when one does not fit,
+  its side waits and the other side fills the step.
+* *would it compute what another request of this step computes?* Then it waits for one step (paper A.2).
+
+Whether the allocator can hold a request *now* stays upstream's answer, and upstream's retraction remains
+the safety net for forecasts that were too low.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sglang.srt.blend.core.dual_scan import Side
+from sglang.srt.blend.core.forecast import KVForecast
+from sglang.srt.blend.runtime.pool import UNKNOWN
+from sglang.srt.blend.runtime.radix_sharing import held_tokens, uncached_prefix_key
+from sglang.srt.managers.schedule_policy import CLIP_MAX_NEW_TOKENS, AddReqResult, PrefillAdder
+from sglang.srt.mem_cache.prefill_budget import PrefillBudget
+
+if TYPE_CHECKING:
+    from sglang.srt.blend.runtime.startup import Blend
+
+_LATE_STEPS = 2
+"""Steps by which the scheduler sees an ended request later than a forecast of its length tells."""
+
+MAX_PASSED_OVER = 32
+"""Requests that may be passed over in one step: each costs a prefix match."""
+
+
+class Forecast(NamedTuple):
+    """What ``KVForecast`` takes: KV tokens held, and per running request what it will add and give back."""
+
+    used: int
+    remaining: NDArray[np.int64]
+    released: NDArray[np.int64]
+
+    def plus(self, new_tokens: int, remaining: int) -> Forecast:
+        """With one request more."""
+        return Forecast(
+            self.used + new_tokens,
+            np.append(self.remaining, remaining),
+            np.append(self.released, new_tokens),
+        )
+
+
+class BlendPrefillAdder(PrefillAdder):
+    """One prefill step's admissions.
+
+    Attributes:
+        blend: the scheduler's planner and accounts; set by `adder_class`.
+    """
+
+    blend: ClassVar[Blend]
+    rem_chunk_tokens: int | None  # upstream's, of this step
+    chunked_req_limit: int | None  # upstream's, of the prompt that continues
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self._constructing = True
+        super().__init__(*args, **kwargs)
+        self._constructing = False
+        # Sliding windows and recurrent states have budgets of their own, with which we do not meddle.
+        self._forecasting = (
+            type(self.memory_budget) is PrefillBudget
+            and not self._mamba_slot_cost
+            and self.dllm_config is None
+        )
+        if self._forecasting:  # the forecast accounts for what running requests will produce
+            self.memory_budget.total_offset = self.memory_budget.current_offset
+        # A state slot taken for a request that is then passed over would not be given back.
+        self._may_pass_over = not self.tree_cache.supports_mamba()
+        self._forecast: Forecast | None = None
+        self._passed_over = 0
+        self.blend.leaders.next_step()
+        self.blend.log.end_step()
+
+    # ------------------------------------------------------------- whose turn
+
+    def add_one_req(self, req: Any, has_chunked_req: bool, truncation_align_size: int | None) -> AddReqResult:
+        pool = self.blend.pool
+        slot = pool.waiting_slot(req)
+        if slot == UNKNOWN:
+            return super().add_one_req(req, has_chunked_req, truncation_align_size)
+        if not pool.order.in_front(slot):
+            return AddReqResult.OTHER  # the plan's proposals end here
+        side, key = pool.side(slot), uncached_prefix_key(self.tree_cache, req)
+        if self._may_pass_over and not self._nothing_runs:
+            if side in pool.full_sides:
+                return self._pass_over(AddReqResult.OTHER)
+            if self.blend.leaders.must_wait(key):
+                self.blend.held += 1
+                return self._pass_over(AddReqResult.OTHER)
+        cached = req.prefix_len + req.host_hit_length
+        shared = min(held_tokens(self.tree_cache, req), len(req.origin_input_ids))
+        result = super().add_one_req(req, has_chunked_req, truncation_align_size)
+        if self.can_run_list and self.can_run_list[-1] is req:
+            self._admitted(slot, req, cached=cached, shared=shared)
+            self.blend.leaders.lead(key)
+        elif result is AddReqResult.NO_TOKEN and self._may_pass_over:
+            pool.full_sides.add(side)
+            if len(pool.full_sides) < len(Side):
+                return self._pass_over(AddReqResult.NO_TOKEN)
+        return result
+
+    def add_one_req_ignore_eos(self, req: Any) -> AddReqResult:
+        """Upstream's way when there is no radix cache and the length is fixed."""
+        if not self._future_fits(req):
+            return AddReqResult.NO_TOKEN
+        return super().add_one_req_ignore_eos(req)
+
+    def add_chunked_req(self, req: Any) -> Any:
+        """The next chunk of a prompt, no larger than what is free now.
+
+        Upstream's budget has kept room for the rest of the prompt beside everyone's reserved output;
+        ours relies on a forecast, so a chunk that does not fit waits, and nobody is admitted past it.
+        """
+        self.blend.leaders.lead(uncached_prefix_key(self.tree_cache, req))
+        if not self._forecasting or self.rem_chunk_tokens is None:
+            return super().add_chunked_req(req)
+        room = int(self.memory_budget.remaining_current) // self.page_size * self.page_size
+        if room <= 0:
+            self.rem_chunk_tokens = 0
+            return req
+        self.chunked_req_limit = min(room, self.chunked_req_limit or room)
+        unfinished = super().add_chunked_req(req)
+        if unfinished is not None:
+            self.memory_budget.total_offset += len(req.full_untruncated_fill_ids) - req.extend_end
+        return unfinished
+
+    def preempt_to_schedule(self, req: Any) -> bool:
+        """Upstream may retract running requests for one of higher priority."""
+        offset = self.memory_budget.total_offset
+        preempted = super().preempt_to_schedule(req)
+        if self._forecasting:  # their future was never in the offset
+            self.memory_budget.total_offset = offset
+            self._forecast = None
+        return preempted
+
+    @property
+    def _nothing_runs(self) -> bool:
+        return not self.can_run_list and (self.running_batch is None or not self.running_batch.reqs)
+
+    def _pass_over(self, enough: AddReqResult) -> AddReqResult:
+        """Leave the request queued and go on with the next, unless too many were passed over."""
+        self._passed_over += 1
+        return AddReqResult.CONTINUE if self._passed_over < MAX_PASSED_OVER else enough
+
+    def _admitted(self, slot: int, req: Any, *, cached: int, shared: int) -> None:
+        blend = self.blend
+        if self._forecast is not None:
+            self._forecast = self._forecast.plus(self._new_tokens(req, shared), self._remaining(slot, req))
+        blend.pool.admit(req, shared_tokens=shared, cached_tokens=cached)
+        blend.log.admitted(
+            blend.planner,
+            slot=slot,
+            rid=req.rid,
+            prompt=len(req.origin_input_ids),
+            cached=cached,
+            waiting=blend.pool.num_waiting,
+        )
+
+    # ------------------------------------------------------------- memory
+
+    def _check_prefill_budget(
+        self,
+        req: Any,
+        *,
+        extend_input_len: int,
+        total_tokens: int,
+        swa_host_hit_length: int,
+        chunk_limit: int | None,
+    ) -> tuple[bool, int | None]:
+        if self._forecasting:
+            if not self._future_fits(req):
+                return False, None
+            # Of the output that upstream's total includes, only the first token is needed now.
+            total_tokens -= max(self._reserved_output(req) - 1, 0)
+        return super()._check_prefill_budget(
+            req,
+            extend_input_len=extend_input_len,
+            total_tokens=total_tokens,
+            swa_host_hit_length=swa_host_hit_length,
+            chunk_limit=chunk_limit,
+        )
+
+    def _update_prefill_budget(
+        self, prefix_len: int, extend_input_len: int, max_new_tokens: int, *args: Any, **kwargs: Any
+    ) -> None:
+        if self._forecasting:
+            max_new_tokens = 0
+        super()._update_prefill_budget(prefix_len, extend_input_len, max_new_tokens, *args, **kwargs)
+
+    def _get_running_request_total_token_offset(self, req: Any) -> int:
+        """Output tokens still to come; upstream sums them at construction and weighs preemptions."""
+        if self._constructing and type(self.memory_budget) is PrefillBudget:
+            return 0
+        slot = self.blend.pool.slot(req)
+        if slot == UNKNOWN or type(self.memory_budget) is not PrefillBudget:
+            return int(super()._get_running_request_total_token_offset(req))
+        return self._remaining(slot, req)
+
+    def _future_fits(self, req: Any) -> bool:
+        """Whether KV use would stay within the pool until everyone ends, as far as estimates tell."""
+        slot = self.blend.pool.slot(req)
+        if not self._forecasting or slot == UNKNOWN or self._nothing_runs:
+            return True
+        if self._forecast is None:
+            self._forecast = self._make_forecast()
+        used, remaining, released = self._forecast
+        # What comes after the newcomer has left is not its doing, so look no further than its end.
+        end = self._remaining(slot, req)
+        forecast = KVForecast(used, np.minimum(remaining, end), released)
+        new_tokens = self._new_tokens(req, held_tokens(self.tree_cache, req))
+        page_waste = (self.page_size - 1) * (len(remaining) + 1)
+        room = self.blend.kv_capacity - page_waste
+        if self.blend.pool.side(slot) is Side.MEMORY:
+            # Long answers that began together grow together, past their share. What the compute side
+            # has not filled of its own stays free for it.
+            planner = self.blend.planner
+            room -= max(0, int(planner.partition.compute - planner.used.compute))
+        return forecast.peak_with(new_tokens, end) <= room
+
+    def _make_forecast(self) -> Forecast:
+        progress = self.blend.pool.progress()
+        used = self.blend.kv_capacity - int(self.memory_budget._available_and_evictable())
+        # A prompt that continues in chunks has not taken its KV yet.
+        used += sum(len(r.full_untruncated_fill_ids) - r.prefix_len for r in self.can_run_list)
+        return Forecast(used, progress.remaining + _LATE_STEPS, progress.released)
+
+    def _new_tokens(self, req: Any, shared: int) -> int:
+        return len(req.full_untruncated_fill_ids) - shared
+
+    def _remaining(self, slot: int, req: Any) -> int:
+        return max(self.blend.planner.estimate(slot) - len(req.output_ids), 1) + _LATE_STEPS
+
+    @staticmethod
+    def _reserved_output(req: Any) -> int:
+        """The output part of upstream's ``total_tokens``."""
+        return min(max(req.sampling_params.max_new_tokens - len(req.output_ids), 0), CLIP_MAX_NEW_TOKENS)
+
+
+def adder_class(blend: Blend) -> type[BlendPrefillAdder]:
+    """The adder bound to one scheduler's accounts: upstream constructs it anew for every step."""
+    return type("BlendPrefillAdder", (BlendPrefillAdder,), {"blend": blend})

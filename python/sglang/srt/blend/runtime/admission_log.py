@@ -1,0 +1,73 @@
+"""One JSON line per prefill step: who was admitted, from which side, at what cost (opt-in)."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, TextIO
+
+from sglang.srt.blend.core.planner import Planner
+
+
+class AdmissionLog:
+    """Collects a step's admissions and writes them as one line.
+
+    A line holds ``step`` (prefill steps so far), ``admitted`` (per request ``slot``, ``rid``, ``side``,
+    ``prompt`` and ``output`` tokens, the latter estimated, ``cached`` tokens, ``comp`` and ``mem``
+    seconds with the cached prefix taken off), ``used`` and ``partition`` (KV tokens, compute and memory
+    side), ``root_density`` and ``waiting``.
+
+    Args:
+        path: file to append to; None keeps nothing.
+    """
+
+    def __init__(self, path: str | Path | None) -> None:
+        self._file: TextIO | None = open(path, "a", buffering=1) if path else None  # noqa: SIM115
+        self._admitted: list[dict[str, Any]] = []
+        self._after: dict[str, Any] = {}
+        self._step = 0
+
+    @property
+    def active(self) -> bool:
+        return self._file is not None
+
+    def admitted(
+        self, planner: Planner, *, slot: int, rid: str, prompt: int, cached: int, waiting: int
+    ) -> None:
+        """Note one admission of this step, right after the planner's ``admit``."""
+        if self._file is None:
+            return
+        output, cost = planner.estimate(slot), planner.cost_model
+        self._admitted.append(
+            {
+                "slot": slot,
+                "rid": rid,
+                "side": planner.side(slot).name.lower(),
+                "prompt": prompt,
+                "output": output,
+                "cached": cached,
+                "comp": float(cost.comp(prompt, output) - cost.prefix_comp(cached)),
+                "mem": float(cost.mem(prompt, output)),
+            }
+        )
+        used, partition = planner.used, planner.partition
+        self._after = {
+            "used": [used.compute, used.memory],
+            "partition": [partition.compute, partition.memory],
+            "root_density": planner.root_density,
+            "waiting": waiting,
+        }
+
+    def end_step(self) -> None:
+        """Write the step's line; steps that admitted nobody are not worth one."""
+        if self._file is None or not self._admitted:
+            return
+        self._step += 1
+        self._file.write(json.dumps({"step": self._step, "admitted": self._admitted, **self._after}) + "\n")
+        self._admitted = []
+
+    def close(self) -> None:
+        self.end_step()
+        if self._file is not None:
+            self._file.close()
+            self._file = None

@@ -1,0 +1,172 @@
+"""`--schedule-policy blend` and the `--blend-*` flags.
+
+Upstream's ``ServerArgs`` is a sealed record that cannot get new fields, but it carries bookkeeping
+attributes (leading underscore) to every process it is pickled into. Our options travel as one of them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import typing
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from sglang.srt.blend.core.hardware import hardware_names, load_hardware
+
+POLICY = "blend"
+"""Value of --schedule-policy."""
+
+_ATTRIBUTE = "_blend_options"
+_PREFIX = "blend_"
+
+
+@dataclass(frozen=True, slots=True)
+class BlendOptions:
+    """What the user may choose; every field is the flag ``--blend-<name>``.
+
+    Raises:
+        ValueError: a value is impossible; the message names flag, value and remedy.
+    """
+
+    hardware: str = "auto"
+    sample_fraction: float = 0.01
+    sharing_budget: float = 0.99
+    replan_interval: int = 256
+    window: int = 0
+    admission_log: str | None = None
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            problem = _CHECKS[field.name](getattr(self, field.name)) if field.name in _CHECKS else None
+            if problem:
+                raise ValueError(f"{flag(field.name)} {getattr(self, field.name)!r}: {problem}")
+
+
+_HELP = {
+    "hardware": "Hardware profile for the planner's cost model: auto (from the device), "
+    f"{', '.join(hardware_names())}, or a .toml file with flops, bandwidth and memory.",
+    "sample_fraction": "Share of the requests of unknown output length that run first, so that their "
+    "answers tell how long the others will be.",
+    "sharing_budget": "Share of the possible prefix sharing that reordering must keep.",
+    "replan_interval": "Completed requests after which the waiting requests are planned anew.",
+    "window": "Plan only among this many requests in order of arrival and drain them before the next; "
+    "0 plans all that wait.",
+    "admission_log": "Append one JSON line per prefill step (who was admitted from which side, memory "
+    "used and partition) to this file; for analysis.",
+}
+
+
+def _between_zero_and_one(value: Any) -> str | None:
+    ok = isinstance(value, (int, float)) and not isinstance(value, bool) and 0.0 <= value <= 1.0
+    return None if ok else "must be a number from 0 to 1"
+
+
+def _at_least(minimum: int) -> Callable[[Any], str | None]:
+    def check(value: Any) -> str | None:
+        ok = isinstance(value, int) and not isinstance(value, bool) and value >= minimum
+        return None if ok else f"must be an integer of at least {minimum}"
+
+    return check
+
+
+def _known_hardware(value: Any) -> str | None:
+    if value == "auto":
+        return None
+    try:
+        load_hardware(str(value))
+    except ValueError as error:
+        return f"{str(error).split(': ', 1)[-1]}, or 'auto'"
+    return None
+
+
+_CHECKS: dict[str, Callable[[Any], str | None]] = {
+    "hardware": _known_hardware,
+    "sample_fraction": _between_zero_and_one,
+    "sharing_budget": _between_zero_and_one,
+    "replan_interval": _at_least(1),
+    "window": _at_least(0),
+}
+
+
+def flag(name: str) -> str:
+    """Command-line spelling of an option."""
+    return "--" + (_PREFIX + name).replace("_", "-")
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the ``--blend-*`` flags as a group of their own; a parser that has them stays as it is."""
+    if any(group.title == "blend" for group in parser._action_groups):
+        return
+    group = parser.add_argument_group(POLICY, "Options of --schedule-policy blend.")
+    for field in dataclasses.fields(BlendOptions):
+        group.add_argument(
+            flag(field.name),
+            dest=_PREFIX + field.name,
+            type=_parser(field.name, type(field.default)),
+            default=field.default,
+            metavar="FILE" if field.name == "admission_log" else field.name.rpartition("_")[2].upper(),
+            help=f"{_HELP[field.name]} Default: {'off' if field.default is None else field.default}.",
+        )
+
+
+def _parser(name: str, kind: type) -> Callable[[str], Any]:
+    """An argparse type that converts and checks, so that argparse reports one line with the flag."""
+    convert = kind if kind in (int, float) else str
+
+    def parse(text: str) -> Any:
+        try:
+            value = convert(text)
+        except ValueError:
+            value = text
+        problem = _CHECKS[name](value) if name in _CHECKS else None
+        if problem:
+            raise argparse.ArgumentTypeError(f"{text!r}: {problem}")
+        return value
+
+    return parse
+
+
+def offer_policy(server_args_class: type) -> None:
+    """Let upstream's --schedule-policy accept ``blend``."""
+    annotation = typing.get_type_hints(server_args_class, include_extras=True)["schedule_policy"]
+    choices = next(extra.choices for extra in annotation.__metadata__ if getattr(extra, "choices", None))
+    if POLICY not in choices:
+        choices.append(POLICY)
+
+
+def set_options(server_args: Any, options: BlendOptions) -> None:
+    """Attach options to a server-argument record; they follow it into child processes."""
+    setattr(server_args, _ATTRIBUTE, options)
+
+
+def get_options(server_args: Any) -> BlendOptions:
+    """The record's options; defaults when none were given."""
+    return getattr(server_args, _ATTRIBUTE, None) or BlendOptions()
+
+
+def options_from(values: Mapping[str, Any]) -> BlendOptions:
+    """Options among ``blend_*`` names; others are ignored."""
+    names = {field.name for field in dataclasses.fields(BlendOptions)}
+    return BlendOptions(**{name: values[_PREFIX + name] for name in names if _PREFIX + name in values})
+
+
+def server_args_factory(server_args_class: Callable[..., Any]) -> Callable[..., Any]:
+    """Constructor for ``Engine(**kwargs)`` that also takes ``blend_*`` keyword arguments.
+
+    The result raises TypeError for an unknown ``blend_*`` name, ValueError for a bad value.
+    """
+
+    def create(**kwargs: Any) -> Any:
+        ours = {name: kwargs.pop(name) for name in list(kwargs) if name.startswith(_PREFIX)}
+        known = {_PREFIX + field.name for field in dataclasses.fields(BlendOptions)}
+        unknown = sorted(set(ours) - known)
+        if unknown:
+            raise TypeError(f"{unknown[0]}: no such option; choose among {', '.join(sorted(known))}")
+        server_args = server_args_class(**kwargs)
+        set_options(server_args, options_from(ours))
+        return server_args
+
+    create.accepts_blend_options = True  # type: ignore[attr-defined]
+    return create

@@ -1,0 +1,287 @@
+"""Every place where we touch upstream, and why. ``register`` is the entry point that upstream calls.
+
+With any schedule policy but blend each hook returns what upstream returns. A hook whose target is
+missing stops a blend server at start-up with the symbol's name (see ``compatibility``).
+
+Hooks are applied when their module is there: ``register`` runs in every process, long before some of
+them import a scheduler, and importing one only to patch it would cost seconds and memory. Upstream calls
+``load_plugins`` again at the points that matter (in ``Engine``, before processes are launched, in each
+scheduler process), and a hook on it applies what has become possible meanwhile.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from sglang.srt.blend.runtime import arguments
+from sglang.srt.blend.runtime.arguments import POLICY
+from sglang.srt.blend.runtime.compatibility import problems, require
+from sglang.srt.plugins.hook_registry import HookRegistry, HookType
+
+
+def _is_blend(scheduler: Any) -> bool:
+    return scheduler.schedule_policy == POLICY
+
+
+# ---------------------------------------------------------------- arguments
+
+
+def _offer_choice(parser: Any, cls: Any, **_: Any) -> None:
+    if cls.__name__ == "ServerArgs":
+        ensure_registered()  # ServerArgs is complete now, see `_early`
+        arguments.offer_policy(cls)
+
+
+def _add_flags(_result: Any, parser: Any, cls: Any, **_: Any) -> None:
+    if cls.__name__ == "ServerArgs":
+        arguments.add_flags(parser)
+
+
+def _keep_options(server_args: Any, _cls: Any, namespace: Any) -> None:
+    arguments.set_options(server_args, arguments.options_from(vars(namespace)))
+
+
+def _refuse_early(server_args: Any) -> None:
+    if server_args.schedule_policy == POLICY:
+        require(problems(TARGETS))
+
+
+def _allow_priorities(original: Callable[..., Any], server_args: Any) -> Any:
+    if server_args.schedule_policy != POLICY:
+        return original(server_args)
+    # Upstream allows priorities with fcfs and lof only; blend orders inside each class. The record is
+    # sealed here, hence the setter of its base class.
+    msgspec.Struct.__setattr__(server_args, "schedule_policy", "fcfs")
+    try:
+        return original(server_args)
+    finally:
+        msgspec.Struct.__setattr__(server_args, "schedule_policy", POLICY)
+
+
+# ---------------------------------------------------------------- scheduler
+
+
+def _prepare(_result: Any, scheduler: Any) -> None:
+    if _is_blend(scheduler):
+        require([*problems(TARGETS), *unapplied()])
+        from sglang.srt.blend.runtime import startup
+
+        startup.prepare(scheduler)
+
+
+def _install_policy(original: Callable[..., Any], scheduler: Any) -> Any:
+    if not _is_blend(scheduler):
+        return original(scheduler)
+    require([*problems(TARGETS), *unapplied()])
+    from sglang.srt.blend.runtime import startup
+
+    return startup.install_policy(original, scheduler)
+
+
+def _choose_adder(upstream_class: Any, scheduler: Any) -> Any:
+    return scheduler.blend.adder_class if _is_blend(scheduler) else upstream_class
+
+
+def _drop(scheduler: Any, req: Any) -> None:
+    if _is_blend(scheduler):
+        scheduler.blend.pool.drop(req)
+
+
+def _release(_result: Any, req: Any, tree_cache: Any, **_: Any) -> None:
+    pool = getattr(tree_cache, "blend_pool", None)
+    if pool is not None:
+        pool.release(req)
+
+
+def _report_state(output: Any, scheduler: Any, _request: Any) -> None:
+    if _is_blend(scheduler):
+        from sglang.srt.blend.runtime.metrics import snapshot
+
+        output.internal_state["blend"] = snapshot(scheduler.blend)
+
+
+def _set_gauges(_result: Any, reporter: Any, *_: Any, **__: Any) -> None:
+    if _is_blend(reporter.scheduler) and reporter.scheduler.blend.gauges is not None:
+        from sglang.srt.blend.runtime.metrics import snapshot
+
+        reporter.scheduler.blend.gauges.set(snapshot(reporter.scheduler.blend))
+
+
+# ---------------------------------------------------------------- table
+
+
+@dataclass(frozen=True, slots=True)
+class Hook:
+    """One hook: its upstream target, what runs, how, and why."""
+
+    target: str
+    function: Callable[..., Any]
+    kind: HookType
+    reason: str
+    module: str = ""  # that must be imported before; "" applies at once
+
+
+_ARGS = "sglang.srt.server_args"
+_SCHEDULER = "sglang.srt.managers.scheduler"
+_REPORTER = "sglang.srt.managers.scheduler_components.metrics_reporter.SchedulerMetricsReporter"
+
+HOOKS: tuple[Hook, ...] = (
+    Hook(
+        "sglang.srt.plugins.load_plugins",
+        lambda _result: ensure_registered(),
+        HookType.AFTER,
+        "apply the hooks whose modules have been imported since the last call",
+    ),
+    Hook(
+        "sglang.srt.arg_groups.arg_utils.add_cli_args_from_dataclass",
+        _offer_choice,
+        HookType.BEFORE,
+        "--schedule-policy accepts blend",
+    ),
+    Hook(
+        "sglang.srt.arg_groups.arg_utils.add_cli_args_from_dataclass",
+        _add_flags,
+        HookType.AFTER,
+        "--blend-* flags in --help, on the command line and in --config files",
+    ),
+    Hook(
+        f"{_ARGS}.ServerArgs.from_cli_args",
+        _keep_options,
+        HookType.AFTER,
+        "the --blend-* values travel with the record into every process",
+        _ARGS,
+    ),
+    Hook(
+        f"{_ARGS}.ServerArgs.resolve_once",
+        _refuse_early,
+        HookType.BEFORE,
+        "a blend server does not start on an SGLang that lacks what it needs",
+        _ARGS,
+    ),
+    Hook(
+        "sglang.srt.arg_groups.validation_hook.check_server_args",
+        _allow_priorities,
+        HookType.AROUND,
+        "--enable-priority-scheduling works with blend",
+        _ARGS,
+    ),
+    Hook(
+        f"{_SCHEDULER}.Scheduler.init_model_config",
+        _prepare,
+        HookType.AFTER,
+        "the first step with a configuration: choose the annotated radix cache before one is built",
+        _SCHEDULER,
+    ),
+    Hook(
+        f"{_SCHEDULER}.Scheduler.init_schedule_policy",
+        _install_policy,
+        HookType.AROUND,
+        "planner, accounts and our SchedulePolicy",
+        _SCHEDULER,
+    ),
+    Hook(
+        f"{_SCHEDULER}.Scheduler.get_prefill_adder_class",
+        _choose_adder,
+        HookType.AFTER,
+        "our PrefillAdder decides admission",
+        _SCHEDULER,
+    ),
+    Hook(
+        f"{_SCHEDULER}.Scheduler._release_aborted_request",
+        _drop,
+        HookType.BEFORE,
+        "a waiting request is aborted: it leaves the plan and the annotations at once",
+        _SCHEDULER,
+    ),
+    Hook(
+        "sglang.srt.mem_cache.common.release_kv_cache",
+        _release,
+        HookType.AFTER,
+        "once per request that ends or is retracted: frees its share, reports its output length",
+        _SCHEDULER,
+    ),
+    Hook(
+        f"{_SCHEDULER}.Scheduler.get_internal_state",
+        _report_state,
+        HookType.AFTER,
+        "the policy's numbers in get_server_info under 'blend'",
+        _SCHEDULER,
+    ),
+    Hook(
+        f"{_REPORTER}.report_prefill_stats",
+        _set_gauges,
+        HookType.AFTER,
+        "Prometheus gauges beside upstream's, at upstream's pace",
+        _SCHEDULER,
+    ),
+    Hook(
+        f"{_REPORTER}.report_decode_stats",
+        _set_gauges,
+        HookType.AFTER,
+        "the same while nothing is admitted",
+        _SCHEDULER,
+    ),
+)
+
+TARGETS: tuple[str, ...] = tuple(dict.fromkeys(hook.target for hook in HOOKS))
+
+_ENGINE = "sglang.srt.entrypoints.engine"
+_registered: set[str] = set()
+_taken: set[str] = set()  # targets that somebody had patched before we could register
+
+
+def register() -> None:
+    """Entry point of the group ``sglang.srt.plugins``; upstream applies the hooks afterwards."""
+    for target in TARGETS:
+        hooks = [hook for hook in HOOKS if hook.target == target]
+        if target in _registered or not all(_imported(hook.module) for hook in hooks):
+            continue
+        _registered.add(target)
+        if target in HookRegistry._patched:
+            _taken.add(target)
+            continue
+        for hook in hooks:
+            HookRegistry.register(hook.target, hook.function, hook.kind)
+    _accept_keyword_arguments()
+
+
+def ensure_registered() -> None:
+    """Register and apply; harmless when repeated, in any order with upstream's ``load_plugins``.
+
+    For platforms: with ``SGLANG_PLATFORM`` naming one of our platforms, upstream skips our entry point
+    because the same distribution ships another platform. Safe to call while upstream's modules are
+    still being imported.
+    """
+    before = len(_registered)
+    register()
+    if len(_registered) > before:
+        HookRegistry.apply_hooks()
+
+
+def unapplied() -> list[str]:
+    """Problems with our hooks in this process, one line each; the scheduler's module is imported."""
+    found = [f"{target} had been patched by another plugin before" for target in sorted(_taken)]
+    return found + [
+        f"the hook on {target} was not applied"
+        for target in TARGETS
+        if target not in _taken and not (target in _registered and target in HookRegistry._patched)
+    ]
+
+
+def _imported(module: str) -> bool:
+    loaded = sys.modules.get(module) if module else sys
+    return loaded is not None and not getattr(loaded.__spec__, "_initializing", False)
+
+
+def _accept_keyword_arguments() -> None:
+    """``sgl.Engine(blend_...=...)``: upstream's own seam for private forks, a class attribute."""
+    if not _imported(_ENGINE):
+        return
+    engine = sys.modules[_ENGINE].Engine  # type: ignore[attr-defined]
+    if not getattr(engine.server_args_class, "accepts_blend_options", False):
+        engine.server_args_class = staticmethod(arguments.server_args_factory(engine.server_args_class))

@@ -1,0 +1,188 @@
+"""What happens when a scheduler starts with ``--schedule-policy blend``, and nothing else does."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from sglang.srt.blend.core.cost_model import CostModel
+from sglang.srt.blend.core.hardware import Hardware, load_hardware
+from sglang.srt.blend.core.model_shape import ModelShape
+from sglang.srt.blend.core.planner import Planner, PlannerOptions
+from sglang.srt.blend.core.warm_up import compile_kernels
+from sglang.srt.blend.runtime import radix_cache
+from sglang.srt.blend.runtime.admission import adder_class
+from sglang.srt.blend.runtime.admission_log import AdmissionLog
+from sglang.srt.blend.runtime.arguments import POLICY, flag, get_options
+from sglang.srt.blend.runtime.encoder_cost import EncoderCost
+from sglang.srt.blend.runtime.metrics import PrometheusGauges
+from sglang.srt.blend.runtime.policy import BlendSchedulePolicy
+from sglang.srt.blend.runtime.pool import RequestPool
+from sglang.srt.blend.runtime.radix_namespaces import Namespaces
+from sglang.srt.blend.runtime.radix_sharing import PrefixLeaders
+from sglang.srt.runtime_context import get_disagg, get_exec, get_parallel
+
+if TYPE_CHECKING:
+    from sglang.srt.managers.schedule_policy import PrefillAdder
+    from sglang.srt.managers.scheduler import Scheduler
+
+logger = logging.getLogger(__name__)
+
+SEED = 0
+"""Of the sampling: the same on every tensor-parallel rank and in every run."""
+
+
+@dataclass
+class Blend:
+    """Everything that a scheduler running the policy has besides upstream's parts.
+
+    Attributes:
+        kv_capacity: tokens of the KV pool.
+        held: times a request was held back because another computed its prefix.
+    """
+
+    planner: Planner
+    pool: RequestPool
+    policy: BlendSchedulePolicy
+    leaders: PrefixLeaders
+    log: AdmissionLog
+    gauges: PrometheusGauges | None
+    kv_capacity: int
+    annotated: bool
+    held: int = 0
+    adder_class: type[PrefillAdder] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.adder_class = adder_class(self)
+
+
+def prepare(scheduler: Scheduler) -> None:
+    """Before model and cache are built: refuse what cannot work, choose the radix cache."""
+    unfit = {
+        "--dllm-algorithm (diffusion language models schedule themselves)": get_exec().dllm.dllm_algorithm,
+        "--disaggregation-mode decode (it has no prefill to schedule)": get_disagg().disaggregation_mode
+        == "decode",
+    }
+    for what, given in unfit.items():
+        if given:
+            raise ValueError(f"--schedule-policy {POLICY} does not go with {what}; choose another policy")
+    radix_cache.install()
+
+
+def install_policy(original: Callable[[Scheduler], None], scheduler: Scheduler) -> None:
+    """Around ``Scheduler.init_schedule_policy``: upstream's rest runs as if the policy were fcfs."""
+    scheduler.schedule_policy = "fcfs"
+    try:
+        original(scheduler)
+    finally:
+        scheduler.schedule_policy = POLICY
+    scheduler.blend = blend = build(scheduler)
+    scheduler.policy = blend.policy
+    scheduler.tree_cache.blend_pool = blend.pool
+    logger.info(
+        "blend: planning for %s, %d KV tokens, cached prefixes %s annotations",
+        blend.planner.cost_model.hardware.name,
+        blend.kv_capacity,
+        "carry" if blend.annotated else "carry no",
+    )
+
+
+def build(scheduler: Scheduler) -> Blend:
+    """Planner, accounts and policy for a scheduler whose cache exists."""
+    options = get_options(scheduler.server_args)
+    config = model_config(scheduler)
+    hardware = find_hardware(options.hardware, scheduler.device)
+    cost_model = CostModel(_shape(config, scheduler), hardware)
+    compile_kernels(cost_model)
+    capacity = int(scheduler.max_total_num_tokens)
+    planner = Planner(
+        cost_model,
+        kv_capacity=capacity,
+        options=PlannerOptions(
+            sample_fraction=options.sample_fraction,
+            sharing_budget=options.sharing_budget,
+            replan_interval=options.replan_interval,
+            window=options.window,
+        ),
+        seed=SEED,
+    )
+    namespaces = Namespaces()
+    pool = RequestPool(
+        planner,
+        namespaces=namespaces,
+        encoder=EncoderCost.from_config(config, hardware.flops),
+        priority_sign=_priority_sign(scheduler),
+    )
+    policy = BlendSchedulePolicy(
+        pool,
+        scheduler.tree_cache,
+        enable_hierarchical_cache=scheduler.enable_hierarchical_cache,
+        enable_priority_scheduling=scheduler.enable_priority_scheduling,
+        schedule_low_priority_values_first=scheduler.schedule_low_priority_values_first,
+    )
+    first_rank = get_parallel().tp_rank == 0
+    blend = Blend(
+        planner=planner,
+        pool=pool,
+        policy=policy,
+        leaders=PrefixLeaders(lag=2 if scheduler.enable_overlap else 1),
+        log=AdmissionLog(options.admission_log if first_rank else None),
+        gauges=None,
+        kv_capacity=capacity,
+        annotated=radix_cache.attach_planner(scheduler.tree_cache, planner, cost_model, namespaces),
+    )
+    if scheduler.metrics_collector is not None:
+        blend.gauges = PrometheusGauges(scheduler.metrics_collector.labels)
+    return blend
+
+
+def _priority_sign(scheduler: Scheduler) -> int:
+    if not scheduler.enable_priority_scheduling:
+        return 0
+    return 1 if scheduler.schedule_low_priority_values_first else -1
+
+
+def model_config(scheduler: Scheduler) -> dict[str, Any]:
+    """The model's Hugging Face config as a dict, with the dtype it runs at."""
+    upstream = scheduler.model_config
+    config: dict[str, Any] = upstream.hf_config.to_dict()
+    text = upstream.hf_text_config.to_dict()
+    return {**config, "text_config": {**text, "dtype": _name(upstream.dtype)}}
+
+
+def _shape(config: Mapping[str, Any], scheduler: Scheduler) -> ModelShape:
+    kv_dtype = _name(scheduler.tp_worker.model_runner.kv_cache_dtype)
+    known = ("float32", "bfloat16", "float16", "float8_e4m3fn", "float8_e5m2")
+    return ModelShape.from_config(
+        config,
+        tensor_parallel=get_parallel().attn_tp_size,
+        kv_dtype=kv_dtype if kv_dtype in known else "auto",
+    )
+
+
+def _name(dtype: object) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def find_hardware(name: str, device: str) -> Hardware:
+    """The profile called `name`; ``auto`` looks at the device.
+
+    Raises:
+        ValueError: the device has no built-in profile; the message says how to name one.
+    """
+    if name != "auto":
+        return load_hardware(name)
+    kind = str(device).split(":", 1)[0]
+    if kind == "cpu":
+        return load_hardware("cpu")
+    reported = str(torch.get_device_module(kind).get_device_name())
+    try:
+        return load_hardware(reported)
+    except ValueError as error:
+        raise ValueError(
+            f"{flag('hardware')} auto: no profile for device {reported!r}; {str(error).split(': ', 1)[-1]}"
+        ) from None

@@ -1,0 +1,29 @@
+"""Token ids of a request as the planner stores them: int32."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+_LARGEST = np.int64(2**31 - 1)
+_MARK = np.int64(2**30)
+
+
+def fold(token_ids: Any) -> NDArray[np.int32]:
+    """Fold 64-bit ids to 31 bits: equal ids stay equal, ids below 2**31 stay as they are.
+
+    Upstream pads images with hash-derived ids of up to 62 bits. Folded ones have bit 30 set, which no
+    vocabulary reaches; two different images fold to the same run of ids with probability 2**-30 per id,
+    and then only the plan is a little off, never the KV cache, which upstream keys by the full ids.
+
+    Args:
+        token_ids: ``array('q')``, int64 array or list of ints.
+    """
+    ids: NDArray[np.int64] = np.asarray(token_ids, dtype=np.int64)
+    wide = ids > _LARGEST
+    if wide.any():
+        mixed = ids ^ (ids >> np.int64(32))
+        ids = np.where(wide, (mixed & (_MARK - 1)) | _MARK, ids)
+    return ids.astype(np.int32)
