@@ -1,0 +1,65 @@
+"""Hands the kernels to upstream: the backend's name to the argument parser, the rest to the workers."""
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+if TYPE_CHECKING:
+    from sglang.srt.model_executor.model_runner import ModelRunner
+
+ATTENTION_BACKEND = "portable_cpu"
+
+
+def add_attention_backend_choice() -> None:
+    """Let ``--attention-backend portable_cpu`` pass the argument parser. Call before arguments are parsed."""
+    from sglang.srt.arg_groups import choices
+
+    if ATTENTION_BACKEND not in choices.ATTENTION_BACKEND_CHOICES:
+        choices.add_attention_backend_choices([ATTENTION_BACKEND])
+
+
+def register_kernels(dispatch_key: str) -> None:
+    """Register attention backend and fused operators. Call in every worker, before the model is built.
+
+    Args:
+        dispatch_key: the platform's ``get_dispatch_key_name()``.
+    """
+    from sglang.srt.hardware_backend.portable_cpu.fused_ops import register_fused_ops
+    from sglang.srt.layers.attention.attention_registry import register_attention_backend
+
+    register_attention_backend(ATTENTION_BACKEND)(_create_attention_backend)
+    register_fused_ops(dispatch_key)
+    _use_torch_for_last_locations()
+
+
+def _create_attention_backend(runner: "ModelRunner") -> Any:
+    from sglang.srt.hardware_backend.portable_cpu.attention_backend import PortableCpuAttnBackend
+
+    return PortableCpuAttnBackend(runner)
+
+
+def _use_torch_for_last_locations() -> None:
+    """Pages longer than one token need the slot that precedes each chunk; upstream asks Triton for it.
+
+    ``get_last_loc`` picks its PyTorch version by the name torch_native alone, so every other backend's
+    name leads to a Triton kernel, which cannot launch here.
+
+    Raises:
+        RuntimeError: this SGLang has no such function.
+    """
+    from sglang.srt.plugins.hook_registry import HookRegistry, HookType
+
+    target = "sglang.srt.mem_cache.allocation.get_last_loc"
+    if target not in HookRegistry._patched:
+        HookRegistry.register(target, _last_locations, HookType.REPLACE)
+        HookRegistry.apply_hooks()
+    if target not in HookRegistry._patched:  # upstream only logs what it could not patch
+        raise RuntimeError(f"--attention-backend {ATTENTION_BACKEND}: the installed SGLang has no {target}")
+
+
+def _last_locations(
+    req_to_token: torch.Tensor, req_pool_indices: torch.Tensor, prefix_lens: torch.Tensor
+) -> torch.Tensor:
+    """Slot of the last cached token of each request, -1 where nothing is cached; (requests,)."""
+    last = req_to_token[req_pool_indices, (prefix_lens - 1).clamp(min=0)]
+    return torch.where(prefix_lens > 0, last, -1)

@@ -1,0 +1,223 @@
+"""The platform's operators, compiled where a compiler exists and in PyTorch elsewhere.
+
+Both implementations have one interface, so the attention backend and the fused operators do not know which
+they got. Shapes, with T tokens of the step, H query heads, G KV heads, D and V head dimensions of keys and
+values: q (T, H, D), k (T, G, D), v (T, G, V), caches (slots, G, D or V), out (T, H, V). The last dimension
+is contiguous. q, k, v may be float32, bfloat16 or float16, the caches any of them independently; all
+arithmetic is float32.
+"""
+
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Protocol
+
+import torch
+
+from sglang.srt.hardware_backend.portable_cpu import kernel_build
+
+SUPPORTED_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+@dataclass(slots=True)
+class AttentionPlan:
+    """Who attends to what in one step; made once, used by every layer with the same head grouping.
+
+    Attributes:
+        table_rows: row of the token table per sequence, (sequences,) int64.
+        lengths: cached tokens per sequence, this step's included, (sequences,) int64.
+        extends: this step's tokens per sequence, 1 for a decoding one, (sequences,) int64.
+        causal: a token sees itself and what is before it; otherwise its whole sequence.
+        tasks, merges, partial_rows: how the compiled kernel cuts the work; None and 0 in PyTorch.
+    """
+
+    table_rows: torch.Tensor
+    lengths: torch.Tensor
+    extends: torch.Tensor
+    causal: bool = True
+    tasks: torch.Tensor | None = None
+    merges: torch.Tensor | None = None
+    partial_rows: int = 0
+    _workspace: torch.Tensor | None = field(default=None, repr=False)
+
+    def workspace(self, heads: int, value_dim: int) -> torch.Tensor:
+        """Room for partial results (accumulator, maximum, sum), float32; shared by the layers."""
+        needed = self.partial_rows * heads * (value_dim + 2)
+        if self._workspace is None or self._workspace.numel() < needed:
+            self._workspace = torch.empty(needed, dtype=torch.float32)
+        return self._workspace[:needed]
+
+
+class Kernels(Protocol):
+    """What the platform needs computed."""
+
+    def plan_attention(
+        self,
+        table_rows: torch.Tensor,
+        lengths: torch.Tensor,
+        extends: torch.Tensor,
+        *,
+        queries_per_kv_head: int,
+        causal: bool = True,
+    ) -> AttentionPlan:
+        """Cut a step's attention into tasks; see ``AttentionPlan`` for the arguments."""
+        ...
+
+    def attention(
+        self,
+        q: torch.Tensor,
+        k_cache: torch.Tensor,
+        v_cache: torch.Tensor,
+        out: torch.Tensor,
+        table: torch.Tensor,
+        plan: AttentionPlan,
+        *,
+        scale: float,
+        logit_cap: float = 0.0,
+        window: int = -1,
+    ) -> None:
+        """Fill ``out``. The new tokens' keys and values must already be in the caches.
+
+        Args:
+            table: slot of every cached position, (requests, positions) int32.
+            scale: factor of q . k.
+            logit_cap: c in c * tanh(scale * q . k / c); 0 for none.
+            window: tokens before a query that it still sees, itself not counted; -1 for all.
+        """
+        ...
+
+    def store_kv(
+        self,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        k_cache: torch.Tensor,
+        v_cache: torch.Tensor,
+        slots: torch.Tensor,
+    ) -> None:
+        """Write k and v to the caches' rows ``slots`` (T,) int64, rounding to the caches' dtype."""
+        ...
+
+    def rms_norm(
+        self, x: torch.Tensor, weight: torch.Tensor, eps: float, residual: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """x / rms(x) * weight over rows (rows, size). With a residual: of x + residual, kept in it."""
+        ...
+
+    def silu_and_mul(self, x: torch.Tensor) -> torch.Tensor:
+        """silu(left half) * right half of each row of (rows, 2 * size)."""
+        ...
+
+    def rotary_embedding(
+        self,
+        positions: torch.Tensor,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        cos_sin: torch.Tensor,
+        *,
+        head_dim: int,
+        neox: bool,
+    ) -> None:
+        """Rotate q and k, (T, heads * head_dim), in place.
+
+        Args:
+            cos_sin: (positions, rotary_dim), cosines in the first half of a row.
+            neox: pairs are (i, i + rotary_dim / 2), otherwise neighbours.
+        """
+        ...
+
+
+class CompiledKernels:
+    """The C++ operators of ``sgl-kernel/csrc``."""
+
+    def __init__(self, namespace: str) -> None:
+        self.namespace = namespace
+        library = getattr(torch.ops, namespace)
+        # Resolved once: attribute look-ups on torch.ops cost more than some of the operators.
+        self._plan = library.attention_plan.default
+        self._attention = library.attention.default
+        self._store_kv = library.store_kv.default
+        self._rms_norm = library.rms_norm.default
+        self._silu_and_mul = library.silu_and_mul.default
+        self._rotary_embedding = library.rotary_embedding.default
+
+    def plan_attention(
+        self,
+        table_rows: torch.Tensor,
+        lengths: torch.Tensor,
+        extends: torch.Tensor,
+        *,
+        queries_per_kv_head: int,
+        causal: bool = True,
+    ) -> AttentionPlan:
+        tasks, merges, partial_rows = self._plan(table_rows, lengths, extends, queries_per_kv_head, causal)
+        return AttentionPlan(table_rows, lengths, extends, causal, tasks, merges, partial_rows)
+
+    def attention(
+        self,
+        q: torch.Tensor,
+        k_cache: torch.Tensor,
+        v_cache: torch.Tensor,
+        out: torch.Tensor,
+        table: torch.Tensor,
+        plan: AttentionPlan,
+        *,
+        scale: float,
+        logit_cap: float = 0.0,
+        window: int = -1,
+    ) -> None:
+        self._attention(
+            q,
+            k_cache,
+            v_cache,
+            out,
+            table,
+            plan.tasks,
+            plan.merges,
+            plan.workspace(out.shape[1], out.shape[2]),
+            scale,
+            logit_cap,
+            window,
+            plan.causal,
+        )
+
+    def store_kv(
+        self,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        k_cache: torch.Tensor,
+        v_cache: torch.Tensor,
+        slots: torch.Tensor,
+    ) -> None:
+        self._store_kv(k, v, k_cache, v_cache, slots)
+
+    def rms_norm(
+        self, x: torch.Tensor, weight: torch.Tensor, eps: float, residual: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        out = torch.empty(x.shape, dtype=x.dtype)
+        self._rms_norm(x, residual, weight, out, eps)
+        return out
+
+    def silu_and_mul(self, x: torch.Tensor) -> torch.Tensor:
+        out = torch.empty((x.shape[0], x.shape[1] // 2), dtype=x.dtype)
+        self._silu_and_mul(x, out)
+        return out
+
+    def rotary_embedding(
+        self,
+        positions: torch.Tensor,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        cos_sin: torch.Tensor,
+        *,
+        head_dim: int,
+        neox: bool,
+    ) -> None:
+        self._rotary_embedding(positions, q, k, cos_sin, head_dim, neox)
+
+
+@cache
+def get_kernels() -> Kernels:
+    """The process's kernels; the first call may compile for a minute (see ``kernel_build``)."""
+    from sglang.srt.hardware_backend.portable_cpu.torch_kernels import TorchKernels
+
+    namespace = kernel_build.load_preferred()
+    return TorchKernels() if namespace is None else CompiledKernels(namespace)
