@@ -1,0 +1,89 @@
+"""`sglang-batch`: the command line of offline inference.
+
+Exit codes: 0 every line answered; 1 some lines have an error record; 2 bad usage; 3 the engine failed
+(results so far are in the output file); 130 / 143 interrupted by ctrl-C / SIGTERM.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+
+from sglang.batch import arguments
+from sglang.batch.arguments import BAD_USAGE, BadUsage
+from sglang.batch.smollm2 import ModelUnavailable, resolve_model_path
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns its exit code."""
+    _silence_imports()
+    try:
+        return _main(argv)
+    except KeyboardInterrupt:
+        print("sglang-batch: interrupted before anything was run", file=sys.stderr)
+        return 130
+
+
+def _main(argv: Sequence[str] | None) -> int:
+    parser = _parser()
+    options, rest = parser.parse_known_args(argv)
+    try:
+        if options.command == "model":
+            if rest:
+                parser.error(f"unrecognized arguments: {' '.join(rest)}")
+            print(resolve_model_path(options.name))
+            return 0
+        if options.help_server:
+            arguments.print_server_help()
+            return 0
+        checked = arguments.check(options, rest)
+        server_args = arguments.parse_server_args(checked.server)
+    except (BadUsage, ModelUnavailable) as error:
+        print(f"sglang-batch {options.command}: error: {error}", file=sys.stderr)
+        return BAD_USAGE
+
+    from sglang.batch.run import run
+
+    return run(checked, server_args)
+
+
+def _silence_imports() -> None:
+    """Upstream's imports warn about kernels for hardware that is not there, once in every process. Python
+    warnings say nothing about a batch; the log does, and `--log-level` is left alone."""
+    if not sys.warnoptions:
+        os.environ.setdefault("PYTHONWARNINGS", "ignore")
+        warnings.simplefilter("ignore")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="sglang-batch", description="Offline inference with SGLang.", allow_abbrev=False
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    run = commands.add_parser(
+        "run",
+        usage=arguments.USAGE,
+        help="answer a file of requests",
+        description="Answer a file of requests in OpenAI Batch format. Every flag of the SGLang server is"
+        " accepted too (--help-server lists them); --schedule-policy is blend unless given.",
+        epilog="exit codes: 0 all lines answered, 1 some have an error record, 2 bad usage, 3 engine failed,"
+        " 130 interrupted",
+        allow_abbrev=False,
+    )
+    arguments.add_run_arguments(run)
+    model = commands.add_parser(
+        "model",
+        help="print the folder of a model, e.g. for `sglang serve`",
+        description="Print where a model is. The name smollm2 is converted on first use, every other is"
+        ' printed as it is: python -m sglang.launch_server --model-path "$(sglang-batch model smollm2)"',
+        allow_abbrev=False,
+    )
+    model.add_argument("name", help="smollm2, or a path")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,151 @@
+"""Lines of the OpenAI Batch format: input lines read, output lines written.
+
+Input: `{"custom_id": str, "method": "POST", "url": str, "body": object}`, one per line.
+Output: `{"id", "custom_id", "response": {"status_code", "request_id", "body"} | null, "error": object |
+null}`, one per input line. `error` is null exactly when the request was answered; otherwise it is
+`{"code", "message", "line"}` with the 1-based line number in the input file, and `response` still
+carries the handler's reply where there was one.
+"""
+
+from __future__ import annotations
+
+import uuid
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+URLS = ("/v1/chat/completions", "/v1/completions")
+
+MAX_QUOTED = 80
+"""Characters of a user's own value that an error message repeats."""
+
+
+@dataclass(frozen=True, slots=True)
+class BatchRequest:
+    """A line that can be run."""
+
+    line: int
+    custom_id: str
+    url: str
+    body: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class BatchFailure:
+    """A line that cannot be run, and why. `custom_id` is None where the line has no usable one."""
+
+    line: int
+    custom_id: str | None
+    code: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens of one answered request, as the engine counted them."""
+
+    prompt: int = 0
+    cached: int = 0
+    """Prompt tokens whose KV was already there (part of `prompt`)."""
+    completion: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a request handler replied. `body` is JSON text; `code` and `message` are set on failure."""
+
+    status: int
+    body: bytes
+    usage: Usage = Usage()
+    code: str | None = None
+    message: str | None = None
+
+    @property
+    def ok(self) -> bool:
+        return self.code is None
+
+
+def parse_line(line: int, raw: bytes) -> BatchRequest | BatchFailure:
+    """Read one input line; never raises for what the line contains.
+
+    Args:
+        line: 1-based number of the line in its file.
+        raw: the line's bytes, with or without its newline.
+    """
+    try:
+        record = msgspec.json.decode(raw)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, ValueError) as error:
+        return BatchFailure(line, None, "invalid_json", f"line {line} is not JSON: {error}")
+    if not isinstance(record, dict):
+        return BatchFailure(
+            line, None, "invalid_line", f"line {line} is a JSON {_kind(record)}, not an object"
+        )
+
+    custom_id = record.get("custom_id")
+    if not isinstance(custom_id, str) or not custom_id:
+        problem = "is missing" if custom_id is None else "must be a string that is not empty"
+        return BatchFailure(line, None, "missing_custom_id", f"line {line}: custom_id {problem}")
+
+    def failure(code: str, message: str) -> BatchFailure:
+        return BatchFailure(line, custom_id, code, f"line {line}: {message}")
+
+    method, url, body = record.get("method"), record.get("url"), record.get("body")
+    if method != "POST":
+        return failure("invalid_method", f'method is {_quote(method)}; it must be "POST"')
+    if not isinstance(url, str) or url not in URLS:
+        return failure("invalid_url", f"url is {_quote(url)}; choose one of {', '.join(URLS)}")
+    if not isinstance(body, dict):
+        return failure("invalid_body", f"body is {_quote(body)}; it must be an object")
+    if body.get("stream"):
+        return failure("stream_not_supported", "stream is set and nobody could listen; remove it")
+    return BatchRequest(line, custom_id, url, body)
+
+
+def duplicate(request: BatchRequest | BatchFailure) -> BatchFailure:
+    """The failure for a line whose custom_id an earlier line has."""
+    message = f"line {request.line}: custom_id {_quote(request.custom_id)} is used by an earlier line"
+    return BatchFailure(request.line, request.custom_id, "duplicate_custom_id", message)
+
+
+def failure_record(failure: BatchFailure) -> bytes:
+    """Output line (with newline) for a line that was not run."""
+    return _record(failure.custom_id, None, _error(failure.code, failure.message, failure.line))
+
+
+def answer_record(request: BatchRequest, answer: Answer) -> bytes:
+    """Output line (with newline) for a request that a handler replied to."""
+    response = {
+        "status_code": answer.status,
+        "request_id": f"req_{uuid.uuid4().hex}",
+        "body": msgspec.Raw(answer.body),
+    }
+    error = None if answer.ok else _error(answer.code, answer.message, request.line)
+    return _record(request.custom_id, response, error)
+
+
+def _record(custom_id: str | None, response: dict[str, Any] | None, error: dict[str, Any] | None) -> bytes:
+    record = {
+        "id": f"batch_req_{uuid.uuid4().hex}",
+        "custom_id": custom_id,
+        "response": response,
+        "error": error,
+    }
+    return msgspec.json.encode(record) + b"\n"
+
+
+def _error(code: str | None, message: str | None, line: int) -> dict[str, Any]:
+    return {"code": code, "message": message, "line": line}
+
+
+def _kind(value: object) -> str:
+    names = {dict: "object", list: "array", str: "string", bool: "boolean", type(None): "null"}
+    return names.get(type(value), "number")
+
+
+def _quote(value: object) -> str:
+    if value is None:
+        return "missing"
+    if not isinstance(value, str):
+        return f"a JSON {_kind(value)}"
+    return repr(value if len(value) <= MAX_QUOTED else value[:MAX_QUOTED] + "...")

@@ -1,0 +1,6 @@
+"""Makes `fake_engine` importable next to the tests that use it."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))

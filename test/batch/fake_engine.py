@@ -1,0 +1,70 @@
+"""Stand-ins for an engine, for tests of what happens around one."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Container, Iterable
+from typing import Any
+
+from sglang.batch.records import Answer, BatchRequest, Usage
+
+
+def line(custom_id: str, /, **changes: Any) -> bytes:
+    """A valid input line; `changes` replaces its fields."""
+    fields: dict[str, Any] = {
+        "custom_id": custom_id,
+        "method": "POST",
+        "url": "/v1/completions",
+        "body": {"model": "m", "prompt": custom_id},
+        **changes,
+    }
+    return json.dumps(fields).encode() + b"\n"
+
+
+class FakeEngine:
+    """Answers after `seconds` (by custom_id, else at once); `raises` names requests that blow up."""
+
+    def __init__(self, *, seconds: dict[str, float] | None = None, raises: Container[str] = ()) -> None:
+        self.seconds = seconds or {}
+        self.raises = raises
+        self.running = 0
+        self.most_running = 0
+        self.cancelled: list[str] = []
+        self.seen: list[str] = []
+
+    async def answer(self, request: BatchRequest, request_id: str) -> Answer:
+        self.seen.append(request.custom_id)
+        self.running += 1
+        self.most_running = max(self.most_running, self.running)
+        try:
+            await asyncio.sleep(self.seconds.get(request.custom_id, 0))
+            if request.custom_id in self.raises:
+                raise RuntimeError(f"cannot run {request.custom_id}")
+            if request.custom_id.startswith("refused"):
+                return Answer(400, b'{"object":"error"}', code="BadRequestError", message="too long")
+            body = json.dumps({"echo": request.custom_id}).encode()
+            return Answer(200, body, Usage(prompt=10, cached=4, completion=2))
+        except asyncio.CancelledError:
+            self.cancelled.append(request.custom_id)
+            raise
+        finally:
+            self.running -= 1
+
+
+class FakeBarrier:
+    """Records what a job asks of its barrier."""
+
+    def __init__(self) -> None:
+        self.calls: list[str] = []
+        self.settled: list[str] = []
+
+    async def close(self) -> None:
+        self.calls.append("close")
+
+    async def settle(self, in_flight: Container[str], request_ids: Iterable[str]) -> None:
+        self.calls.append("settle")
+        self.settled = list(request_ids)
+
+    async def open(self) -> None:
+        self.calls.append("open")

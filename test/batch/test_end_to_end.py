@@ -1,0 +1,166 @@
+"""`sglang-batch run` as a user starts it: a process of its own, a real engine, a random Llama."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from fake_engine import line
+
+from checkpoints import CONTEXT, make_llama
+
+START_SECONDS = 300  # for an engine on a busy machine
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_llama(tmp_path_factory.mktemp("llama"))
+
+
+def command(folder: Path, model: Path, *flags: str) -> list[str]:
+    files = ["-i", str(folder / "requests.jsonl"), "-o", str(folder / "results.jsonl")]
+    server = ["--model-path", str(model), "--dtype", "float32", "--random-seed", "1"]
+    return [sys.executable, "-m", "sglang.batch.cli", "run", *files, *server, *flags]
+
+
+def start(folder: Path, model: Path) -> subprocess.Popen[str]:
+    """A run in a process group of its own."""
+    return subprocess.Popen(command(folder, model), stderr=subprocess.PIPE, text=True, start_new_session=True)
+
+
+def wait_for_records(process: subprocess.Popen[str], results: Path, count: int) -> None:
+    deadline = time.monotonic() + START_SECONDS
+    while not (results.exists() and results.read_bytes().count(b"\n") >= count):
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < deadline, "nothing was answered"
+        time.sleep(0.1)
+
+
+def descendants(process: subprocess.Popen[str]) -> list[psutil.Process]:
+    return psutil.Process(process.pid).children(recursive=True)
+
+
+def chat(custom_id: str, content: str, **body: Any) -> bytes:
+    body = {"messages": [{"role": "user", "content": content}], "max_tokens": 8, "temperature": 0, **body}
+    return line(custom_id, url="/v1/chat/completions", body=body)
+
+
+def completion(custom_id: str, prompt: str, **body: Any) -> bytes:
+    return line(custom_id, body={"prompt": prompt, "max_tokens": 8, "temperature": 0, **body})
+
+
+def test_every_line_is_answered_or_has_an_error_with_its_number(tmp_path: Path, model: Path) -> None:
+    shared = "Classify the sentence as positive or negative. " * 8
+    lines = [
+        *(chat(f"chat-{i}", f"{shared} Sentence {i}.") for i in range(12)),
+        *(completion(f"text-{i}", f"{i} words", ignore_eos=True) for i in range(6)),
+        completion("two", "a request", n=2, temperature=1),
+        completion("list", ["a request", "another"]),
+        completion("too-long", "word " * 2 * CONTEXT),
+        completion("bad-value", "x", temperature=-1),
+        completion("bad-type", "x", max_tokens="many"),
+        completion("stream", "x", stream=True),
+        line("embedding", url="/v1/embeddings"),
+        completion("text-0", "again"),
+        b"{not json\n",
+        b"\n",
+        completion("last", "a request"),
+    ]
+    (tmp_path / "requests.jsonl").write_bytes(b"".join(lines))
+    report_path = tmp_path / "report.json"
+    flags = ["--max-total-tokens", "2048", "--context-length", str(CONTEXT), "--report", str(report_path)]
+
+    done = subprocess.run(
+        command(tmp_path, model, *flags), stderr=subprocess.PIPE, text=True, timeout=START_SECONDS
+    )
+
+    assert done.returncode == 1, done.stderr
+    records = [json.loads(raw) for raw in (tmp_path / "results.jsonl").read_bytes().splitlines()]
+    assert len(records) == len(lines) - 1, "one record per line that is not blank"
+    failed = {record["error"]["line"]: record for record in records if record["error"] is not None}
+    number = {
+        json.loads(raw)["custom_id"]: i for i, raw in enumerate(lines, 1) if raw.startswith(b'{"custom')
+    }
+    expected = {
+        number[name] for name in ("too-long", "bad-value", "bad-type", "stream", "embedding", "text-0")
+    }
+    assert set(failed) == expected | {len(lines) - 2}
+    assert "longer than" in failed[number["too-long"]]["error"]["message"]
+    assert failed[number["bad-value"]]["response"]["status_code"] == 400
+
+    bodies = {r["custom_id"]: r["response"]["body"] for r in records if r["error"] is None}
+    assert bodies["chat-0"]["object"] == "chat.completion"
+    assert bodies["chat-0"]["choices"][0]["message"]["role"] == "assistant"
+    assert bodies["text-1"]["object"] == "text_completion"
+    assert bodies["text-1"]["usage"]["completion_tokens"] == 8
+    assert [len(bodies[name]["choices"]) for name in ("two", "list", "last")] == [2, 2, 1]
+
+    report = json.loads(report_path.read_text())
+    assert (report["answered"], report["failed"]) == (len(bodies), len(failed))
+    assert report["prompt_tokens"] == sum(body["usage"]["prompt_tokens"] for body in bodies.values())
+    assert report["sharing"] > 0.3, "the shared prefix of the chat requests was computed more than once"
+    assert (report["policy"], report["device"]) == ("blend", "cpu")  # what upstream chose for want of a flag
+    assert report["blend"]["hardware"] == "cpu"
+    assert "tokens/s" in done.stderr
+
+
+def test_ctrl_c_keeps_what_was_answered_and_says_how_much(tmp_path: Path, model: Path) -> None:
+    endless = [completion(f"long-{i}", f"{i}", max_tokens=3000, ignore_eos=True) for i in range(8)]
+    quick = [completion(f"quick-{i}", f"{i}", max_tokens=2) for i in range(4)]
+    (tmp_path / "requests.jsonl").write_bytes(b"".join([*quick, *endless]))
+    results = tmp_path / "results.jsonl"
+    process = start(tmp_path, model)
+    try:
+        wait_for_records(process, results, 2)
+        children = descendants(process)
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does: the whole group gets it
+        _, messages = process.communicate(timeout=120)
+    finally:
+        process.kill()
+
+    answered = [json.loads(raw)["custom_id"] for raw in results.read_bytes().splitlines()]
+    assert process.returncode == 130, messages
+    assert f"interrupted: {len(answered)} of" in messages
+    assert 2 <= len(answered) < 12
+    assert "Traceback" not in messages
+    _, alive = psutil.wait_procs(children, timeout=60)
+    assert alive == []
+
+
+@pytest.mark.parametrize("where", ["in this process", "in the scheduler's process"])
+def test_an_engine_that_cannot_start_is_exit_code_3_and_leaves_no_output(
+    where: str, tmp_path: Path, model: Path
+) -> None:
+    (tmp_path / "requests.jsonl").write_bytes(completion("a", "x"))
+    if where == "in this process":
+        (tmp_path / "config.json").write_text("{}")
+        failing = command(tmp_path, tmp_path)
+    else:
+        failing = command(tmp_path, model, "--mem-fraction-static", "0.000001")
+    done = subprocess.run(failing, stderr=subprocess.PIPE, text=True, timeout=START_SECONDS)
+    assert done.returncode == 3, done.stderr
+    assert "the engine did not start" in done.stderr
+    assert not (tmp_path / "results.jsonl").exists()
+
+
+def test_an_engine_that_dies_is_exit_code_3_and_what_was_answered_stays(tmp_path: Path, model: Path) -> None:
+    endless = [completion(f"long-{i}", f"{i}", max_tokens=3000, ignore_eos=True) for i in range(4)]
+    (tmp_path / "requests.jsonl").write_bytes(b"".join([completion("quick", "x", max_tokens=2), *endless]))
+    process = start(tmp_path, model)
+    try:
+        wait_for_records(process, tmp_path / "results.jsonl", 1)
+        scheduler = next(c for c in descendants(process) if "scheduler" in " ".join(c.cmdline()))
+        scheduler.kill()
+        _, messages = process.communicate(timeout=120)
+    finally:
+        process.kill()
+    assert process.returncode == 3, messages
+    assert "an engine process died" in messages
+    records = (tmp_path / "results.jsonl").read_bytes().splitlines()
+    assert "quick" in {json.loads(raw)["custom_id"] for raw in records}

@@ -1,0 +1,40 @@
+"""The progress bar is there for people at a terminal, and nobody else."""
+
+import io
+import sys
+from pathlib import Path
+
+import pytest
+
+from sglang.batch.job import Tally
+from sglang.batch.progress import progress_bar
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stderr: io.StringIO, *, quiet: bool) -> str:
+    path = tmp_path / "requests.jsonl"
+    path.write_bytes(b"{}\n\n{}\n{}\n")
+    monkeypatch.setattr(sys, "stderr", stderr)
+    with progress_bar(path, quiet=quiet) as show:
+        show(Tally(answered=2, failed=1, prompt_tokens=600, completion_tokens=400, seconds=2.0))
+    return stderr.getvalue()
+
+
+def test_a_terminal_sees_lines_done_of_all_that_are_not_blank(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bar = shown(tmp_path, monkeypatch, Terminal(), quiet=False)
+    assert "3/3" in bar
+    assert "500 tokens/s" in bar
+
+
+def test_a_log_file_sees_no_bar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert shown(tmp_path, monkeypatch, io.StringIO(), quiet=False) == ""
+
+
+def test_quiet_is_quiet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert shown(tmp_path, monkeypatch, Terminal(), quiet=True) == ""
