@@ -1,0 +1,140 @@
+"""Where upstream would touch weights or a GPU, we answer instead. Every hook of the simulated GPU.
+
+The platform's own seams do the rest: `init_backend` and `post_load_model` call the two functions below at
+the moments when what they replace has been imported and not yet run.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from sglang.srt.blend.core.model_shape import ModelShape
+from sglang.srt.blend.core.step_time import StepTimeModel
+from sglang.srt.hardware_backend.simulated_gpu.settings import SimulationSettings
+from sglang.srt.plugins.hook_registry import HookRegistry, HookType
+
+
+class NoModel(torch.nn.Module):
+    """Stands where the model's weights would be."""
+
+
+def replace_loading() -> None:
+    """Load nothing: architecture and weights are never looked at, only the config."""
+    _hook("sglang.srt.model_loader.loader.DummyModelLoader.load_model", _load_nothing, HookType.REPLACE)
+
+
+def replace_execution() -> None:
+    """Size the KV cache by the simulated GPU and run batches on the simulated device."""
+    _hook(
+        "sglang.srt.mem_cache.kv_cache_configurator.KVCacheConfigurator._profile_available_bytes",
+        _simulated_kv_bytes,
+        HookType.REPLACE,
+    )
+    _hook("sglang.srt.managers.tp_worker.TpModelWorker.forward_batch_generation", _forward, HookType.REPLACE)
+    _hook(
+        "sglang.srt.model_executor.model_runner.ModelRunner.init_cuda_graphs", _no_runners, HookType.REPLACE
+    )
+    _add_to_internal_state()
+
+
+def shape_of(model_config: Any, *, tensor_parallel: int, kv_dtype: str) -> ModelShape:
+    """The cost model's view of upstream's ModelConfig."""
+    config = model_config.hf_config.to_dict()
+    config["dtype"] = str(model_config.dtype).removeprefix("torch.")
+    return ModelShape.from_config(config, tensor_parallel=tensor_parallel, kv_dtype=kv_dtype)
+
+
+def device_of(worker: Any) -> Any:
+    """The simulated device of a TpModelWorker, made at its first use."""
+    device = getattr(worker, "simulated_device", None)
+    if device is None:
+        from sglang.srt.hardware_backend.simulated_gpu.device import SimulatedDevice
+
+        settings = SimulationSettings.from_environment()
+        args, config = worker.server_args, worker.model_config
+        degree = max(args.tp_size, settings.tensor_parallel)
+        shape = shape_of(config, tensor_parallel=degree, kv_dtype=args.kv_cache_dtype)
+        device = worker.simulated_device = SimulatedDevice(
+            StepTimeModel(shape, settings.hardware),
+            settings.engine_for(mixed_chunk=args.enable_mixed_chunk),
+            end_tokens=config.hf_eos_token_id or (),
+            step_log=settings.step_log,
+        )
+    return device
+
+
+def _hook(target: str, function: Callable[..., Any], kind: HookType) -> None:
+    if target in HookRegistry._patched or target in HookRegistry._hooks:
+        return
+    HookRegistry.register(target, function, kind)
+    HookRegistry.apply_hooks()
+    if target not in HookRegistry._patched:
+        raise RuntimeError(f"the simulated GPU cannot run on this SGLang: {target} could not be replaced")
+
+
+def _load_nothing(_loader: Any, *, model_config: Any, device_config: Any) -> torch.nn.Module:
+    return NoModel()
+
+
+def _no_runners(runner: Any, capture_decode_cuda_graph: bool = True) -> None:
+    """Neither graphs nor warm-up: there is no forward pass to prepare."""
+    runner.eager_runner = runner.prefill_cuda_graph_runner = runner.decode_cuda_graph_runner = None
+    runner.decode_cuda_graph_captured = False
+    runner.decode_cuda_graph_capture_bs = []
+    runner.graph_memory_usage, runner.graph_time_usage = {}, {}
+
+
+def _simulated_kv_bytes(configurator: Any, pre_model_load_memory: int) -> int:
+    """Bytes for the KV cache: the GPU's static part less the weights of one rank.
+
+    Where one process stands for several ranks, its tokens are as large as theirs together.
+    """
+    from sglang.srt.runtime_context import get_parallel, get_schedule
+
+    settings, ranks = SimulationSettings.from_environment(), get_parallel().tp_size
+    hardware, degree = settings.hardware, max(ranks, settings.tensor_parallel)
+    shape, seen = (
+        shape_of(configurator.model_config, tensor_parallel=n, kv_dtype="auto") for n in (degree, ranks)
+    )
+    static = hardware.memory * get_schedule().mem_fraction_static
+    if static <= shape.weight_bytes:
+        raise ValueError(
+            f"a simulated {hardware.name} cannot hold the weights: {shape.weight_bytes / 1e9:.1f} GB per "
+            f"rank of {static / 1e9:.1f} GB; use more tensor-parallel ranks or a larger GPU"
+        )
+    return int((static - shape.weight_bytes) * (seen.kv_bytes / shape.kv_bytes))
+
+
+def _forward(worker: Any, batch: Any, *_: Any, **__: Any) -> Any:
+    return device_of(worker).forward(batch)
+
+
+def _add_to_internal_state() -> None:
+    """The clock and the totals in get_server_info, under 'simulated_gpu'.
+
+    By hand: the registry takes no further hook on a target that it has patched, and the blend plugin has
+    one here.
+    """
+    from sglang.srt.managers.scheduler import Scheduler
+
+    original = Scheduler.get_internal_state
+    if hasattr(original, "reports_simulated_gpu"):
+        return
+
+    @functools.wraps(original)
+    def get_internal_state(scheduler: Any, *args: Any, **kwargs: Any) -> Any:
+        output = original(scheduler, *args, **kwargs)
+        device = device_of(scheduler.tp_worker)
+        output.internal_state["simulated_gpu"] = {
+            "hardware": device.model.hardware.name,
+            "engine": device.engine,
+            **device.steps.totals(),
+        }
+        return output
+
+    get_internal_state.reports_simulated_gpu = True  # type: ignore[attr-defined]
+    Scheduler.get_internal_state = get_internal_state

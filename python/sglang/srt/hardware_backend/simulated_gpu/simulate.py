@@ -1,0 +1,165 @@
+"""Run a workload through SGLang's scheduler on a simulated GPU and see how long it would have taken."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sglang.srt.blend.core.workload import Workload
+from sglang.srt.hardware_backend.simulated_gpu import in_process
+from sglang.srt.hardware_backend.simulated_gpu.step_log import StepLog
+
+_REORDERED = ("dfs", "random")
+
+
+@dataclass(frozen=True, slots=True)
+class SimulationResult:
+    """What a schedule did and cost.
+
+    Attributes:
+        seconds: modelled time of all steps; no wall time is in it.
+        python_seconds: CPU time of scheduling on this machine: planning, radix tree, batches, bookkeeping.
+        submit_seconds: CPU time of queueing the requests.
+        kv_capacity: tokens.
+        prompt_tokens, output_tokens: of the workload.
+        prefill_tokens: prompt tokens computed, recomputation after retractions included.
+        retractions: times that a running request lost its KV.
+        steps: one row per forward pass.
+        finished: (n,) modelled second at which each request of the workload ended.
+    """
+
+    policy: str
+    engine: str
+    seconds: float
+    python_seconds: float
+    submit_seconds: float
+    kv_capacity: int
+    prompt_tokens: int
+    output_tokens: int
+    prefill_tokens: int
+    retractions: int
+    steps: StepLog
+    finished: NDArray[np.float64]
+
+    @property
+    def throughput(self) -> float:
+        """Processed tokens per second, shared ones included (the paper's measure)."""
+        return (self.prompt_tokens + self.output_tokens) / self.seconds
+
+    @property
+    def sharing(self) -> float:
+        """Share of prompt tokens that were not computed."""
+        return 1.0 - self.prefill_tokens / self.prompt_tokens
+
+
+def simulate(
+    workload: Workload,
+    *,
+    policy: str,
+    engine: str,
+    hardware: str,
+    model_config: Mapping[str, Any],
+    tensor_parallel: int = 1,
+    seed: int = 0,
+    **server_args: Any,
+) -> SimulationResult:
+    """Submit a whole workload, then step the scheduler until all is answered.
+
+    The scheduler learns prompts and max_new_tokens; the true output length only of requests that are
+    `known`, by ignore_eos. The device ends the others.
+
+    Args:
+        policy: any --schedule-policy, or "dfs" / "random": first come first served after sorting the
+            prompts depth-first / shuffling them.
+        engine: alternating, mixed or overlapped.
+        hardware: profile name or TOML file.
+        model_config: a Hugging Face config with an eos_token_id.
+        tensor_parallel: GPUs that share the model.
+        seed: of "random" and of the blend planner.
+        server_args: further fields of upstream's ServerArgs (chunked_prefill_size, mem_fraction_static, ...).
+
+    Raises:
+        RuntimeError: this process runs on another platform, or requests were not answered in full.
+    """
+    order = submission_order(workload, policy, seed)
+    lengths = {f"r{i}": int(workload.output[i]) for i in range(len(workload)) if not workload.known[i]}
+    finished = np.full(len(workload), np.nan)
+    wrong: list[str] = []
+    longest = int((workload.prompt + workload.max_new_tokens).max())
+    arguments = {
+        "schedule_policy": "fcfs" if policy in _REORDERED else policy,
+        "context_length": longest + 8,
+        "random_seed": seed,
+        **server_args,
+    }
+    if policy == "blend":
+        arguments.setdefault("blend_hardware", hardware)
+
+    def on_finish(rid: str, reason: str, tokens: int) -> None:
+        request = int(rid[1:])
+        finished[request] = device.clock
+        if reason == "abort" or tokens != workload.output[request]:
+            wrong.append(f"{rid}: {reason} after {tokens} of {workload.output[request]} tokens")
+
+    with in_process.scheduler(
+        model_config,
+        hardware=hardware,
+        engine=engine,
+        on_finish=on_finish,
+        tensor_parallel=tensor_parallel,
+        **arguments,
+    ) as scheduler:
+        from sglang.srt.hardware_backend.simulated_gpu.hooks import device_of
+
+        device = device_of(scheduler.tp_worker)
+        device.lengths = lengths
+        begin = time.process_time()
+        for request in order.tolist():
+            in_process.submit(
+                scheduler,
+                f"r{request}",
+                workload.prompt_tokens(request),
+                max_new_tokens=int(workload.max_new_tokens[request]),
+                ignore_eos=bool(workload.known[request]),
+            )
+        submitted = time.process_time()
+        while np.isnan(finished).any():
+            for _ in range(64):
+                if not in_process.step(scheduler) and scheduler.is_fully_idle():
+                    break
+            else:
+                continue
+            break
+        stepped = time.process_time()
+        missing = np.flatnonzero(np.isnan(finished))
+        wrong.extend(f"r{request}: never answered" for request in missing[:8])
+        if wrong:
+            raise RuntimeError(f"{len(wrong)} requests were not answered in full: {'; '.join(wrong[:8])}")
+        return SimulationResult(
+            policy=policy,
+            engine=engine,
+            seconds=device.clock,
+            python_seconds=stepped - submitted,
+            submit_seconds=submitted - begin,
+            kv_capacity=scheduler.max_total_num_tokens,
+            prompt_tokens=len(workload.tokens),
+            output_tokens=int(workload.output.sum(dtype=np.int64)),
+            prefill_tokens=int(device.steps["prefill_tokens"].sum()),
+            retractions=device.retractions,
+            steps=device.steps,
+            finished=finished,
+        )
+
+
+def submission_order(workload: Workload, policy: str, seed: int) -> NDArray[np.int64]:
+    """(n,) requests in the order in which they are queued."""
+    if policy == "dfs":
+        return workload.depth_first_order()
+    if policy == "random":
+        return np.random.default_rng(seed).permutation(len(workload))
+    return np.arange(len(workload))

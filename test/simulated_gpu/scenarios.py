@@ -1,0 +1,173 @@
+"""Runs in a process of its own, because a process has one platform: prints one JSON object.
+
+python scenarios.py simulated      with SGLANG_PLATFORM=simulated_gpu
+python scenarios.py real           with SGLANG_PLATFORM=portable_cpu: the admissions of a real model
+"""
+
+import contextlib
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from sglang.srt.blend.core.workload import Workload
+
+LLAMA_3_8B = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "hidden_size": 4096,
+    "intermediate_size": 14336,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "num_hidden_layers": 32,
+    "vocab_size": 128256,
+    "max_position_embeddings": 131072,
+    "torch_dtype": "bfloat16",
+    "eos_token_id": 128001,
+}
+SMALL_POOL = {"max_total_tokens": 2048, "max_running_requests": 64, "chunked_prefill_size": 512}
+
+
+def pool(seed: int, *, known: bool, vocabulary: int = 500) -> Workload:
+    """40 requests in four groups with a shared prefix and short answers, 20 short ones with long answers."""
+    rng = np.random.default_rng(seed)
+    prefixes = rng.integers(3, vocabulary, (4, 60))
+    prompts = [np.concatenate([prefixes[i % 4], rng.integers(3, vocabulary, 20)]) for i in range(40)]
+    prompts += [rng.integers(3, vocabulary, 10) for _ in range(20)]
+    output = np.concatenate([rng.integers(2, 6, 40), rng.integers(30, 60, 20)]).astype(np.int32)
+    order = rng.permutation(60)
+    lengths = np.array([len(prompts[i]) for i in order])
+    output = output[order]
+    return Workload(
+        tokens=np.concatenate([prompts[i] for i in order]).astype(np.int32),
+        offsets=np.concatenate([[0], np.cumsum(lengths)]),
+        output=output,
+        max_new_tokens=output if known else np.full(60, 120, np.int32),
+        known=np.full(60, known),
+        source=np.zeros(60, np.int16),
+        names=("test",),
+    )
+
+
+def simulated() -> dict[str, Any]:
+    from sglang.srt.hardware_backend.simulated_gpu import device
+    from sglang.srt.hardware_backend.simulated_gpu.simulate import simulate
+
+    def run(
+        policy: str, engine: str, *, known: bool = False, slow: float = 0.0, **server_args: Any
+    ) -> dict[str, Any]:
+        admitted: list[str] = []
+        forward = device.SimulatedDevice.forward
+
+        def watched(self: Any, batch: Any) -> Any:
+            time.sleep(slow)
+            admitted.extend(new_prefills(batch))
+            return forward(self, batch)
+
+        with patched(device.SimulatedDevice, "forward", watched):
+            result = simulate(
+                pool(1, known=known),
+                policy=policy,
+                engine=engine,
+                hardware="a100-80gb",
+                model_config=LLAMA_3_8B,
+                **server_args,
+            )
+        steps = result.steps
+        return {
+            "seconds": result.seconds,
+            "python_seconds": result.python_seconds,
+            "finished": result.finished.tolist(),
+            "kv_capacity": result.kv_capacity,
+            "sharing": result.sharing,
+            "retractions": result.retractions,
+            "decode_rows": steps["decode_rows"].tolist(),
+            "prefill_tokens": steps["prefill_tokens"].tolist(),
+            "kv_tokens": steps["kv_tokens"].tolist(),
+            "step_seconds": steps["seconds"].tolist(),
+            "prompt_tokens": result.prompt_tokens,
+            "output_tokens": result.output_tokens,
+            "admitted": admitted,
+        }
+
+    small = SMALL_POOL
+    return {
+        "whole_gpu": run("fcfs", "alternating"),
+        "alternating": run("fcfs", "alternating", **small),
+        "mixed": run("fcfs", "mixed", **small),
+        "overlapped": run("fcfs", "overlapped", **small),
+        "slow": run("fcfs", "mixed", slow=0.003, **small),
+        "dfs": run("dfs", "mixed", **small),
+        "lpm": run("lpm", "mixed", **small),
+        "blend": run("blend", "overlapped", **small),
+        "blend_known": run("blend", "mixed", known=True, **small),
+        "fcfs_known": run("fcfs", "mixed", known=True, **small),
+        "eight_gpus": run("fcfs", "mixed", tensor_parallel=8),
+        "cramped": run(
+            "fcfs", "mixed", **(small | {"max_total_tokens": 600, "schedule_conservativeness": 0.02})
+        ),
+    }
+
+
+def real() -> dict[str, Any]:
+    """Admissions when a real model computes, same pool, same sizes."""
+    import tempfile
+
+    from checkpoints import make_llama
+    from helpers import lone_scheduler
+
+    admitted: dict[str, list[str]] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        checkpoint = make_llama(Path(folder))
+        for policy in ("fcfs", "blend"):
+            hardware = {"blend_hardware": "a100-80gb"} if policy == "blend" else {}
+            with lone_scheduler(
+                checkpoint,
+                simulated=False,
+                schedule_policy=policy,
+                enable_mixed_chunk=True,
+                attention_backend="torch_native",
+                **SMALL_POOL,
+                **hardware,
+            ) as lone:
+                seen: list[str] = []
+                run_batch = lone.scheduler.run_batch
+
+                def watched(batch: Any, *args: Any, run_batch: Any = run_batch, seen: list = seen) -> Any:
+                    seen.extend(new_prefills(batch))
+                    return run_batch(batch, *args)
+
+                lone.scheduler.run_batch = watched
+                workload = pool(1, known=True)
+                for i in range(len(workload)):
+                    tokens = workload.prompt_tokens(i).tolist()
+                    lone.submit(tokens, int(workload.output[i]), rid=f"r{i}", sampling={"ignore_eos": True})
+                lone.run()
+                admitted[policy] = seen
+    return admitted
+
+
+def new_prefills(batch: Any) -> list[str]:
+    """Request ids whose prompt is computed in this batch, in its order."""
+    if not batch.forward_mode.is_extend():
+        return []
+    return [req.rid for req in batch.reqs[: len(batch.reqs) - len(batch.decoding_reqs or ())]]
+
+
+@contextlib.contextmanager
+def patched(owner: Any, name: str, value: Any) -> Any:
+    before = getattr(owner, name)
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        setattr(owner, name, before)
+
+
+if __name__ == "__main__":
+    print(json.dumps({"simulated": simulated, "real": real}[sys.argv[1]]()))

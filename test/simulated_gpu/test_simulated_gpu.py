@@ -1,0 +1,142 @@
+"""The real scheduler on a device that only tells time: what it must keep, and what must not leak in."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sglang.srt.blend.core.engines import load_engine
+from sglang.srt.blend.core.hardware import load_hardware
+from sglang.srt.blend.core.model_shape import ModelShape
+from sglang.srt.blend.core.step_time import StepTimeModel, StepWork
+
+HERE = Path(__file__).parent
+
+
+def run(program: str, *arguments: str, platform: str, **environment: str) -> dict:
+    """Last line of the program's output, as JSON."""
+    done = subprocess.run(
+        [sys.executable, str(HERE / program), *arguments],
+        env=os.environ | {"SGLANG_PLATFORM": platform} | environment,
+        capture_output=True,
+        text=True,
+        timeout=850,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+@pytest.fixture(scope="module")
+def results() -> dict:
+    return run("scenarios.py", "simulated", platform="simulated_gpu")
+
+
+@pytest.fixture(scope="module")
+def config_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    sys.path.insert(0, str(HERE))
+    from scenarios import LLAMA_3_8B
+
+    folder = tmp_path_factory.mktemp("config-only")
+    (folder / "config.json").write_text(json.dumps(LLAMA_3_8B))
+    return folder
+
+
+def llama_3_8b() -> ModelShape:
+    from scenarios import LLAMA_3_8B
+
+    return ModelShape.from_config(LLAMA_3_8B)
+
+
+def test_kv_capacity_is_the_gpus(results, config_folder):
+    shape = llama_3_8b()
+    free = 0.88 * load_hardware("a100-80gb").memory - shape.weight_bytes
+    assert results["whole_gpu"]["kv_capacity"] == int(free // shape.kv_bytes_per_token)
+
+
+def test_eight_gpus_hold_a_smaller_share_of_the_weights_each_and_are_faster(results):
+    one, eight = results["whole_gpu"], results["eight_gpus"]
+    assert eight["kv_capacity"] > 8 * one["kv_capacity"]
+    assert eight["seconds"] < one["seconds"]
+
+
+def test_the_clock_is_the_sum_of_modelled_steps(results, config_folder):
+    model = StepTimeModel(llama_3_8b(), load_hardware("a100-80gb"))
+    result = results["mixed"]
+    assert result["seconds"] == pytest.approx(sum(result["step_seconds"]))
+    decoding = [i for i, tokens in enumerate(result["prefill_tokens"]) if tokens == 0]
+    for i in decoding[::20]:
+        work = StepWork(decode_rows=result["decode_rows"][i], kv_tokens=result["kv_tokens"][i])
+        assert result["step_seconds"][i] == pytest.approx(float(load_engine("mixed")(model, work)))
+
+
+def test_no_wall_time_leaks_into_the_clock(results):
+    slow, fast = results["slow"], results["mixed"]
+    assert slow["finished"] == fast["finished"]
+    assert slow["admitted"] == fast["admitted"]
+    assert slow["seconds"] == fast["seconds"]
+
+
+def test_every_token_is_accounted_for(results):
+    for name, result in results.items():
+        decoded = sum(result["decode_rows"])
+        computed = sum(result["prefill_tokens"])
+        first_tokens = 60
+        if not result["retractions"]:
+            assert decoded == result["output_tokens"] - first_tokens, name
+            assert computed <= result["prompt_tokens"], name
+        assert 0 < max(result["finished"]) <= result["seconds"] * (1 + 1e-9), name
+
+
+def test_alternating_passes_hold_one_kind_of_work(results):
+    steps = np.array([results["alternating"]["prefill_tokens"], results["alternating"]["decode_rows"]])
+    assert not np.any(np.all(steps > 0, axis=0))
+    mixed = np.array([results["mixed"]["prefill_tokens"], results["mixed"]["decode_rows"]])
+    assert np.any(np.all(mixed > 0, axis=0))
+
+
+def test_overlap_only_changes_the_time_of_a_step(results):
+    assert results["overlapped"]["admitted"] == results["mixed"]["admitted"]
+    assert results["overlapped"]["seconds"] < results["mixed"]["seconds"]
+
+
+def test_blend_reaches_the_sharing_that_is_possible_where_upstream_computes_prefixes_twice(results):
+    possible = 36 * 60 / 3400  # four groups of ten, 60 of their 80 tokens in common; 20 others have 10 each
+    assert results["blend_known"]["sharing"] == pytest.approx(possible)
+    assert results["blend"]["sharing"] > 0.95 * possible  # samples run first, in no such order
+    assert results["dfs"]["sharing"] < possible  # neighbours in one pass cannot see each other's KV
+
+
+def test_a_hidden_length_ends_the_answer_and_a_known_one_is_used(results):
+    """`simulate` raises unless every answer has its length; with known lengths nobody is retracted."""
+    assert results["blend"]["output_tokens"] == results["blend_known"]["output_tokens"]
+    assert results["blend_known"]["retractions"] == 0
+
+
+def test_requests_that_lose_their_kv_are_answered_in_full(results):
+    assert results["cramped"]["retractions"] > 0
+    assert sum(results["cramped"]["prefill_tokens"]) > sum(results["mixed"]["prefill_tokens"])
+
+
+def test_simulated_and_real_runs_admit_the_same_requests_in_the_same_order(results):
+    real = run("scenarios.py", "real", platform="portable_cpu")
+    assert real["fcfs"] == results["fcfs_known"]["admitted"]
+    assert real["blend"] == results["blend_known"]["admitted"]
+
+
+def test_an_engine_program_runs_over_a_config_alone(config_folder):
+    answer = run(
+        "engine_program.py",
+        str(config_folder),
+        platform="simulated_gpu",
+        SGLANG_SIMULATED_GPU="h100",
+        SGLANG_SIMULATED_GPU_ENGINE="overlapped",
+    )
+    assert answer["lengths"] == list(range(10, 18))
+    assert answer["state"]["hardware"] == "h100"
+    assert answer["state"]["engine"] == "overlapped"
+    assert answer["state"]["decode_rows"] >= sum(range(10, 18)) - 8
+    assert answer["state"]["seconds"] > 0
