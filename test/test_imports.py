@@ -1,0 +1,70 @@
+"""Imports point one way: core <- runtime <- platforms and batch.
+
+Read from the source text, imports inside functions included. (import-linter finds packages below a
+regular top-level package only where that package itself lies, which for an overlay is elsewhere.)
+"""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PYTHON = Path(__file__).resolve().parents[1] / "python"
+
+CORE = "sglang.srt.blend.core"
+RUNTIME = "sglang.srt.blend.runtime"
+PLATFORMS = ("sglang.srt.hardware_backend.portable_cpu", "sglang.srt.hardware_backend.simulated_gpu")
+BATCH = "sglang.batch"
+
+# Package: what it must not import, apart from the allowed packages inside that.
+FORBIDDEN: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    CORE: (("torch", "sglang", "transformers"), (CORE,)),
+    RUNTIME: ((*PLATFORMS, BATCH), ()),
+    **dict.fromkeys(PLATFORMS, ((BATCH,), ())),
+    BATCH: (PLATFORMS, ()),
+}
+
+
+def imported_modules(source: str, package: str) -> set[str]:
+    """Absolute dotted names of what `source`, a module of `package`, imports: modules or names in them."""
+    found = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            parents = package.split(".")[: len(package.split(".")) - (node.level - 1)] if node.level else []
+            base = ".".join([*parents, *([node.module] if node.module else [])])
+            found |= {f"{base}.{alias.name}" for alias in node.names}
+    return found
+
+
+def _within(module: str, packages: tuple[str, ...]) -> bool:
+    return any(module == package or module.startswith(package + ".") for package in packages)
+
+
+def violations(package: str) -> list[str]:
+    forbidden, allowed = FORBIDDEN[package]
+    return [
+        f"{file.relative_to(PYTHON)} imports {module}"
+        for file in sorted((PYTHON / package.replace(".", "/")).rglob("*.py"))
+        for module in sorted(
+            imported_modules(file.read_text(), ".".join(file.parent.relative_to(PYTHON).parts))
+        )
+        if _within(module, forbidden) and not _within(module, allowed)
+    ]
+
+
+@pytest.mark.parametrize("package", FORBIDDEN)
+def test_imports_point_one_way(package: str) -> None:
+    assert violations(package) == []
+
+
+def test_imports_are_found_wherever_they_stand() -> None:
+    source = """
+import torch.nn
+from . import a
+def f():
+    from ..runtime.b import c
+    from sglang import d
+"""
+    assert imported_modules(source, CORE) == {"torch.nn", f"{CORE}.a", f"{RUNTIME}.b.c", "sglang.d"}
