@@ -1,0 +1,81 @@
+"""How long planning a large pool takes, and in how much memory: sort, tree, estimates, splits, whole order.
+
+The pool mixes synthetic traces (random token ids) to a mean prompt of about 500 tokens: half WildChat-like
+chats, a quarter MMLU with its 57 shared prefixes, a quarter BurstGPT. Output lengths are unknown to the
+planner. No model and no engine run; compilation is done before the clock starts.
+
+    python -m benchmark.planner_speed --requests 400000 --json planner_speed.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import statistics
+import time
+from pathlib import Path
+
+import numpy as np
+from benchmark.paper.models import MODELS
+from benchmark.workloads import make_trace
+
+from sglang.srt.blend.core.cost_model import CostModel
+from sglang.srt.blend.core.hardware import load_hardware
+from sglang.srt.blend.core.model_shape import ModelShape
+from sglang.srt.blend.core.planner import Plan, Planner
+from sglang.srt.blend.core.warm_up import compile_kernels
+from sglang.srt.blend.core.workload import Workload, concatenate
+
+SHARES = {"wildchat": 0.5, "mmlu": 0.25, "burstgpt": 0.25}
+KV_CAPACITY = 440_000  # tokens: what an A100-80GB holds beside Llama-3-8B
+
+
+def plan_once(workload: Workload, cost: CostModel, seed: int) -> tuple[float, Plan]:
+    """Seconds to plan the pool, and the plan."""
+    planner = Planner(cost, kv_capacity=KV_CAPACITY, seed=seed)
+    begin = time.perf_counter()
+    planner.add(workload.tokens, workload.offsets, max_new_tokens=workload.max_new_tokens)
+    plan = planner.plan()
+    return time.perf_counter() - begin, plan
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--requests", type=int, default=400_000, help="size of the pool")
+    parser.add_argument("--rounds", type=int, default=3, help="runs; medians are printed")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--json", type=Path, help="write the figures here")
+    args = parser.parse_args()
+
+    cost = CostModel(ModelShape.from_config(MODELS["llama-3-8b"].config), load_hardware("a100-80gb"))
+    compile_kernels(cost)
+    parts = [make_trace(name, int(args.requests * share), seed=args.seed) for name, share in SHARES.items()]
+    workload = concatenate(parts)
+    del parts
+    workload = workload.take(np.random.default_rng(args.seed).permutation(len(workload)))
+
+    runs = [plan_once(workload, cost, args.seed) for _ in range(args.rounds)]
+    plan = runs[0][1]
+    figures = {
+        "requests": len(workload),
+        "mean_prompt_tokens": round(float(workload.prompt.mean()), 1),
+        "seconds": [round(seconds, 3) for seconds, _ in runs],
+        "median_seconds": round(statistics.median(seconds for seconds, _ in runs), 3),
+        "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "sharing_kept": round(plan.shared_tokens / plan.possible_tokens, 5),
+        "splits": plan.splits,
+        "seed": args.seed,
+    }
+    print(
+        f"{figures['requests']:,} requests, {figures['mean_prompt_tokens']} prompt tokens on average\n"
+        f"planned in {figures['median_seconds']} s (median of {args.rounds}), "
+        f"whole process at most {figures['peak_memory_bytes'] / 1e9:.2f} GB\n"
+        f"sharing kept {figures['sharing_kept']:.2%} with {plan.splits:,} splits"
+    )
+    if args.json:
+        args.json.write_text(json.dumps(figures, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

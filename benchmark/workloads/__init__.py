@@ -1,0 +1,10 @@
+"""Workloads for measurements: synthetic traces with the paper's statistics, their mixes, and loaders.
+
+All give a `sglang.srt.blend.core.workload.Workload`; density and sharing are computed there, by the
+planner's own prefix tree.
+"""
+
+from benchmark.workloads.synthesis import PAPER_TRACES, MixTarget, synthesise
+from benchmark.workloads.traces import TRACES, make_trace
+
+__all__ = ["PAPER_TRACES", "TRACES", "MixTarget", "make_trace", "synthesise"]
