@@ -12,7 +12,7 @@ import sys
 import warnings
 from collections.abc import Sequence
 
-from sglang.batch import arguments
+from sglang.batch import arguments, calibrate
 from sglang.batch.arguments import BAD_USAGE, BadUsage
 from sglang.batch.smollm2 import ModelUnavailable, resolve_model_path
 
@@ -36,6 +36,10 @@ def _main(argv: Sequence[str] | None) -> int:
                 parser.error(f"unrecognized arguments: {' '.join(rest)}")
             print(resolve_model_path(options.name))
             return 0
+        if options.command == "calibrate":
+            if rest:
+                parser.error(f"unrecognized arguments: {' '.join(rest)}")
+            return calibrate.run(options)
         if options.help_server:
             arguments.print_server_help()
             return 0
@@ -82,6 +86,16 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     model.add_argument("name", help="smollm2, or a path")
+    calibrate.add_calibrate_arguments(
+        commands.add_parser(
+            "calibrate",
+            help="time this CPU for --blend-hardware",
+            description=calibrate.DESCRIPTION,
+            epilog=calibrate.EPILOG,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+    )
     return parser
 
 
