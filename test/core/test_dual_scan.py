@@ -14,16 +14,24 @@ from sglang.srt.blend.core.dual_scan import (
     share_weight,
     steady_prefill_quota,
 )
+from sglang.srt.blend.core.pacing import Quota
 
 densities = st.floats(1e-3, 1e3)
 
 
-def scan_order(density, weight=10.0, mem=1.0):
+def scan_order(density, weight=10.0, mem=1.0, new_tokens=10):
     n = len(density)
     density, mem = np.asarray(density, float), np.broadcast_to(np.asarray(mem, float), n).copy()
     weights = np.broadcast_to(np.asarray(weight, float), n).copy()
     comp = np.where(np.isinf(density), 1.0, density * mem)
-    return ScanOrder(np.arange(100, 100 + n), density, weights, comp, np.where(np.isinf(density), 0.0, mem))
+    return ScanOrder(
+        slots=np.arange(100, 100 + n),
+        density=density,
+        new_tokens=np.full(n, new_tokens),
+        weight=weights,
+        comp=comp,
+        mem=np.where(np.isinf(density), 0.0, mem),
+    )
 
 
 def scanner(capacity, *args, **kwargs):
@@ -70,6 +78,19 @@ def test_degenerate_partitions(root, high, low, compute):
 def test_unsorted_ends_are_refused():
     with pytest.raises(ValueError, match=r"compute side density 1\.0 is below the memory side's 2\.0"):
         partition_capacity(1, root=1.5, compute_side=1.0, memory_side=2.0)
+
+
+def test_a_quota_limits_the_compute_side_instead_of_its_share():
+    """40 tokens are four of these prompts; the memory side is what is less dense than the work left."""
+    scan = scanner(1000, [9.0] * 10 + [0.1] * 3)
+    assert scan.propose(50, Quota(40, 1.0)) == [112, 111, 110, 100, 101, 102, 103]
+    assert scan.propose(50, Quota(0, 1.0)) == [112, 111, 110]
+    assert [scan.proposed_side(slot) for slot in (110, 100)] == [Side.MEMORY, None]
+
+
+def test_without_a_memory_side_the_quota_holds_for_all():
+    scan = scanner(1000, [9.0] * 10)
+    assert scan.propose(50, Quota(25, 1.0)) == [100, 101, 102]  # the last of them reaches beyond it
 
 
 def test_quota_keeps_a_share_full():

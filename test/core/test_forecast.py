@@ -37,11 +37,13 @@ def test_peak_equals_stepping(running, shared):
 
 
 @given(requests, st.integers(0, 100), requests)
-def test_peak_with_an_addition_equals_stepping(running, shared, added):
+def test_peak_with_an_addition_equals_stepping_until_its_end(running, shared, added):
     used = shared + sum(released for _, released in running)
     ahead = forecast(used, running)
     for remaining, new in added:
         running, used = [*running, (remaining, new)], used + new
-        assert ahead.peak_with(new, remaining) == stepped_peak(used, running)
+        until_its_end = [(min(left, remaining), released) for left, released in running]
+        assert ahead.peak_with(new, remaining) == stepped_peak(used, until_its_end)
         ahead.add(new, remaining)
         assert ahead.peak() == stepped_peak(used, running)
+        assert len(ahead) == len(running)

@@ -90,10 +90,16 @@ def admit(pool: RequestPool, queue: list[FakeRequest], reqs: list[FakeRequest]) 
     queue[:] = [r for r in queue if r not in reqs]
 
 
+def front(pool, queue, limit):
+    """Plan, and put the next requests in front; how many they are."""
+    pool.plan(queue, limit)
+    return pool.bring_to_front(queue, limit)
+
+
 def test_what_is_proposed_mixes_both_ends(make_pool):
     pool, queue = make_pool(), mixed_queue(200)
     pool.synchronise(queue)
-    n = pool.bring_to_front(queue, 64)
+    n = front(pool, queue, 64)
     outputs = {r.sampling_params.max_new_tokens for r in queue[:n]}
     assert outputs == {4, 700}
 
@@ -102,7 +108,7 @@ def test_everything_is_offered_in_order_of_arrival_when_it_fits(make_pool):
     pool, queue = make_pool(capacity=1_000_000), mixed_queue(40)
     arrived = list(queue)
     pool.synchronise(queue)
-    assert pool.bring_to_front(queue, 64) == 40
+    assert front(pool, queue, 64) == 40
     assert queue == arrived
 
 
@@ -110,7 +116,7 @@ def test_an_answer_is_reported_and_an_abort_is_not(make_pool):
     pool, queue = make_pool(), mixed_queue(4)
     a, b = queue[:2]
     pool.synchronise(queue)
-    pool.bring_to_front(queue, 4)
+    front(pool, queue, 4)
     admit(pool, queue, [a, b])
     finish(a, 3)
     finish(b, 3, kind="abort")
@@ -124,7 +130,7 @@ def test_an_answer_is_reported_and_an_abort_is_not(make_pool):
 def test_a_retracted_request_waits_again_under_its_slot(make_pool):
     pool, queue = make_pool(capacity=2000), mixed_queue(20)
     pool.synchronise(queue)
-    pool.bring_to_front(queue, 8)
+    front(pool, queue, 8)
     req = queue[0]
     admit(pool, queue, [req])
     slot = pool.slot(req)
@@ -139,7 +145,7 @@ def test_a_retracted_request_waits_again_under_its_slot(make_pool):
 def test_a_request_that_gives_its_kv_back_and_does_not_return_is_forgotten(make_pool):
     pool, queue = make_pool(), mixed_queue(4)
     pool.synchronise(queue)
-    pool.bring_to_front(queue, 4)
+    front(pool, queue, 4)
     req = queue[0]
     admit(pool, queue, [req])
     pool.release(req)  # aborted while upstream retracted it
@@ -151,7 +157,7 @@ def test_a_request_that_gives_its_kv_back_and_does_not_return_is_forgotten(make_
 def test_a_retracted_request_aborted_before_the_next_prefill_leaves_at_once(make_pool):
     pool, queue = make_pool(), mixed_queue(4)
     pool.synchronise(queue)
-    pool.bring_to_front(queue, 4)
+    front(pool, queue, 4)
     pool._replan()
     req = queue[0]
     admit(pool, queue, [req])
@@ -167,12 +173,12 @@ def test_a_retracted_request_aborted_before_the_next_prefill_leaves_at_once(make
 def test_aborted_requests_leave_the_plan(make_pool):
     pool, queue = make_pool(), mixed_queue(50)
     pool.synchronise(queue)
-    pool.bring_to_front(queue, 16)
+    front(pool, queue, 16)
     for req in queue[5:25]:
         pool.drop(req)
     del queue[5:25]
     pool.synchronise(queue)
-    n = pool.bring_to_front(queue, 16)
+    n = front(pool, queue, 16)
     assert pool.num_waiting == 30
     assert all(pool.waiting_slot(req) != UNKNOWN for req in queue[:n])
 
@@ -180,7 +186,7 @@ def test_aborted_requests_leave_the_plan(make_pool):
 def test_a_request_that_vanished_unannounced_leaves_the_plan(make_pool):
     pool, queue = make_pool(), mixed_queue(50)
     pool.synchronise(queue)
-    pool.bring_to_front(queue, 16)
+    front(pool, queue, 16)
     victim = queue.pop(20)
     pool.synchronise(queue)
     assert pool.num_waiting == 49
@@ -192,7 +198,7 @@ def test_higher_priority_classes_come_first_and_are_blended_inside(make_pool):
     for i, req in enumerate(queue):
         req.priority = i % 2
     pool.synchronise(queue)
-    n = pool.bring_to_front(queue, 120)
+    n = front(pool, queue, 120)
     assert n == 120
     assert [r.priority for r in queue[:n]] == [1] * 100 + [0] * 20
     assert {r.sampling_params.max_new_tokens for r in queue[:10]} == {4, 700}
@@ -203,18 +209,18 @@ def test_requests_that_arrived_after_the_plan_are_offered_in_their_class(make_po
     for req in queue:
         req.priority = 5
     pool.synchronise(queue)
-    pool.bring_to_front(queue, 8)
+    front(pool, queue, 8)
     late = request([7, 7, 7], 700, priority=0, rid="late")
     queue.append(late)
     pool.synchronise(queue)
-    pool.bring_to_front(queue, 8)
+    front(pool, queue, 8)
     assert queue[0] is late
 
 
 def test_with_nothing_running_somebody_is_always_offered(make_pool):
     pool, queue = make_pool(capacity=100), mixed_queue(6)
     pool.synchronise(queue)
-    assert pool.bring_to_front(queue, 4) >= 1
+    assert front(pool, queue, 4) >= 1
 
 
 @pytest.mark.parametrize(

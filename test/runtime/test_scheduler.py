@@ -386,3 +386,27 @@ with helpers.lone_scheduler({str(checkpoint)!r}, schedule_policy="fcfs") as lone
     )
     assert result.returncode == 0, result.stderr[-3000:]
     return json.loads(result.stdout.rpartition("BATCHES")[2])
+
+
+@pytest.mark.parametrize(("engine", "spread"), [("mixed", True), ("alternating", False)])
+def test_where_passes_hold_both_prefill_is_spread_over_the_longest_answer(tiny_llama, engine, spread):
+    """Short answers would otherwise be gone long before the long ones that they could run beside."""
+    mode = MODES["mixed chunk"] if spread else {}
+    with lone_scheduler(tiny_llama, schedule_policy="blend", blend_engine=engine, **mode) as lone:
+        rng = random.Random(5)
+        for _ in range(4):
+            lone.submit(_tokens(rng, 8), 600, sampling={"ignore_eos": True})
+        short = [
+            lone.submit(_tokens(rng, 20), 4, max_new_tokens=4, sampling={"ignore_eos": True})
+            for _ in range(200)
+        ]
+        waiting = set(short)
+        last = 0
+        while not lone.idle:
+            lone.step()
+            now = {req.rid for req in lone.scheduler.waiting_queue}
+            if waiting - now:
+                waiting, last = waiting & now, lone.steps
+        lone.check_leaks()
+        assert all(len(lone.outputs[rid]) == 4 for rid in short)
+        assert (last > 0.6 * 600) == spread

@@ -55,6 +55,14 @@ class CostModel:
         with np.errstate(divide="ignore"):
             return np.asarray((1.0 - sharing) * self.comp(prompt, output) / self.mem(prompt, output))
 
+    def work_density(self, rows: float, kv_reads: float) -> float:
+        """Comp / Mem of work that is given as rows to compute and KV tokens to read.
+
+        Attention in prefill and sliding windows are left out; infinite when nothing is read.
+        """
+        mem = kv_reads * self.shape.layers * self.shape.kv_bytes / self.hardware.bandwidth
+        return self._per_token * rows / mem if mem > 0 else float("inf")
+
     @property
     def _per_token(self) -> float:
         return 2.0 * self.shape.gemm_params / self.hardware.flops

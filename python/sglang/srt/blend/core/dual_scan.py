@@ -13,6 +13,8 @@ import numpy as np
 from numba import njit
 from numpy.typing import ArrayLike, NDArray
 
+from sglang.srt.blend.core.pacing import Quota
+
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
@@ -133,13 +135,28 @@ def _rooms(left, right, density, root, capacity, used_compute, used_memory):  # 
 
 @njit(cache=True)
 def _scan(  # type: ignore[no-untyped-def]
-    waiting, weight, density, left, right, root, capacity, used_compute, used_memory, limit
+    waiting,
+    weight,
+    new_tokens,
+    density,
+    left,
+    right,
+    root,
+    capacity,
+    used_compute,
+    used_memory,
+    limit,
+    quota,
+    dense,
 ):
     """Places to admit, from both ends, until the shares are full; the caller's arrays stay as they are.
 
     The memory side leads: its requests take longest and cost least to prefill. Only a few of them,
-    so that the compute side has its turn when memory is what they wait for.
+    so that the compute side has its turn when memory is what they wait for. With a quota >= 0 the compute
+    side has enough when it has so many tokens to prefill, whatever its share, and the memory side ends where
+    densities reach `dense`.
     """
+    paced = quota >= 0
     places = np.empty(limit, np.int64)
     sides = np.empty(limit, np.int64)
     count = 0
@@ -153,13 +170,14 @@ def _scan(  # type: ignore[no-untyped-def]
                 left, right, density, root, capacity, used_compute, used_memory
             )
             if phase == 1:
-                if room_compute <= 0.0:
+                if quota <= 0 if paced else room_compute <= 0.0:
                     break
                 places[count], sides[count] = left, 0
                 used_compute += weight[left]
+                quota -= new_tokens[left]
                 left += 1
             else:
-                if room_memory <= 0.0:
+                if room_memory <= 0.0 or (paced and density[right] >= dense):
                     break
                 places[count], sides[count] = right, 1
                 used_memory += weight[right]
@@ -215,12 +233,14 @@ class ScanOrder:
         slots: requests.
         density: of the schedulable group that the request belongs to, non-increasing where splits
             could afford it.
+        new_tokens: prompt tokens that are not shared.
         weight: see `share_weight`.
         comp: seconds with sharing; mem: seconds.
     """
 
     slots: Ints
     density: Floats
+    new_tokens: Ints
     weight: Floats
     comp: Floats
     mem: Floats
@@ -286,12 +306,18 @@ class DualScanner:
         """KV tokens that running requests count for on each side."""
         return Partition(*self._used)
 
-    def propose(self, limit: int) -> list[int]:
-        """Requests to admit next, at most `limit`, in order; nothing changes but the remembered sides."""
+    def propose(self, limit: int, quota: Quota | None = None) -> list[int]:
+        """Requests to admit next, at most `limit`, in order; nothing changes but the remembered sides.
+
+        Args:
+            quota: what the compute side may prefill in this step, instead of its share. Then everything as
+                dense as the work that is left is compute side.
+        """
         self._left, self._right = _advance(self._waiting, self._left, self._right)
         places, sides = _scan(
             self._waiting,
             self._plan.weight,
+            self._plan.new_tokens,
             self._plan.density,
             self._left,
             self._right,
@@ -300,6 +326,8 @@ class DualScanner:
             self._used[0],
             self._used[1],
             min(max(limit, 0), self.num_waiting),
+            -1 if quota is None else quota.tokens,
+            np.inf if quota is None else quota.density,
         )
         slots: list[int] = self._plan.slots[places].tolist()
         self._proposed = {slot: Side(side) for slot, side in zip(slots, sides.tolist(), strict=True)}
@@ -376,7 +404,9 @@ class DualScanner:
         return self._account[slot][0]
 
 
-_NOTHING = ScanOrder(np.zeros(0, np.int64), np.zeros(0), np.zeros(0), np.zeros(0), np.zeros(0))
+_NOTHING = ScanOrder(
+    np.zeros(0, np.int64), np.zeros(0), np.zeros(0, np.int64), np.zeros(0), np.zeros(0), np.zeros(0)
+)
 
 
 def scan_to_the_end(plan: ScanOrder, output: Ints, capacity: float) -> tuple[Ints, Ints, Floats]:

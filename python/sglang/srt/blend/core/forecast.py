@@ -16,7 +16,10 @@ Ints = NDArray[np.int64]
 
 @njit(cache=True)
 def _peak(now_used, remaining, released, extra_remaining, extra_released):  # type: ignore[no-untyped-def]
-    """Peak of requests sorted by `remaining`, with one more among them unless extra_remaining < 0."""
+    """Peak of requests sorted by `remaining`, with one more among them unless extra_remaining < 0.
+
+    With one more, nothing after its end is looked at.
+    """
     used = now_used
     peak = now_used
     growing = len(remaining)
@@ -24,21 +27,16 @@ def _peak(now_used, remaining, released, extra_remaining, extra_released):  # ty
     if pending:
         growing += 1
     elapsed = np.int64(0)
-    i = 0
-    while growing > 0:
-        take_extra = pending and (i == len(remaining) or extra_remaining <= remaining[i])
-        left = extra_remaining if take_extra else remaining[i]
-        freed = extra_released if take_extra else released[i]
-        used += (left - elapsed) * growing
-        elapsed = left
-        if used > peak:
-            peak = used
-        used -= freed + left
+    for i in range(len(remaining)):
+        if pending and extra_remaining <= remaining[i]:
+            break
+        used += (remaining[i] - elapsed) * growing
+        elapsed = remaining[i]
+        peak = max(peak, used)
+        used -= released[i] + remaining[i]
         growing -= 1
-        if take_extra:
-            pending = False
-        else:
-            i += 1
+    if pending:
+        peak = max(peak, used + (extra_remaining - elapsed) * growing)
     return peak
 
 
@@ -58,12 +56,18 @@ class KVForecast:
         self._remaining: Ints = np.asarray(remaining, np.int64)[order]
         self._released: Ints = np.asarray(released, np.int64)[order]
 
+    def __len__(self) -> int:
+        return len(self._remaining)
+
     def peak(self) -> int:
         """Peak if nothing more is admitted."""
         return int(_peak(self._used, self._remaining, self._released, -1, 0))
 
     def peak_with(self, new_tokens: int, remaining: int) -> int:
-        """Peak if a request is added that takes `new_tokens` now and produces `remaining` more."""
+        """Peak until the end of a request that takes `new_tokens` now and produces `remaining` more.
+
+        What comes after it has left is not its doing.
+        """
         return int(_peak(self._used + new_tokens, self._remaining, self._released, remaining, new_tokens))
 
     def add(self, new_tokens: int, remaining: int) -> None:

@@ -21,9 +21,9 @@ from numpy.typing import ArrayLike, NDArray
 
 Floats = NDArray[np.float64]
 
-# GEMM kernels work on tiles of 128 rows: above one tile, time is that of the next whole tile. Rounding
+# GEMM kernels work on tiles of so many rows: above one tile, time is that of the next whole tile. Rounding
 # up predicts rows that are not in the table to 3%, plain interpolation to 5%.
-_TILE = 128
+TILE_ROWS = 128
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +61,7 @@ class GemmProfile:
 
 def _whole_tiles(tokens: ArrayLike) -> Floats:
     n = np.asarray(tokens, np.float64)
-    return np.where(n > _TILE, np.ceil(n / _TILE) * _TILE, n)
+    return np.where(n > TILE_ROWS, np.ceil(n / TILE_ROWS) * TILE_ROWS, n)
 
 
 @cache

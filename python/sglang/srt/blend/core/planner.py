@@ -27,6 +27,7 @@ from sglang.srt.blend.core.dual_scan import (
 )
 from sglang.srt.blend.core.ordering import DensityOrder, order_by_density
 from sglang.srt.blend.core.output_length import PRIOR_OUTPUT_TOKENS, choose_samples, estimate_outputs
+from sglang.srt.blend.core.pacing import Quota, WorkLeft
 from sglang.srt.blend.core.pending_index import NEVER, PendingIndex
 from sglang.srt.blend.core.prefix_tree import build_tree, densities
 from sglang.srt.blend.core.token_store import TokenStore
@@ -35,6 +36,9 @@ Ints = NDArray[np.int64]
 
 # Plan position of a request that came after the plan: used, but later than any planned one.
 _UNPLANNED = NEVER - 1
+# Answers capped at so few tokens need no sample: whatever their length is, it changes little, while a sample's
+# prefix may have left the cache when its relatives' turn comes.
+_SHORT_CAP = 16
 # Departures after which the sorted prompts are compacted even if nobody asks for a plan.
 _MAX_GONE = 4096
 
@@ -158,7 +162,9 @@ class Planner:
         self._completions = 0
         self._unplanned = 0
         self._arrived = 0
-        self._waiting_tokens = 0.0
+        self._waiting_tokens = 0.0  # prompts and estimated outputs, sharing not deducted
+        self._waiting_rows = self._waiting_reads = 0.0  # see WorkLeft
+        self._longest_waiting = 0  # at the last plan, or later
         self._running_tokens = 0.0
         self._num_waiting = 0
         self._state = np.zeros(0, np.int8)
@@ -214,9 +220,9 @@ class Planner:
         self._sequence[slots] = np.arange(self._arrived, self._arrived + n)
         estimate = np.where(self._known[slots] > 0, self._known[slots], PRIOR_OUTPUT_TOKENS)
         self._estimate[slots] = np.clip(estimate, 1, self._max_new[slots])
+        self._count_waiting(slots, 1)
         self._arrived += n
         self._num_waiting += n
-        self._waiting_tokens += float((self._store.length[slots] + self._estimate[slots]).sum())
         self._arrivals.append(slots)
         self._unplanned += n
         return slots
@@ -304,6 +310,9 @@ class Planner:
         self._place.fill(_UNPLANNED)
         self._place[blend.slots] = np.arange(len(blend.slots))
         self._shared[blend.slots] = blend.density.shared
+        self._waiting_tokens = self._waiting_rows = self._waiting_reads = 0.0
+        self._longest_waiting = 0
+        self._count_waiting(self._order[self._state[self._order] == _State.WAITING], 1)
         self.scanner.load(blend.scan)
         self._rebuild_index()
 
@@ -370,14 +379,18 @@ class Planner:
         """KV tokens that running requests count for on each side."""
         return self.scanner.used
 
-    def propose(self, limit: int) -> list[int]:
-        """Requests to admit next, in order: samples first, then both ends under the partition."""
+    def propose(self, limit: int, quota: Quota | None = None) -> list[int]:
+        """Requests to admit next, in order: samples first, then both ends under the partition.
+
+        Args:
+            quota: what the compute side may prefill, instead of its share of the partition.
+        """
         while self._samples and self._state[self._samples[0]] != _State.WAITING:
             self._samples.popleft()
         waiting = (s for s in self._samples if self._state[s] == _State.WAITING)
         samples = list(islice(waiting, max(limit, 0)))
         chosen = set(samples)
-        rest = self.scanner.propose(limit) if len(samples) < limit else []
+        rest = self.scanner.propose(limit, quota) if len(samples) < limit else []
         return samples + [slot for slot in rest if slot not in chosen][: limit - len(samples)]
 
     def admit(self, slot: int, shared_tokens: int = 0) -> Side:
@@ -411,7 +424,7 @@ class Planner:
         self._leave_state(slot)
         self._state[slot] = _State.WAITING
         self._num_waiting += 1
-        self._waiting_tokens += float(self._store.length[slot] + self._estimate[slot])
+        self._count_waiting(np.array([slot]), 1)
         self.scanner.restore(slot)
         self.index.set_waiting(slot, True)
         self._unplanned += 1
@@ -442,6 +455,30 @@ class Planner:
         if generated >= estimate:
             estimate = generated + max(generated // 2, 1)
         return min(estimate, int(self._max_new[slot]))
+
+    def estimates(self, slots: Ints) -> Ints:
+        """`estimate` of many, int64 (n,)."""
+        estimate, generated = self._estimate[slots], self._generated[slots]
+        outlived = generated + np.maximum(generated // 2, 1)
+        return np.asarray(
+            np.minimum(np.where(generated >= estimate, outlived, estimate), self._max_new[slots])
+        )
+
+    def work_left(self, remaining: Ints, context: Ints) -> WorkLeft:
+        """What running and waiting requests will still do.
+
+        Args:
+            remaining: (n,) output tokens that each running request has yet to produce.
+            context: (n,) KV tokens that each of them reads per step now.
+        """
+        rows = self._waiting_rows + float(remaining.sum())
+        reads = self._waiting_reads + float((remaining * (context + (remaining + 1) / 2)).sum())
+        return WorkLeft(
+            rows=rows,
+            kv_reads=reads,
+            longest=float(max(self._longest_waiting, remaining.max(initial=0))),
+            density=self.cost_model.work_density(rows, reads),
+        )
 
     def side(self, slot: int) -> Side:
         """Side of a running request; KeyError if it does not run."""
@@ -484,10 +521,19 @@ class Planner:
         tokens = float(self._store.length[slot])
         if self._state[slot] == _State.WAITING:
             self._num_waiting -= 1
-            self._waiting_tokens -= tokens + float(self._estimate[slot])
+            self._count_waiting(np.array([slot]), -1)
         elif self._state[slot] == _State.RUNNING:
             self._running_tokens -= tokens + float(self._estimate[slot])
             self.scanner.release(slot)
+
+    def _count_waiting(self, slots: Ints, sign: int) -> None:
+        """Add waiting requests to the totals of what waits, or take them out."""
+        prompt, output = self._store.length[slots], self._estimate[slots]
+        self._waiting_tokens += sign * float((prompt + output).sum())
+        self._waiting_rows += sign * float((prompt - self._shared[slots] + output).sum())
+        self._waiting_reads += sign * float((output * (prompt + (output + 1) / 2)).sum())
+        if sign > 0:
+            self._longest_waiting = max(self._longest_waiting, int(output.max(initial=0)))
 
     def _forget(self, slot: int) -> None:
         self._state[slot] = _State.ABSENT
@@ -530,8 +576,7 @@ class Planner:
         self._estimate[waiting] = np.maximum(
             estimate[waits], np.minimum(self._generated[waiting] + 1, self._max_new[waiting])
         )
-        self._waiting_tokens = float((self._store.length[waiting] + self._estimate[waiting]).sum())
-        unknown = self._planned() & (self._known[order] == 0) & (self._max_new[order] > 1)
+        unknown = self._planned() & (self._known[order] == 0) & (self._max_new[order] > _SHORT_CAP)
         covered = self._sampled[order] | (self._observed[order] >= 0)
         picks = order[
             choose_samples(
@@ -573,13 +618,15 @@ class Planner:
             split=self.options.split,
         )
         slots = order[density.order]
+        new_tokens = self._store.length[slots] - density.shared
         return _Blend(
             slots=slots,
             density=density,
             scan=ScanOrder(
                 slots=slots,
                 density=density.group_density[density.group],
-                weight=share_weight(self._store.length[slots] - density.shared, self._estimate[slots]),
+                new_tokens=new_tokens,
+                weight=share_weight(new_tokens, self._estimate[slots]),
                 comp=density.comp,
                 mem=tree.mem[density.order],
             ),

@@ -169,13 +169,18 @@ class StepTimeModel:
         busy = (rows > 0).astype(np.float64)
         return StepParts(
             gemm=self.gemm(rows, logits),
-            other=self._other(rows),
+            other=self.other(rows),
             prefill_attention=self.prefill_attention(work.prefill_pairs),
             decode_attention=self.decode_attention(work.kv_tokens, work.window_kv_tokens),
             all_reduce=self.all_reduce(rows),
-            weight_read=busy * self.shape.weight_bytes / self._weight_rate,
+            weight_read=busy * self.weight_read,
             overhead=busy * self.assumptions.step_overhead,
         )
+
+    @property
+    def weight_read(self) -> float:
+        """Seconds to read all weights once."""
+        return self.shape.weight_bytes / self._weight_rate
 
     def gemm(self, rows: ArrayLike, logits_rows: ArrayLike | None = None) -> Floats:
         """Seconds of all layers' GEMMs over `rows`, and of the output head over `logits_rows`.
@@ -224,7 +229,9 @@ class StepTimeModel:
         both = (floor**_ROOFLINE_NORM + work**_ROOFLINE_NORM) ** (1.0 / _ROOFLINE_NORM)
         return np.asarray(np.where(n > 0, both, 0.0))
 
-    def _other(self, rows: Floats) -> Floats:
+    def other(self, rows: ArrayLike) -> Floats:
+        """Seconds of norms, activations and other small operators in all layers; 0 where not measured."""
+        rows = np.asarray(rows, np.float64)
         if self.profile is None:
             return np.zeros_like(rows)
         # These operators stream activations, so they scale with their width.

@@ -14,10 +14,7 @@ the safety net for forecasts that were too low.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from sglang.srt.blend.core.dual_scan import Side
 from sglang.srt.blend.core.forecast import KVForecast
@@ -34,22 +31,6 @@ _LATE_STEPS = 2
 
 MAX_PASSED_OVER = 32
 """Requests that may be passed over in one step: each costs a prefix match."""
-
-
-class Forecast(NamedTuple):
-    """What ``KVForecast`` takes: KV tokens held, and per running request what it will add and give back."""
-
-    used: int
-    remaining: NDArray[np.int64]
-    released: NDArray[np.int64]
-
-    def plus(self, new_tokens: int, remaining: int) -> Forecast:
-        """With one request more."""
-        return Forecast(
-            self.used + new_tokens,
-            np.append(self.remaining, remaining),
-            np.append(self.released, new_tokens),
-        )
 
 
 class BlendPrefillAdder(PrefillAdder):
@@ -77,7 +58,9 @@ class BlendPrefillAdder(PrefillAdder):
             self.memory_budget.total_offset = self.memory_budget.current_offset
         # A state slot taken for a request that is then passed over would not be given back.
         self._may_pass_over = not self.tree_cache.supports_mamba()
-        self._forecast: Forecast | None = None
+        self._forecast: KVForecast | None = None
+        quota = self.blend.policy.quota
+        self._quota = None if quota is None else quota.tokens  # what is left of it
         self._passed_over = 0
         self.blend.leaders.next_step()
         self.blend.log.end_step()
@@ -98,17 +81,41 @@ class BlendPrefillAdder(PrefillAdder):
             if self.blend.leaders.must_wait(key):
                 self.blend.held += 1
                 return self._pass_over(AddReqResult.OTHER)
+        paced = side is Side.COMPUTE and self._quota is not None and not self._nothing_runs
+        if paced and not self._quota:
+            return self._pass_over(AddReqResult.OTHER)
         cached = req.prefix_len + req.host_hit_length
         shared = min(held_tokens(self.tree_cache, req), len(req.origin_input_ids))
+        withheld = self._withhold() if paced else 0
         result = super().add_one_req(req, has_chunked_req, truncation_align_size)
+        if withheld and self.new_chunked_req is not req:
+            self.rem_chunk_tokens = (self.rem_chunk_tokens or 0) + withheld
+            result = self.budget_state() if result is AddReqResult.OTHER else result
         if self.can_run_list and self.can_run_list[-1] is req:
             self._admitted(slot, req, cached=cached, shared=shared)
             self.blend.leaders.lead(key)
+            self._spend(req)
         elif result is AddReqResult.NO_TOKEN and self._may_pass_over:
             pool.full_sides.add(side)
             if len(pool.full_sides) < len(Side):
                 return self._pass_over(AddReqResult.NO_TOKEN)
         return result
+
+    def _withhold(self) -> int:
+        """Leave the chunk budget no larger than the quota; how many tokens are kept back.
+
+        They are given back for the memory side, unless a prompt was cut.
+        """
+        if self.rem_chunk_tokens is None or self._quota is None:
+            return 0
+        withheld = max(self.rem_chunk_tokens - self._quota, 0)
+        self.rem_chunk_tokens -= withheld
+        return withheld
+
+    def _spend(self, req: Any) -> None:
+        """Prefill of any side is prefill of this step."""
+        if self._quota is not None:
+            self._quota = max(self._quota - req.extend_len, 0)
 
     def add_one_req_ignore_eos(self, req: Any) -> AddReqResult:
         """Upstream's way when there is no radix cache and the length is fixed."""
@@ -126,13 +133,17 @@ class BlendPrefillAdder(PrefillAdder):
         if not self._forecasting or self.rem_chunk_tokens is None:
             return super().add_chunked_req(req)
         room = int(self.memory_budget.remaining_current) // self.page_size * self.page_size
+        if self._quota is not None and self._side(req) is Side.COMPUTE:
+            room = min(room, self._quota // self.page_size * self.page_size)
         if room <= 0:
             self.rem_chunk_tokens = 0
             return req
         self.chunked_req_limit = min(room, self.chunked_req_limit or room)
         unfinished = super().add_chunked_req(req)
+        self._spend(req)
         if unfinished is not None:
             self.memory_budget.total_offset += len(req.full_untruncated_fill_ids) - req.extend_end
+            self.rem_chunk_tokens = 0  # upstream tracks one unfinished prompt, so nobody may follow it
         return unfinished
 
     def preempt_to_schedule(self, req: Any) -> bool:
@@ -143,6 +154,11 @@ class BlendPrefillAdder(PrefillAdder):
             self.memory_budget.total_offset = offset
             self._forecast = None
         return preempted
+
+    def _side(self, req: Any) -> Side | None:
+        """Side on which a running request counts; None if the planner does not know it."""
+        slot = self.blend.pool.slot(req)
+        return None if slot == UNKNOWN else self.blend.planner.side(slot)
 
     @property
     def _nothing_runs(self) -> bool:
@@ -156,7 +172,7 @@ class BlendPrefillAdder(PrefillAdder):
     def _admitted(self, slot: int, req: Any, *, cached: int, shared: int) -> None:
         blend = self.blend
         if self._forecast is not None:
-            self._forecast = self._forecast.plus(self._new_tokens(req, shared), self._remaining(slot, req))
+            self._forecast.add(self._new_tokens(req, shared), self._remaining(slot, req))
         blend.pool.admit(req, shared_tokens=shared, cached_tokens=cached)
         blend.log.admitted(
             blend.planner,
@@ -214,26 +230,22 @@ class BlendPrefillAdder(PrefillAdder):
             return True
         if self._forecast is None:
             self._forecast = self._make_forecast()
-        used, remaining, released = self._forecast
-        # What comes after the newcomer has left is not its doing, so look no further than its end.
-        end = self._remaining(slot, req)
-        forecast = KVForecast(used, np.minimum(remaining, end), released)
-        new_tokens = self._new_tokens(req, held_tokens(self.tree_cache, req))
-        page_waste = (self.page_size - 1) * (len(remaining) + 1)
-        room = self.blend.kv_capacity - page_waste
+        room = self.blend.kv_capacity - (self.page_size - 1) * (len(self._forecast) + 1)
         if self.blend.pool.side(slot) is Side.MEMORY:
             # Long answers that began together grow together, past their share. What the compute side
             # has not filled of its own stays free for it.
             planner = self.blend.planner
             room -= max(0, int(planner.partition.compute - planner.used.compute))
-        return forecast.peak_with(new_tokens, end) <= room
+        new_tokens = self._new_tokens(req, held_tokens(self.tree_cache, req))
+        return self._forecast.peak_with(new_tokens, self._remaining(slot, req)) <= room
 
-    def _make_forecast(self) -> Forecast:
-        progress = self.blend.pool.progress()
+    def _make_forecast(self) -> KVForecast:
+        pool, policy = self.blend.pool, self.blend.policy
+        progress = pool.progress() if self.can_run_list or self.preempt_list else policy.progress
         used = self.blend.kv_capacity - int(self.memory_budget._available_and_evictable())
         # A prompt that continues in chunks has not taken its KV yet.
         used += sum(len(r.full_untruncated_fill_ids) - r.prefix_len for r in self.can_run_list)
-        return Forecast(used, progress.remaining + _LATE_STEPS, progress.released)
+        return KVForecast(used, progress.remaining + _LATE_STEPS, progress.released)
 
     def _new_tokens(self, req: Any, shared: int) -> int:
         return len(req.full_untruncated_fill_ids) - shared

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from sglang.srt.blend.core.engines import engine_names
 from sglang.srt.blend.core.hardware import hardware_names, load_hardware
 
 POLICY = "blend"
@@ -35,6 +36,7 @@ class BlendOptions:
     sharing_budget: float = 0.99
     replan_interval: int = 256
     window: int = 0
+    engine: str = "auto"
     admission_log: str | None = None
 
     def __post_init__(self) -> None:
@@ -53,6 +55,9 @@ _HELP = {
     "replan_interval": "Completed requests after which the waiting requests are planned anew.",
     "window": "Plan only among this many requests in order of arrival and drain them before the next; "
     "0 plans all that wait.",
+    "engine": "How a pass combines work: mixed and overlapped spread prefill over the decode steps that are "
+    "left, alternating does not; auto is overlapped with --enable-pdmux, mixed with --enable-mixed-chunk, "
+    "else alternating.",
     "admission_log": "Append one JSON line per prefill step (who was admitted from which side, memory "
     "used and partition) to this file; for analysis.",
 }
@@ -71,6 +76,11 @@ def _at_least(minimum: int) -> Callable[[Any], str | None]:
     return check
 
 
+def _known_engine(value: Any) -> str | None:
+    names = ("auto", *engine_names())
+    return None if value in names else f"unknown; choose one of {', '.join(names)}"
+
+
 def _known_hardware(value: Any) -> str | None:
     if value == "auto":
         return None
@@ -87,6 +97,7 @@ _CHECKS: dict[str, Callable[[Any], str | None]] = {
     "sharing_budget": _between_zero_and_one,
     "replan_interval": _at_least(1),
     "window": _at_least(0),
+    "engine": _known_engine,
 }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from sglang.srt.blend.core.pacing import Pacer, Quota
 from sglang.srt.blend.runtime.pool import RequestPool
 from sglang.srt.managers.schedule_policy import SchedulePolicy
 from sglang.srt.mem_cache.base_prefix_cache import BasePrefixCache
@@ -21,6 +22,8 @@ class BlendSchedulePolicy(SchedulePolicy):
     Attributes:
         proposals: how many requests at the front of the queue may be admitted in this step; the prefill
             adder stops behind them.
+        progress: of the running requests at the last call.
+        quota: what this step should prefill; None leaves it to upstream's limits.
     """
 
     def __init__(
@@ -31,6 +34,7 @@ class BlendSchedulePolicy(SchedulePolicy):
         enable_hierarchical_cache: bool,
         enable_priority_scheduling: bool,
         schedule_low_priority_values_first: bool,
+        pacer: Pacer | None = None,
         max_proposals: int = MAX_PROPOSALS,
     ) -> None:
         super().__init__(
@@ -41,12 +45,29 @@ class BlendSchedulePolicy(SchedulePolicy):
             schedule_low_priority_values_first,
         )
         self.pool = pool
+        self.pacer = pacer
         self.max_proposals = max_proposals
         self.proposals = 0
+        self.progress = pool.progress()
+        self.quota: Quota | None = None
 
     def calc_priority(
         self, waiting_queue: list[Any], running_batch: Any = None, processed_tokens: int = 0
     ) -> None:
         """Reorder the queue in place; Python work is proportional to arrivals and proposals."""
-        self.pool.synchronise(waiting_queue)
-        self.proposals = self.pool.bring_to_front(waiting_queue, self.max_proposals)
+        pool = self.pool
+        pool.synchronise(waiting_queue)
+        pool.plan(waiting_queue, self.max_proposals)
+        self.progress = pool.progress()
+        self.quota = self._quota()
+        self.proposals = pool.bring_to_front(waiting_queue, self.max_proposals, self.quota)
+
+    def _quota(self) -> Quota | None:
+        """What the pacer asks of this step; nothing while there is no work to spread."""
+        pool, progress = self.pool, self.progress
+        if self.pacer is None or pool.everything_fits or not pool.running:
+            return None
+        left = pool.planner.work_left(progress.remaining, progress.context)
+        return self.pacer.quota(
+            left, decode_rows=len(progress.context), kv_tokens=float(progress.context.sum())
+        )

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sglang.srt.blend.core.dual_scan import Side
+from sglang.srt.blend.core.pacing import Quota
 from sglang.srt.blend.core.planner import Planner
 from sglang.srt.blend.runtime.encoder_cost import EncoderCost, media_tokens
 from sglang.srt.blend.runtime.queue_order import QueueOrder
@@ -35,10 +36,12 @@ class Progress:
     Attributes:
         remaining: output tokens each is expected to produce yet, at least 1.
         released: KV tokens that it alone holds, its whole prompt counted.
+        context: KV tokens that it reads per step: its prompt, shared or not, and its output so far.
     """
 
     remaining: NDArray[np.int64]
     released: NDArray[np.int64]
+    context: NDArray[np.int64]
 
 
 class RequestPool:
@@ -52,6 +55,7 @@ class RequestPool:
 
     Attributes:
         running: admitted requests by slot, in order of admission.
+        everything_fits: whether all that waited at the last look fits beside what runs.
         full_sides: sides whose next request did not fit; emptied when somebody leaves or the plan changes.
         sharing_possible: share of prompt tokens that need not be computed, in the largest plan so far.
         prompt_tokens, cached_tokens: of all admitted requests, and how many the cache served.
@@ -72,7 +76,7 @@ class RequestPool:
         self.priority_sign = priority_sign
         self.order = QueueOrder(self.waiting_slot)
         self.running: dict[int, Any] = {}
-        self.shared: dict[int, int] = {}
+        self.everything_fits = False
         self.full_sides: set[Side] = set()
         self.sharing_possible = 0.0
         self._largest_plan = 0
@@ -82,6 +86,8 @@ class RequestPool:
         self._waiting = np.zeros(0, np.bool_)
         self._priority = np.zeros(0, np.int64)
         self._arrival = np.zeros(0, np.int64)
+        self._prompt = np.zeros(0, np.int64)
+        self._shared = np.zeros(0, np.int64)
         self._arrived = 0
         self._classes: Counter[int] = Counter()
         self._released: dict[int, Any] = {}  # KV given back, not yet seen in the queue again
@@ -128,7 +134,7 @@ class RequestPool:
         self._stop_waiting(slot)
         self.order.leave(slot)
         self.running[slot] = req
-        self.shared[slot] = shared_tokens
+        self._shared[slot] = shared_tokens
         self.prompt_tokens += len(req.origin_input_ids)
         self.cached_tokens += min(cached_tokens, len(req.origin_input_ids))
         return self.planner.admit(slot, shared_tokens)
@@ -163,31 +169,40 @@ class RequestPool:
 
     def progress(self) -> Progress:
         """How far the requests that hold KV are; tells the planner, too."""
-        running = [(slot, req) for slot, req in self.running.items() if slot not in self._released]
+        running = self.running
+        if self._released:
+            running = {slot: req for slot, req in running.items() if slot not in self._released}
         n = len(running)
-        slots = np.fromiter((slot for slot, _ in running), np.int64, n)
-        generated = np.fromiter((len(req.output_ids) for _, req in running), np.int64, n)
-        if n:
-            self.planner.progress(slots, generated)
-        estimate = np.fromiter((self.planner.estimate(slot) for slot, _ in running), np.int64, n)
-        held = np.fromiter(
-            (len(req.origin_input_ids) - self.shared[slot] for slot, req in running), np.int64, n
+        slots = np.fromiter(running, np.int64, n)
+        generated = np.fromiter([len(req.output_ids) for req in running.values()], np.int64, n)
+        self.planner.progress(slots, generated)
+        context = self._prompt[slots] + generated
+        return Progress(
+            remaining=np.maximum(self.planner.estimates(slots) - generated, 1),
+            released=context - self._shared[slots],
+            context=context,
         )
-        return Progress(remaining=np.maximum(estimate - generated, 1), released=held + generated)
 
     # ------------------------------------------------------------- order
 
-    def bring_to_front(self, queue: list[Any], limit: int) -> int:
+    def plan(self, queue: list[Any], limit: int) -> None:
+        """Make a new plan if it pays, and see whether one is needed at all."""
+        self.everything_fits = len(queue) <= limit and self.planner.fits_entirely()
+        if not self.everything_fits and self.planner.stale:
+            self._replan()
+
+    def bring_to_front(self, queue: list[Any], limit: int, quota: Quota | None = None) -> int:
         """Put the requests to admit next in front; how many they are.
 
         When everything that waits fits, that is everything, in order of arrival.
+
+        Args:
+            quota: what the compute side may prefill in this step.
         """
-        if len(queue) <= limit and self.planner.fits_entirely():
+        if self.everything_fits:
             self.order.sort(queue, self._arrival_key)
             return len(queue)
-        if self.planner.stale:
-            self._replan()
-        slots = self._choose(limit)
+        slots = self._choose(limit, quota)
         if not slots and queue and not self.running:
             slots = [self.waiting_slot(queue[0])]  # whatever the plan says, someone goes
         try:
@@ -214,10 +229,10 @@ class RequestPool:
             side = Side.COMPUTE if dense else Side.MEMORY
         return side
 
-    def _choose(self, limit: int) -> list[int]:
+    def _choose(self, limit: int, quota: Quota | None) -> list[int]:
         classes = list(self._classes)
         if len(classes) <= 1:
-            slots = self.planner.propose(limit)
+            slots = self.planner.propose(limit, quota)
             if self.full_sides:
                 slots = [slot for slot in slots if self.side(slot) not in self.full_sides]
             return slots
@@ -254,7 +269,7 @@ class RequestPool:
             if slot == UNKNOWN:
                 new.append(req)
                 continue
-            del self.running[slot], self.shared[slot]
+            del self.running[slot]
             self._released.pop(slot, None)
             self.planner.progress(np.array([slot]), np.array([len(req.output_ids)]))
             self.planner.retract(slot)
@@ -282,6 +297,7 @@ class RequestPool:
         for slot, req in zip(slots.tolist(), reqs, strict=True):
             req.blend_slot = slot
             self._requests[slot] = req
+            self._prompt[slot] = len(req.origin_input_ids)
             self._arrival[slot] = self._arrived
             self._arrived += 1
             self._start_waiting(slot, req)
@@ -292,7 +308,7 @@ class RequestPool:
             return
         missing = max(missing, len(self._requests))
         self._requests += [None] * missing
-        for name in ("_waiting", "_priority", "_arrival"):
+        for name in ("_waiting", "_priority", "_arrival", "_prompt", "_shared"):
             old = getattr(self, name)
             setattr(self, name, np.concatenate([old, np.zeros(missing, old.dtype)]))
 
@@ -310,7 +326,6 @@ class RequestPool:
 
     def _discard(self, slot: int) -> None:
         self.running.pop(slot, None)
-        self.shared.pop(slot, None)
         self._released.pop(slot, None)
         self._requests[slot] = None
         self.full_sides.clear()

@@ -12,7 +12,9 @@ import torch
 from sglang.srt.blend.core.cost_model import CostModel
 from sglang.srt.blend.core.hardware import Hardware, load_hardware
 from sglang.srt.blend.core.model_shape import ModelShape
+from sglang.srt.blend.core.pacing import Pacer
 from sglang.srt.blend.core.planner import Planner, PlannerOptions
+from sglang.srt.blend.core.step_time import StepTimeModel
 from sglang.srt.blend.core.warm_up import compile_kernels
 from sglang.srt.blend.runtime import radix_cache
 from sglang.srt.blend.runtime.admission import adder_class
@@ -123,6 +125,7 @@ def build(scheduler: Scheduler) -> Blend:
         enable_hierarchical_cache=scheduler.enable_hierarchical_cache,
         enable_priority_scheduling=scheduler.enable_priority_scheduling,
         schedule_low_priority_values_first=scheduler.schedule_low_priority_values_first,
+        pacer=_pacer(scheduler, options.engine, cost_model, capacity),
     )
     first_rank = get_parallel().tp_rank == 0
     blend = Blend(
@@ -138,6 +141,21 @@ def build(scheduler: Scheduler) -> Blend:
     if scheduler.metrics_collector is not None:
         blend.gauges = PrometheusGauges(scheduler.metrics_collector.labels)
     return blend
+
+
+def _pacer(scheduler: Scheduler, engine: str, cost_model: CostModel, capacity: int) -> Pacer | None:
+    """Spreads prefill over decode steps where one pass can hold both."""
+    if engine == "auto":
+        mixed = "mixed" if scheduler.is_mixed_chunk else "alternating"
+        engine = "overlapped" if scheduler.server_args.enable_pdmux else mixed
+    if engine == "alternating":
+        return None
+    try:
+        times = StepTimeModel(cost_model.shape, cost_model.hardware)
+    except ValueError as error:
+        logger.warning("blend: prefill is not spread over decode steps: %s", error)
+        return None
+    return Pacer(times, engine, kv_capacity=capacity)
 
 
 def _priority_sign(scheduler: Scheduler) -> int:

@@ -99,6 +99,7 @@ def simulate(
     }
     if policy == "blend":
         arguments.setdefault("blend_hardware", hardware)
+        arguments.setdefault("blend_engine", engine)
 
     def on_finish(rid: str, reason: str, tokens: int) -> None:
         request = int(rid[1:])
