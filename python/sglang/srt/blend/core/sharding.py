@@ -202,6 +202,7 @@ def _scanned(comp: Floats, mem: Floats) -> Ints:
     scan = ScanOrder(
         slots=np.arange(pieces),
         density=densities(comp, mem),
+        new_tokens=np.zeros(pieces, np.int64),
         weight=mem,
         comp=comp,
         mem=mem,
