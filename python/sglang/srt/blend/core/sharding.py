@@ -283,8 +283,9 @@ def _deal(dealt, work, excess, family, again, nodes, parts, lead):  # type: igno
     """Part of each piece: the one that has least of what the piece is made of.
 
     The scalar product of a piece and a part's loads is what the piece adds to the sum of squared loads.
-    A piece follows the last one of its family as long as that part's lead in work and in excess can be
-    made up for by what is left, or is less than what another part would compute again.
+    A piece follows the last one of its family as long as that part's lead in work and in excess, over the
+    mean or over the part that is due, can be made up for by what is left, or is less than what another
+    part would compute again.
 
     Args:
         dealt: pieces in the order in which they are dealt.
@@ -307,8 +308,9 @@ def _deal(dealt, work, excess, family, again, nodes, parts, lead):  # type: igno
         if relatives >= 0:
             home = last[relatives]
             if home >= 0 and home != best:
-                ahead = works[home] - works.mean()
-                lopsided = (excesses[home] - excesses.mean()) * np.sign(excess[piece])
+                sign = np.sign(excess[piece])
+                ahead = works[home] - max(works[best], works.mean())
+                lopsided = sign * excesses[home] - max(sign * excesses[best], sign * excesses.mean())
                 more = again[piece]
                 if ahead <= lead * work_left / parts + more and lopsided <= lead * excess_left / parts + more:
                     best, more = home, 0.0
