@@ -241,7 +241,8 @@ class BlendPrefillAdder(PrefillAdder):
 
     def _make_forecast(self) -> KVForecast:
         pool, policy = self.blend.pool, self.blend.policy
-        progress = pool.progress() if self.can_run_list or self.preempt_list else policy.progress
+        unchanged = pool.admissions == policy.admissions and not self.preempt_list
+        progress = policy.progress if unchanged else pool.progress()
         used = self.blend.kv_capacity - int(self.memory_budget._available_and_evictable())
         # A prompt that continues in chunks has not taken its KV yet.
         used += sum(len(r.full_untruncated_fill_ids) - r.prefix_len for r in self.can_run_list)

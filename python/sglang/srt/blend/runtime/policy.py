@@ -9,8 +9,9 @@ from sglang.srt.blend.runtime.pool import RequestPool
 from sglang.srt.managers.schedule_policy import SchedulePolicy
 from sglang.srt.mem_cache.base_prefix_cache import BasePrefixCache
 
-MAX_PROPOSALS = 512
-"""Requests offered per step at most: more than one prefill batch takes, few enough to move each step."""
+MIN_PROPOSALS, MAX_PROPOSALS = 32, 512
+"""Requests offered per step, within these bounds twice as many as were lately admitted: each of them is
+moved to the front and looked at again in the next step."""
 
 
 class BlendSchedulePolicy(SchedulePolicy):
@@ -22,7 +23,7 @@ class BlendSchedulePolicy(SchedulePolicy):
     Attributes:
         proposals: how many requests at the front of the queue may be admitted in this step; the prefill
             adder stops behind them.
-        progress: of the running requests at the last call.
+        progress: of the running requests at the last call; admissions: the pool's count then.
         quota: what this step should prefill; None leaves it to upstream's limits.
     """
 
@@ -48,6 +49,8 @@ class BlendSchedulePolicy(SchedulePolicy):
         self.pacer = pacer
         self.max_proposals = max_proposals
         self.proposals = 0
+        self.admissions = 0
+        self._limit = max_proposals
         self.progress = pool.progress()
         self.quota: Quota | None = None
 
@@ -57,10 +60,13 @@ class BlendSchedulePolicy(SchedulePolicy):
         """Reorder the queue in place; Python work is proportional to arrivals and proposals."""
         pool = self.pool
         pool.synchronise(waiting_queue)
+        last, self.admissions = pool.admissions - self.admissions, pool.admissions
+        # Slow to fall: where prefill has passes of its own, it comes in bursts.
+        self._limit = min(max(2 * last, self._limit - self._limit // 16, MIN_PROPOSALS), self.max_proposals)
         pool.plan(waiting_queue, self.max_proposals)
         self.progress = pool.progress()
         self.quota = self._quota()
-        self.proposals = pool.bring_to_front(waiting_queue, self.max_proposals, self.quota)
+        self.proposals = pool.bring_to_front(waiting_queue, self._limit, self.quota)
 
     def _quota(self) -> Quota | None:
         """What the pacer asks of this step; nothing while there is no work to spread."""

@@ -59,7 +59,7 @@ class RequestPool:
         full_sides: sides whose next request did not fit; emptied when somebody leaves or the plan changes.
         sharing_possible: share of prompt tokens that need not be computed, in the largest plan so far.
         prompt_tokens, cached_tokens: of all admitted requests, and how many the cache served.
-        retractions, completions, aborts: counts.
+        admissions, retractions, completions, aborts: counts.
     """
 
     def __init__(
@@ -81,7 +81,7 @@ class RequestPool:
         self.sharing_possible = 0.0
         self._largest_plan = 0
         self.prompt_tokens = self.cached_tokens = 0
-        self.retractions = self.completions = self.aborts = 0
+        self.admissions = self.retractions = self.completions = self.aborts = 0
         self._requests: list[Any] = []
         self._waiting = np.zeros(0, np.bool_)
         self._priority = np.zeros(0, np.int64)
@@ -132,6 +132,7 @@ class RequestPool:
         if slot == UNKNOWN:
             return None
         self._stop_waiting(slot)
+        self.admissions += 1
         self.order.leave(slot)
         self.running[slot] = req
         self._shared[slot] = shared_tokens
