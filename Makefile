@@ -13,7 +13,7 @@ LAST := test/runtime/ test/batch/ test/e2e/
 TESTS := $(wildcard test/test_*.py) $(filter-out $(LAST),$(sort $(wildcard test/*/))) $(LAST)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test kernels-asan lint format clean
+.PHONY: help setup demo test kernels-asan paper paper-quick lint format clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -46,6 +46,13 @@ kernels-asan: setup ## The kernels' tests under AddressSanitizer and UndefinedBe
 	LD_PRELOAD="$$($${CXX:-c++} -print-file-name=libasan.so) $$($${CXX:-c++} -print-file-name=libubsan.so)" \
 		ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 SGLANG_CPU_KERNEL_SANITIZE=1 \
 		$(BIN)/python -m pytest test/kernels --ignore test/kernels/test_engine.py -k "not torch-" --timeout 1800
+
+paper-quick: setup ## The paper's four traces, scaled down, on a simulated GPU (minutes); fails if a bar is missed
+	$(BIN)/python -m benchmark.paper quick --jobs 2 --check --out build/paper-quick
+
+paper: setup ## The paper's tables in full, simulated (hours); results in benchmark/results/paper
+	for table in traces grid variance models ablations; do $(BIN)/python -m benchmark.paper $$table --jobs 2 || exit 1; done
+	$(BIN)/python -m benchmark.paper.data_parallel --jobs 2
 
 lint: setup ## Style, types and the import contract
 	$(BIN)/ruff check .

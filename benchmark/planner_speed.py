@@ -2,7 +2,8 @@
 
 The pool mixes synthetic traces (random token ids) to a mean prompt of about 500 tokens: half WildChat-like
 chats, a quarter MMLU with its 57 shared prefixes, a quarter BurstGPT. Output lengths are unknown to the
-planner. No model and no engine run; compilation is done before the clock starts.
+planner. No model and no engine run; compilation is done before the clock starts. The pool is made by another
+process, so that the memory figure is the planner's: Python, the pool's tokens and what planning takes.
 
     python -m benchmark.planner_speed --requests 400000 --json planner_speed.json
 """
@@ -11,33 +12,51 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import resource
 import statistics
+import tempfile
 import time
 from pathlib import Path
 
 import numpy as np
 from benchmark.paper.models import MODELS
 from benchmark.workloads import make_trace
+from numpy.typing import NDArray
 
 from sglang.srt.blend.core.cost_model import CostModel
 from sglang.srt.blend.core.hardware import load_hardware
 from sglang.srt.blend.core.model_shape import ModelShape
 from sglang.srt.blend.core.planner import Plan, Planner
 from sglang.srt.blend.core.warm_up import compile_kernels
-from sglang.srt.blend.core.workload import Workload, concatenate
+from sglang.srt.blend.core.workload import concatenate
 
 SHARES = {"wildchat": 0.5, "mmlu": 0.25, "burstgpt": 0.25}
 KV_CAPACITY = 440_000  # tokens: what an A100-80GB holds beside Llama-3-8B
 
 
-def plan_once(workload: Workload, cost: CostModel, seed: int) -> tuple[float, Plan]:
+def plan_once(
+    tokens: NDArray[np.int32],
+    offsets: NDArray[np.int64],
+    max_new_tokens: NDArray[np.int32],
+    cost: CostModel,
+    seed: int,
+) -> tuple[float, Plan]:
     """Seconds to plan the pool, and the plan."""
     planner = Planner(cost, kv_capacity=KV_CAPACITY, seed=seed)
     begin = time.perf_counter()
-    planner.add(workload.tokens, workload.offsets, max_new_tokens=workload.max_new_tokens)
+    planner.add(tokens, offsets, max_new_tokens=max_new_tokens)
     plan = planner.plan()
     return time.perf_counter() - begin, plan
+
+
+def make_pool(requests: int, seed: int, folder: str) -> None:
+    """Write the pool as .npy files: tokens, offsets, max_new_tokens."""
+    parts = [make_trace(name, int(requests * share), seed=seed) for name, share in SHARES.items()]
+    workload = concatenate(parts)
+    workload = workload.take(np.random.default_rng(seed).permutation(len(workload)))
+    for name in ("tokens", "offsets", "max_new_tokens"):
+        np.save(Path(folder) / f"{name}.npy", getattr(workload, name))
 
 
 def main() -> None:
@@ -50,16 +69,22 @@ def main() -> None:
 
     cost = CostModel(ModelShape.from_config(MODELS["llama-3-8b"].config), load_hardware("a100-80gb"))
     compile_kernels(cost)
-    parts = [make_trace(name, int(args.requests * share), seed=args.seed) for name, share in SHARES.items()]
-    workload = concatenate(parts)
-    del parts
-    workload = workload.take(np.random.default_rng(args.seed).permutation(len(workload)))
+    with tempfile.TemporaryDirectory() as folder:
+        maker = multiprocessing.get_context("spawn").Process(
+            target=make_pool, args=(args.requests, args.seed, folder)
+        )
+        maker.start()
+        maker.join()
+        if maker.exitcode:
+            raise SystemExit("the pool could not be made, see above")
+        names = ("tokens", "offsets", "max_new_tokens")
+        tokens, offsets, max_new_tokens = (np.load(Path(folder) / f"{name}.npy") for name in names)
 
-    runs = [plan_once(workload, cost, args.seed) for _ in range(args.rounds)]
+    runs = [plan_once(tokens, offsets, max_new_tokens, cost, args.seed) for _ in range(args.rounds)]
     plan = runs[0][1]
     figures = {
-        "requests": len(workload),
-        "mean_prompt_tokens": round(float(workload.prompt.mean()), 1),
+        "requests": len(offsets) - 1,
+        "mean_prompt_tokens": round(len(tokens) / (len(offsets) - 1), 1),
         "seconds": [round(seconds, 3) for seconds, _ in runs],
         "median_seconds": round(statistics.median(seconds for seconds, _ in runs), 3),
         "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,

@@ -1,117 +1,85 @@
-"""Compare policies and engines on the paper's traces, on a simulated GPU.
+"""The paper's evaluation on a simulated GPU: run one table, print it next to the paper's figures.
 
-    python -m benchmark.paper --requests 40000 --trace 1 --schedule dfs:overlapped --schedule blend:overlapped
+    python -m benchmark.paper quick            # four traces, scaled down; what `make paper-quick` runs
+    python -m benchmark.paper headline --jobs 2
+    python -m benchmark.paper traces | grid | variance | models | ablations
 
-Every run is a process of its own. Finished runs are lines of results.jsonl in the output folder and are
-not repeated, so an interrupted comparison goes on where it stopped.
+Every run is a process of its own. Finished runs are lines of TABLE.jsonl in the output folder and are not
+repeated, so an interrupted table goes on where it stopped; they carry the commit, and runs of another commit
+are made again. Exit code 1 if --check is given and a bar is missed.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import multiprocessing
 import os
-from dataclasses import asdict, fields
+import subprocess
+import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from benchmark.paper.compare import Run, execute
-
-SCHEDULES = (
-    "dfs:mixed",
-    "dfs:overlapped",
-    "random:overlapped",
-    "lpm:mixed",
-    "blend:mixed",
-    "blend:overlapped",
-)
+from benchmark.paper import report
+from benchmark.paper.compare import Run, execute, silence
+from benchmark.paper.tables import TABLES
+from tqdm import tqdm
 
 
-def main() -> None:
+def main() -> int:
     arguments = _parser().parse_args()
     out = Path(arguments.out)
     out.mkdir(parents=True, exist_ok=True)
-    file = out / "results.jsonl"
+    table, commit = arguments.table, _commit()
+    file = out / f"{table}.jsonl"
     done = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
-    runs = [
-        Run(
-            trace,
-            *schedule.split(":"),
-            arguments.requests,
-            model=arguments.model,
-            hardware=arguments.hardware,
-            compute=arguments.compute,
-            seed=arguments.seed,
-        )
-        for trace in arguments.trace or (1, 2, 3, 4)
-        for schedule in arguments.schedule or SCHEDULES
-    ]
+    done = [record for record in done if record["commit"] == commit]
+    runs = [run for run in TABLES[table]() if not arguments.trace or run.trace in arguments.trace]
     missing = [run for run in runs if not any(_same(run, record) for record in done)]
+    file.write_text("".join(json.dumps(record) + "\n" for record in done))
     os.environ["SGLANG_PLATFORM"] = "simulated_gpu"  # of the processes that are started below
-    with multiprocessing.get_context("spawn").Pool(arguments.jobs, maxtasksperchild=1) as pool:
-        for row in pool.imap_unordered(execute, missing):
-            done.append(row.record())
-            with file.open("a") as lines:
-                lines.write(json.dumps(done[-1]) + "\n")
-            print(_line(done[-1]), flush=True)
+    with (
+        multiprocessing.get_context("spawn").Pool(arguments.jobs, silence, maxtasksperchild=1) as pool,
+        file.open("a") as lines,
+    ):
+        for row in tqdm(
+            pool.imap_unordered(execute, missing), total=len(missing), unit="run", disable=not missing
+        ):
+            done.append({**row.record(), "commit": commit})
+            lines.write(json.dumps(done[-1]) + "\n")
+            lines.flush()
     wanted = [record for run in runs for record in done if _same(run, record)]
-    _write_csv(out / "results.csv", wanted)
-    print(_table(wanted))
+    report.write_csv(out / f"{table}.csv", wanted)
+    report.draw(out / f"{table}.png", wanted)
+    print(report.text(wanted))
+    missed = report.missed(report.summary(report.lines(wanted)))
+    return 1 if arguments.check and missed else 0
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m benchmark.paper", description=__doc__.split("\n")[0])
-    parser.add_argument("--requests", type=int, default=40_000, help="about so many per trace")
-    parser.add_argument("--trace", type=int, action="append", choices=(1, 2, 3, 4), help="default: all")
-    parser.add_argument("--schedule", action="append", metavar="POLICY:ENGINE", help=f"default: {SCHEDULES}")
-    parser.add_argument("--model", default="llama-3-8b")
-    parser.add_argument("--hardware", default="a100-80gb")
-    parser.add_argument("--compute", default="burstgpt", help="compute-intensive trace of the mix")
-    parser.add_argument("--seed", type=int, default=0)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmark.paper",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("table", choices=TABLES)
+    parser.add_argument("--trace", type=int, action="append", choices=(1, 2, 3, 4), help="only this one")
     parser.add_argument("--jobs", type=int, default=1, help="simulations at a time, about 3 GB each")
     parser.add_argument("--out", default="benchmark/results/paper")
+    parser.add_argument("--check", action="store_true", help="exit with 1 if a bar is missed")
     return parser
 
 
+def _commit() -> str:
+    """Short id of the checkout's commit, "" outside of one."""
+    command = ["git", "rev-parse", "--short", "HEAD"]
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+
+
 def _same(run: Run, record: dict[str, Any]) -> bool:
-    return asdict(run) == {field.name: record.get(field.name) for field in fields(Run)}
-
-
-def _line(r: dict[str, Any]) -> str:
-    return (
-        f"#{r['trace']} {r['policy']:>8} {r['engine']:<11} {r['seconds']:9.1f} s "
-        f"{r['throughput']:8.0f} tok/s "
-        f"{r['optimum_share']:6.1%} of optimum ({r['bound_share']:.1%} given its longest answer), "
-        f"sharing {r['sharing']:.3f} of {r['sharing_possible']:.3f}, "
-        f"{r['steps']} steps, scheduling {r['python_seconds']:.0f} s CPU"
-    )
-
-
-def _table(records: list[dict[str, Any]]) -> str:
-    """Speed-ups over depth-first order on the same engine and trace, with the paper's figures."""
-    time = {(r["trace"], r["policy"], r["engine"]): r["seconds"] for r in records}
-    lines = []
-    for (trace, policy, engine), seconds in sorted(time.items()):
-        base = time.get((trace, "dfs", engine))
-        vllm = time.get((trace, "dfs", "mixed"))
-        if policy == "dfs" or base is None:
-            continue
-        more = f", {vllm / seconds:.3f}x over dfs:mixed" if vllm else ""
-        lines.append(f"#{trace} {policy}:{engine} {base / seconds:.3f}x over dfs:{engine}{more}")
-    lines.append("paper: blend 1.19x to 1.23x over dfs:overlapped, up to 1.44x over dfs:mixed")
-    return "\n".join(lines)
-
-
-def _write_csv(path: Path, records: list[dict[str, Any]]) -> None:
-    if not records:
-        return
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(records[0]))
-        writer.writeheader()
-        writer.writerows(records)
+    return all(record.get(name) == value for name, value in asdict(run).items())
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+import os
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
+import numpy as np
 from benchmark.paper.models import MODELS
 from benchmark.workloads import PAPER_TRACES, MixTarget, synthesise
+from benchmark.workloads.traces import with_video_tokens
 
 from sglang.srt.blend.core.cost_model import CostModel
 from sglang.srt.blend.core.engines import PoolWork, practical_optimum
@@ -20,8 +24,10 @@ class Run:
     """One simulation; everything that decides its result.
 
     Attributes:
-        trace: 1 to 4, the paper's headline traces.
+        trace: 1 to 4, the paper's headline traces; 0 is a mix of its own density and sharing.
         chunk: tokens per prefill chunk.
+        video_tokens: mean answer of the memory trace; the paper normalises to 16K.
+        variant: a name of `VARIANTS`, what is changed about the policy or about what it knows.
     """
 
     trace: int
@@ -33,10 +39,31 @@ class Run:
     compute: str = "burstgpt"
     chunk: int = 8192
     seed: int = 0
+    video_tokens: int = 16384
+    density: float = 0.0
+    sharing: float = 0.0
+    variant: str = ""
 
     @property
     def target(self) -> MixTarget:
-        return PAPER_TRACES[self.trace - 1]
+        return PAPER_TRACES[self.trace - 1] if self.trace else MixTarget(self.density, self.sharing)
+
+    @property
+    def name(self) -> str:
+        """Of the workload, for tables."""
+        return f"#{self.trace}" if self.trace else f"{self.density:.2f}/{self.sharing:.0%}"
+
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "": {},
+    "no split": {"blend_sharing_budget": 1.0},
+    "no pace": {"blend_engine": "alternating"},
+    "no sample": {"blend_sample_fraction": 0.0},
+    "sample 0.1%": {"blend_sample_fraction": 0.001},
+    "sample 10%": {"blend_sample_fraction": 0.1},
+    "known lengths": {},
+}
+"""Server arguments of each ablation; "known lengths" tells the policy every output length instead."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +75,9 @@ class Row:
         throughput: tokens/s, shared tokens included.
         optimum_share: practical optimum of the engine / seconds.
         bound_share: the same with one pass for each token of the longest answer, which no schedule avoids.
-        sharing, sharing_possible: share of prompt tokens not computed, and by a depth-first walk at best.
+        sharing_reached, sharing_possible: share of prompt tokens not computed, and by a depth-first walk at
+            best.
+        density_reached: of the mix, which approaches its target.
         longest_answer: output tokens of the longest request.
         python_seconds: CPU time of scheduling.
     """
@@ -58,9 +87,9 @@ class Row:
     throughput: float
     optimum_share: float
     bound_share: float
-    sharing: float
+    sharing_reached: float
     sharing_possible: float
-    density: float
+    density_reached: float
     steps: int
     retractions: int
     longest_answer: int
@@ -73,7 +102,18 @@ class Row:
 
 
 def workload_of(run: Run) -> Workload:
-    return synthesise(run.target, run.requests, cost_model(run), compute=run.compute, seed=run.seed)
+    workload = synthesise(
+        run.target,
+        run.requests,
+        cost_model(run),
+        compute=run.compute,
+        seed=run.seed,
+        specs=with_video_tokens(run.video_tokens),
+    )
+    if run.variant == "known lengths":
+        known = np.ones(len(workload), np.bool_)
+        return replace(workload, known=known, max_new_tokens=workload.output)
+    return workload
 
 
 def execute(run: Run) -> Row:
@@ -92,6 +132,7 @@ def execute(run: Run) -> Row:
         tensor_parallel=model.tensor_parallel,
         seed=run.seed,
         chunked_prefill_size=run.chunk,
+        **VARIANTS[run.variant],
     )
     order = workload.depth_first_order()
     pool = PoolWork.of(workload.prompt[order], workload.output[order], workload.tree(cost).lcp)
@@ -102,14 +143,19 @@ def execute(run: Run) -> Row:
         throughput=result.throughput,
         optimum_share=practical_optimum(times, run.engine, pool) / result.seconds,
         bound_share=practical_optimum(times, run.engine, pool, min_steps=longest) / result.seconds,
-        sharing=result.sharing,
+        sharing_reached=result.sharing,
         sharing_possible=statistics.sharing,
-        density=statistics.density,
+        density_reached=statistics.density,
         steps=len(result.steps),
         retractions=result.retractions,
         longest_answer=longest,
         python_seconds=result.python_seconds,
     )
+
+
+def silence() -> None:
+    """Send what imports and a scheduler log nowhere, for the life of a process that only computes."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
 
 
 def cost_model(run: Run) -> CostModel:

@@ -7,10 +7,12 @@ and three conditions (density, sharing, number of requests) that are linear in t
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
-from benchmark.workloads.traces import make_trace
+from benchmark.workloads.traces import TRACES, TraceSpec, make_trace
 from numpy.typing import NDArray
 
 from sglang.srt.blend.core.cost_model import CostModel
@@ -46,22 +48,32 @@ def synthesise(
     memory: str = "openvid",
     sharing: str = "mmlu",
     seed: int = 0,
+    specs: Mapping[str, TraceSpec] = TRACES,
 ) -> Workload:
     """A shuffled mix of three traces that hits the target.
 
     Requests of the memory trace are few and long, so their number is rounded first and the others follow;
     the mix has about `requests` requests (the fewer, the less exactly).
 
+    Args:
+        compute, memory, sharing: names in `specs`.
+
     Raises:
         ValueError: no mix of these traces has that density and sharing.
     """
     names = (compute, memory, sharing)
-    averages = np.array([_averages(make_trace(name, 2000, seed=seed), cost) for name in names])
+    make = partial(make_trace, seed=seed, specs=specs)
+    averages = np.array([_averages(make(name, 2000), cost) for name in names])
     memory_requests = max(1, round(requests * float(_shares(averages, target, names)[1])))
     best: tuple[float, Workload] | None = None
     for _ in range(6):  # averages change a little with the number of requests: measure and solve again
-        counts = _counts(averages, target, memory_requests, names)
-        parts = [make_trace(name, int(count), seed=seed) for name, count in zip(names, counts, strict=True)]
+        try:
+            counts = _counts(averages, target, memory_requests, names)
+        except ValueError:
+            if best is None:
+                raise
+            break  # so few requests that their averages do not settle
+        parts = [make(name, int(count)) for name, count in zip(names, counts, strict=True)]
         mix = concatenate([part for part in parts if len(part)])
         reached = mix.statistics(cost)
         error = abs(reached.density / target.density - 1) + abs(reached.sharing - target.sharing)

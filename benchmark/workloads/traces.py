@@ -8,7 +8,8 @@ gives the trace its sharing; MMLU shares one few-shot prefix per subject.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 import numpy as np
 from benchmark.workloads.lengths import LengthDistribution
@@ -71,17 +72,39 @@ TRACES: dict[str, TraceSpec] = {
 }
 
 
-def make_trace(name: str, requests: int, *, seed: int = 0) -> Workload:
+def with_video_tokens(mean: int) -> dict[str, TraceSpec]:
+    """The traces, with OpenVid's answers normalised to another mean.
+
+    Shorter ones allow a small trace that is large beside its longest answer.
+    """
+    spec = TRACES["openvid"]
+    scale = mean / spec.output.mean
+    output = LengthDistribution(
+        mean,
+        spec.output.deviation * scale,
+        int(spec.output.low * scale),
+        int(spec.output.high * scale),
+        max(int(spec.output.unit * scale), 1),
+    )
+    return {**TRACES, "openvid": replace(spec, output=output, max_new_tokens=output.high)}
+
+
+def make_trace(
+    name: str, requests: int, *, seed: int = 0, specs: Mapping[str, TraceSpec] = TRACES
+) -> Workload:
     """A synthetic trace; equal arguments give equal tokens.
+
+    Args:
+        specs: where `name` is looked up.
 
     Raises:
         ValueError: an unknown name.
     """
-    if name not in TRACES:
-        raise ValueError(f"trace {name!r}: unknown; choose one of {', '.join(TRACES)}")
-    spec = TRACES[name]
+    if name not in specs:
+        raise ValueError(f"trace {name!r}: unknown; choose one of {', '.join(specs)}")
+    spec = specs[name]
     # Names seed too: traces differ, and share no system prompt, whatever else is mixed with them.
-    rng = np.random.default_rng([seed, list(TRACES).index(name)])
+    rng = np.random.default_rng([seed, list(specs).index(name)])
     prompt = spec.prompt.draw(requests, rng)
     output = spec.output.draw(requests, rng)
     prefixes = rng.integers(1000, VOCABULARY, (spec.groups, spec.shared), dtype=np.int32)

@@ -1,0 +1,197 @@
+"""What a table of runs says: speed-ups, share of the optimum, sharing kept, next to the paper's figures."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+Record = Mapping[str, Any]
+Bars = Mapping[str, float]
+
+BARS: Bars = {
+    "blend over dfs, overlapped, mean": 1.25,
+    "blend overlapped over dfs mixed, best": 1.55,
+    "blend over dfs, mixed, mean": 1.08,
+    "share of practical optimum, mean": 0.95,
+    "sharing kept, mean": 0.99,
+}
+PAPER = {
+    "blend over dfs, overlapped, mean": "1.208",
+    "blend overlapped over dfs mixed, best": "1.44",
+    "blend over dfs, mixed, mean": "-",
+    "share of practical optimum, mean": "0.866",
+    "sharing kept, mean": "0.97",
+}
+_WORKLOAD = (
+    "trace",
+    "density",
+    "sharing",
+    "compute",
+    "model",
+    "hardware",
+    "requests",
+    "video_tokens",
+    "seed",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One workload, as ratios; None where a run that it needs is not in the table."""
+
+    name: str
+    overlapped: float | None
+    over_vllm: float | None
+    mixed: float | None
+    optimum_share: float | None
+    bound_share: float | None
+    sharing_kept: float | None
+
+
+def lines(records: Sequence[Record]) -> list[Line]:
+    """One line per workload, in the table's order; ablations are not in them."""
+    workloads: dict[tuple[Any, ...], dict[tuple[str, str], Record]] = {}
+    for record in records:
+        if not record["variant"]:
+            key = tuple(record[field] for field in _WORKLOAD)
+            workloads.setdefault(key, {})[record["policy"], record["engine"]] = record
+    result = []
+    for runs in workloads.values():
+        best = runs.get(("blend", "overlapped"))
+        any_run = next(iter(runs.values()))
+        result.append(
+            Line(
+                name=_name(any_run),
+                overlapped=_ratio(runs, ("dfs", "overlapped"), ("blend", "overlapped")),
+                over_vllm=_ratio(runs, ("dfs", "mixed"), ("blend", "overlapped")),
+                mixed=_ratio(runs, ("dfs", "mixed"), ("blend", "mixed")),
+                optimum_share=best and best["optimum_share"],
+                bound_share=best and best["bound_share"],
+                sharing_kept=best and best["sharing_reached"] / best["sharing_possible"],
+            )
+        )
+    return result
+
+
+def summary(table: Sequence[Line]) -> dict[str, float]:
+    """The figures that have a bar, as far as the table has them."""
+    values = {
+        "blend over dfs, overlapped, mean": [line.overlapped for line in table],
+        "blend overlapped over dfs mixed, best": [line.over_vllm for line in table],
+        "blend over dfs, mixed, mean": [line.mixed for line in table],
+        "share of practical optimum, mean": [line.optimum_share for line in table],
+        "sharing kept, mean": [line.sharing_kept for line in table],
+    }
+    present = {name: [value for value in row if value is not None] for name, row in values.items()}
+    return {name: max(row) if name.endswith("best") else mean(row) for name, row in present.items() if row}
+
+
+def missed(figures: Mapping[str, float]) -> list[str]:
+    """Names of the bars that were not reached."""
+    return [name for name, value in figures.items() if value < BARS[name]]
+
+
+def text(records: Sequence[Record]) -> str:
+    """The table for people."""
+    table = lines(records)
+    head = (
+        "workload",
+        "blend/dfs overl.",
+        "over dfs mixed",
+        "blend/dfs mixed",
+        "optimum share",
+        "bound share",
+        "sharing kept",
+    )
+    rows = [
+        (
+            line.name,
+            *(_show(value, "x") for value in (line.overlapped, line.over_vllm, line.mixed)),
+            *(_show(value, "%") for value in (line.optimum_share, line.bound_share, line.sharing_kept)),
+        )
+        for line in table
+    ]
+    out = ["  ".join(f"{cell:>16}" for cell in row) for row in (head, *rows)]
+    figures = summary(table)
+    out += ["", f"{'':<40}{'paper':>8}{'bar':>8}{'here':>8}   (simulated)"]
+    for name, value in figures.items():
+        mark = "" if value >= BARS[name] else "   missed"
+        out.append(f"{name:<40}{PAPER[name]:>8}{BARS[name]:>8.3f}{value:>8.3f}{mark}")
+    out += [
+        f"{_name(record)} {record['variant']:<14}{ratio:.3f} of blend's speed"
+        for record in records
+        if record["variant"]
+        for ratio in (_blend(record, records) / record["seconds"],)
+    ]
+    return "\n".join(out)
+
+
+def write_csv(path: Path, records: Sequence[Record]) -> None:
+    if records:
+        with path.open("w", newline="") as file:
+            writer = csv.DictWriter(file, list(records[0]))
+            writer.writeheader()
+            writer.writerows(records)
+
+
+def draw(path: Path, records: Sequence[Record]) -> None:
+    """Bars of speed-up over depth-first order on the same engine, one group per workload."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    table = [line for line in lines(records) if line.overlapped or line.mixed]
+    if not table:
+        return
+    figure, axes = plt.subplots(figsize=(max(6.0, 0.45 * len(table)), 3.6), layout="constrained")
+    for offset, (label, values) in enumerate(
+        {"overlapped": [t.overlapped for t in table], "mixed": [t.mixed for t in table]}.items()
+    ):
+        places = [i + 0.4 * offset - 0.2 for i in range(len(table))]
+        axes.bar(places, [value or 0.0 for value in values], width=0.38, label=f"both {label}")
+    axes.axhline(1.0, color="black", linewidth=0.8)
+    axes.set_xticks(range(len(table)), [line.name for line in table], rotation=90 if len(table) > 8 else 0)
+    axes.set_ylabel("blend's speed / depth-first order's")
+    axes.set_title("Simulated")
+    axes.legend()
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def _name(record: Record) -> str:
+    name = f"#{record['trace']}" if record["trace"] else f"{record['density']:.2f}/{record['sharing']:.0%}"
+    extras = [
+        record[field]
+        for field, usual in (("compute", "burstgpt"), ("model", "llama-3-8b"), ("hardware", "a100-80gb"))
+        if record[field] != usual
+    ]
+    return " ".join([name, *extras])
+
+
+def _blend(variant: Record, records: Sequence[Record]) -> float:
+    """Seconds of the same run without the variation."""
+    same = (*_WORKLOAD, "policy", "engine")
+    return next(
+        float(r["seconds"])
+        for r in records
+        if not r["variant"] and all(r[field] == variant[field] for field in same)
+    )
+
+
+def _ratio(
+    runs: Mapping[tuple[str, str], Record], base: tuple[str, str], other: tuple[str, str]
+) -> float | None:
+    if base not in runs or other not in runs:
+        return None
+    return float(runs[base]["seconds"] / runs[other]["seconds"])
+
+
+def _show(value: float | None, unit: str) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.3f}x" if unit == "x" else f"{value:.1%}"

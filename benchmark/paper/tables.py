@@ -1,0 +1,88 @@
+"""Which simulations make up each table of the evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import product
+
+from benchmark.paper.compare import VARIANTS, Run
+from benchmark.paper.models import MODELS
+
+FULL, QUICK = 40_000, 10_000
+QUICK_VIDEO_TOKENS = 2048
+
+_ENGINES = ("alternating", "mixed", "overlapped")
+
+
+def traces() -> list[Run]:
+    """The four headline traces under every order that is compared."""
+    schedules = [
+        *product(("dfs", "random", "fcfs"), ("alternating", "mixed")),
+        ("dfs", "overlapped"),
+        ("random", "overlapped"),
+        ("lof", "mixed"),
+        *(("blend", engine) for engine in _ENGINES),
+    ]
+    return [Run(trace, *schedule, FULL) for trace in (1, 2, 3, 4) for schedule in schedules]
+
+
+def headline() -> list[Run]:
+    """The four headline traces: blend and depth-first order where passes hold prefill and decode."""
+    schedules = product(("dfs", "blend"), ("mixed", "overlapped"))
+    return [Run(trace, *schedule, FULL) for schedule in schedules for trace in (1, 2, 3, 4)]
+
+
+def quick() -> list[Run]:
+    """`headline` scaled down: a quarter of the requests, and answers an eighth as long."""
+    return [replace(run, requests=QUICK, video_tokens=QUICK_VIDEO_TOKENS) for run in headline()]
+
+
+def _grid(compute: str, densities: list[float], sharings: list[float]) -> list[Run]:
+    points = product(densities, sharings, ("dfs", "blend"))
+    return [
+        Run(
+            0,
+            policy,
+            "overlapped",
+            QUICK,
+            compute=compute,
+            video_tokens=QUICK_VIDEO_TOKENS,
+            density=round(density, 2),
+            sharing=round(sharing, 2),
+        )
+        for density, sharing, policy in points
+    ]
+
+
+def grid() -> list[Run]:
+    """Density 0.80 to 1.40 by 0.05, sharing 5% to 45% by 10%: 65 mixes with BurstGPT, scaled."""
+    return _grid("burstgpt", [0.8 + 0.05 * i for i in range(13)], [0.05 + 0.1 * i for i in range(5)])
+
+
+def variance() -> list[Run]:
+    """Corners and middle of the grid with Azure, ShareGPT and WildChat as the compute trace, scaled."""
+    names = ("azure", "sharegpt", "wildchat")
+    return [run for name in names for run in _grid(name, [0.8, 1.1, 1.4], [0.05, 0.15])]
+
+
+def models() -> list[Run]:
+    """Trace 1, scaled, for every model of the paper, on A100s and H100s."""
+    return [
+        replace(run, model=model, hardware=hardware)
+        for model, hardware in product(MODELS, ("a100-80gb", "h100"))
+        for run in quick()
+        if run.trace == 1 and run.engine == "overlapped"
+    ]
+
+
+def ablations() -> list[Run]:
+    """Traces 1 and 2, scaled: blend without one of its parts, or told more or less."""
+    base = [run for run in quick() if run.trace in (1, 2) and run.engine == "overlapped"]
+    blend = [run for run in base if run.policy == "blend"]
+    return base + [replace(run, variant=variant) for variant in VARIANTS if variant for run in blend]
+
+
+TABLES: dict[str, Callable[[], list[Run]]] = {
+    table.__name__: table for table in (traces, headline, quick, grid, variance, models, ablations)
+}
