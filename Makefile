@@ -13,10 +13,10 @@ LAST := test/runtime/ test/batch/ test/e2e/
 TESTS := $(wildcard test/test_*.py) $(filter-out $(LAST),$(sort $(wildcard test/*/))) $(LAST)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test kernels-asan paper paper-quick lint format clean
+.PHONY: help setup demo test bench-cpu-quick kernels-asan paper paper-quick lint format clean
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
 setup: $(STAMP) ## Virtual environment with every tested version (5 to 10 minutes the first time)
 
@@ -39,6 +39,17 @@ demo: setup ## Answer the 40 requests of examples/demo.jsonl with a real model, 
 
 test: setup ## All tests: fast ones first, real servers last
 	$(BIN)/python -m pytest $(TESTS)
+
+QUICK := bench-cpu-quick
+QUICK_POLICIES := --only fcfs $(foreach policy,fcfs dfs-weight lof blend,--only "$(policy), mixed chunk")
+
+# A small version of docs/performance.md: one round, a third of the requests, half of the KV cache.
+bench-cpu-quick: setup ## Ratios of policies and kernels on this CPU, under 10 minutes (VLLM_PYTHON=path adds vLLM)
+	$(BIN)/python -m benchmark.cpu_steps --rounds 1 --steps 8 --out $(QUICK)/steps
+	$(BIN)/python -m benchmark.offline_throughput --rounds 1 --scale 0.3 --kv-tokens 4096 $(QUICK_POLICIES) \
+		$(foreach trace,1 2 3 4,--workload trace$(trace)) --out $(QUICK)/offline \
+		$(if $(VLLM_PYTHON),--vllm-python $(VLLM_PYTHON))
+	$(BIN)/python -m benchmark.cpu_figures --steps $(QUICK)/steps/results.json --offline $(QUICK)/offline/results.json
 
 # Both libraries must be loaded before anything else. Leaks are not looked for: Python and PyTorch free little
 # when they exit.

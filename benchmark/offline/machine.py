@@ -1,0 +1,43 @@
+"""The machine that is measured: what to note about it, and what it runs best with."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import subprocess
+from importlib.metadata import version
+from typing import Any
+
+import torch
+
+
+def add_machine_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model-path", default="smollm2", help="default: smollm2, embedded")
+    parser.add_argument(
+        "--dtype",
+        choices=("auto", "float32", "bfloat16"),
+        default="auto",
+        help="of all engines. auto: bfloat16 on CPUs with AMX, float32 otherwise (docs/performance.md)",
+    )
+    parser.add_argument(
+        "--threads", type=int, default=os.cpu_count() or 1, metavar="N", help="default: one per core"
+    )
+
+
+def best_dtype() -> str:
+    """What products of matrices are fastest in."""
+    return "bfloat16" if torch.cpu.get_capabilities().get("amx_bf16") else "float32"
+
+
+def describe_machine() -> dict[str, Any]:
+    """CPU, load, versions and the commit that is measured."""
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
+    return {
+        "cpu": torch.cpu.get_capabilities().get("cpu_name") or platform.machine(),
+        "cores": os.cpu_count(),
+        "load_average": round(os.getloadavg()[0], 2),
+        "torch": torch.__version__,
+        "sglang": version("sglang"),
+        "commit": commit.stdout.strip(),
+    }

@@ -1,0 +1,97 @@
+"""Worker with one `sgl.Engine`: the same pool barrier for every policy, so that each sees the whole pool.
+
+The clock runs from the moment the scheduler may admit, with every request in its queue, to the last answer:
+start-up, warm-up and submission are not in it. Prompts come and answers go as token ids.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from benchmark.offline.pool_file import Pool, check_lengths, read_pool, warm_up_pool
+from benchmark.offline.protocol import Message, serve
+from benchmark.offline.scheduler_hooks import OUTPUT_TOKENS, run_scheduler, summarise_steps
+
+
+class MeasuredEngine:
+    """An engine and the log of its scheduler's steps.
+
+    Args:
+        options: keyword arguments of `sgl.Engine`.
+    """
+
+    def __init__(self, options: dict[str, Any]) -> None:
+        from sglang.srt.entrypoints.engine import Engine
+
+        self._folder = tempfile.TemporaryDirectory()
+        self._log = Path(self._folder.name) / "steps.jsonl"
+        self._log.touch()
+        scheduler = functools.partial(run_scheduler, str(self._log))
+        engine_class = type(
+            "MeasuredEngine", (Engine,), {"run_scheduler_process_func": staticmethod(scheduler)}
+        )
+        self._engine = engine_class(**options)
+        self._file = self._log.open()
+
+    def run(self, pool: Pool) -> Message:
+        """Answer the pool with an empty cache.
+
+        Raises:
+            RuntimeError: the cache could not be emptied, or an answer has another length than it should.
+        """
+        if not self._engine.flush_cache().success:
+            raise RuntimeError("the cache could not be emptied: requests are still running")
+        self._file.readlines()
+        seconds, answers = self._engine.loop.run_until_complete(self._answer(pool))
+        usage = [answer["meta_info"] for answer in answers]
+        check_lengths(pool, [info["completion_tokens"] for info in usage])
+        return {
+            "seconds": seconds,
+            "cached_tokens": sum(info["cached_tokens"] for info in usage),
+            "retractions": sum(info["num_retractions"] for info in usage),
+            **summarise_steps(self._file.readlines()),
+        }
+
+    async def _answer(self, pool: Pool) -> tuple[float, list[Any]]:
+        from sglang.batch.barrier import SchedulerBarrier
+
+        barrier = SchedulerBarrier(self._engine.tokenizer_manager)
+        await barrier.close()
+        ids = [f"request-{i}" for i in range(len(pool))]
+        tasks = [asyncio.ensure_future(self._request(pool, i, rid)) for i, rid in enumerate(ids)]
+        await barrier.settle(set(ids), ids)
+        start = time.perf_counter()
+        await barrier.open()
+        answers = await asyncio.gather(*tasks)
+        return time.perf_counter() - start, answers
+
+    async def _request(self, pool: Pool, i: int, rid: str) -> Any:
+        known = bool(pool.known[i])
+        params: dict[str, Any] = {
+            "temperature": 0,
+            "max_new_tokens": int(pool.output[i] if known else pool.max_new_tokens[i]),
+            "ignore_eos": known,
+            "custom_params": {OUTPUT_TOKENS: int(pool.output[i])},
+        }
+        return await self._engine.async_generate(input_ids=pool.prompts[i], sampling_params=params, rid=rid)
+
+    def kv_capacity(self) -> int:
+        """Tokens of the KV pool."""
+        state = self._engine.get_server_info()["internal_states"][0]
+        return int(state["memory_usage"]["token_capacity"])
+
+
+def start(options: Message) -> tuple[Callable[[Message], Message], Message]:
+    engine = MeasuredEngine(options)
+    engine.run(warm_up_pool())
+    return lambda message: engine.run(read_pool(message["pool"])), {"kv_capacity": engine.kv_capacity()}
+
+
+if __name__ == "__main__":
+    serve(start)
