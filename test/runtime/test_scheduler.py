@@ -242,6 +242,22 @@ def test_on_a_trickle_nobody_is_delayed(tiny_llama):
                 assert [req.rid for req in batch.reqs] == rids
 
 
+def test_on_a_trickle_nobody_is_delayed_by_a_plan_that_has_run_dry(tiny_llama):
+    """Its partition kept half of the memory for a compute side that nobody belongs to any more."""
+    with lone_scheduler(
+        tiny_llama, schedule_policy="blend", max_total_tokens=2000, chunked_prefill_size=-1
+    ) as lone:
+        rng = random.Random(0)
+        for _ in range(60):
+            lone.submit(_tokens(rng, rng.choice((20, 300))), rng.choice((2, 60)), max_new_tokens=64)
+        lone.run()
+        assert numbers(lone)["replans"] > 0
+        for _ in range(6):
+            lone.submit(_tokens(rng, 200), 60, max_new_tokens=64)
+            lone.step()
+            assert not lone.scheduler.waiting_queue
+
+
 def test_higher_priorities_are_admitted_first(tiny_llama):
     with lone_scheduler(
         tiny_llama, schedule_policy="blend", enable_priority_scheduling=True, default_priority_value=0

@@ -221,8 +221,14 @@ class RequestPool:
             self.sharing_possible = self.planner.sharing_ratio
 
     def side(self, slot: int) -> Side:
-        """The end of the plan from which a waiting request was proposed, or else the one it is nearer to."""
+        """The end of the plan from which a waiting request was proposed, or else the one it is nearer to.
+
+        When everything fits there is nothing to divide: all count as compute side, for which no room is
+        kept free by others.
+        """
         planner = self.planner
+        if self.everything_fits:
+            return Side.COMPUTE
         side = planner.scanner.proposed_side(slot)
         if side is None:
             prompt = len(self._requests[slot].origin_input_ids)
