@@ -230,6 +230,7 @@ def test_with_nothing_running_somebody_is_always_offered(make_pool):
         ({"ignore_eos": False}, 0),
         ({"ignore_eos": False, "min_new_tokens": 100}, 100),
         ({"stop_strs": ["\n"]}, 0),
+        ({"ignore_eos": False, "min_new_tokens": 100, "stop_strs": ["\n"]}, 0),
         ({"json_schema": "{}"}, 0),
         ({"ignore_eos": False, "output": 1}, 1),
     ],

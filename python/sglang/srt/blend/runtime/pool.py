@@ -343,10 +343,12 @@ def known_output(req: Any) -> int:
     """Output tokens that the request itself fixes; 0 when they are open."""
     params = req.sampling_params
     longest = _max_new_tokens(req)
-    if longest <= 1 or params.min_new_tokens >= longest:
+    if longest <= 1:
         return longest
+    runs_on = params.ignore_eos or params.min_new_tokens >= longest
+    # These end an answer whatever its least length.
     open_end = params.stop_strs or params.stop_regex_strs or _has_grammar(req)
-    return longest if params.ignore_eos and not open_end else 0
+    return longest if runs_on and not open_end else 0
 
 
 def _has_grammar(req: Any) -> bool:
