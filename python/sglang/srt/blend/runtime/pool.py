@@ -8,7 +8,6 @@ deterministic, so all tensor-parallel ranks hold equal pools.
 
 from __future__ import annotations
 
-import heapq
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -251,16 +250,18 @@ class RequestPool:
             missing = self._classes[priority] - len(members)
             chosen += _both_ends(members, limit - len(chosen))
             if missing and len(chosen) < limit:
-                chosen += self._unplanned(priority, set(chosen), limit - len(chosen))
+                chosen += self._unplanned(priority, chosen, limit - len(chosen))
             if len(chosen) >= limit:
                 break
         return chosen
 
-    def _unplanned(self, priority: int, planned: set[int], limit: int) -> list[int]:
+    def _unplanned(self, priority: int, planned: list[int], limit: int) -> list[int]:
         """Members of a class that arrived after the last plan, in order of arrival."""
-        slots = np.flatnonzero(self._waiting & (self._priority == priority))
-        late = (slot for slot in slots.tolist() if slot not in planned)
-        return heapq.nsmallest(limit, late, key=self._arrival.__getitem__)
+        late = self._waiting & (self._priority == priority)
+        late[planned] = False
+        slots = np.flatnonzero(late)
+        first: list[int] = slots[np.argsort(self._arrival[slots])[:limit]].tolist()
+        return first
 
     def _arrival_key(self, req: Any) -> tuple[int, int]:
         slot = req.blend_slot
