@@ -86,7 +86,7 @@ def check(options: argparse.Namespace, server: Sequence[str]) -> RunArguments:
             raise BadUsage(f"-{flag[0]}/--{flag} is required")
     if options.pool < 1:
         raise BadUsage(f"--pool {options.pool}: at least one request must be in flight")
-    _check_input(options.input)
+    check_input(options.input)
     _check_output(options.output, options.input, overwrite=options.overwrite)
     for flag, path in (("--report", options.report), ("--report-png", options.report_png)):
         if path is not None and not path.parent.is_dir():
@@ -104,7 +104,7 @@ def check(options: argparse.Namespace, server: Sequence[str]) -> RunArguments:
     )
 
 
-def _check_input(path: Path) -> None:
+def check_input(path: Path) -> None:
     if path.is_dir():
         raise BadUsage(f"--input {path}: is a folder; name a .jsonl file")
     try:
@@ -150,8 +150,11 @@ def _config_keys(server: Sequence[str]) -> set[str]:
     return {f"--{key}".replace("_", "-") for key in config} if isinstance(config, dict) else set()
 
 
-def parse_server_args(argv: list[str]) -> Any:
+def parse_server_args(argv: list[str], *, usage: str = USAGE) -> Any:
     """Upstream's `ServerArgs`, from upstream's parser.
+
+    Args:
+        usage: of the command that takes the flags, for error messages.
 
     Raises:
         SystemExit: the parser printed an error (2).
@@ -166,7 +169,7 @@ def parse_server_args(argv: list[str]) -> Any:
     if "--config" not in argv:
         # The same flags first under a usage line of our own: upstream's is 300 lines long and would
         # push its error message off the screen.
-        _server_parser(usage=USAGE).parse_args(argv)
+        _server_parser(usage).parse_args(argv)
     try:
         server_args = prepare_server_args(argv)
     except (ValueError, AssertionError) as error:
@@ -181,12 +184,13 @@ def print_server_help() -> None:
     from sglang.srt.plugins import load_plugins
 
     load_plugins()
-    _server_parser(usage=USAGE).print_help()
+    _server_parser(USAGE).print_help()
 
 
 def _server_parser(usage: str) -> argparse.ArgumentParser:
     from sglang.srt.server_args import ServerArgs
 
-    parser = argparse.ArgumentParser(prog="sglang-batch run", usage=usage, add_help=False)
+    command = " ".join(usage.split()[:2])
+    parser = argparse.ArgumentParser(prog=command, usage=usage, add_help=False)
     ServerArgs.add_cli_args(parser)
     return parser

@@ -12,7 +12,7 @@ import sys
 import warnings
 from collections.abc import Sequence
 
-from sglang.batch import arguments, calibrate
+from sglang.batch import arguments, calibrate, plan_arguments
 from sglang.batch.arguments import BAD_USAGE, BadUsage
 from sglang.batch.smollm2 import ModelUnavailable, resolve_model_path
 
@@ -40,6 +40,11 @@ def _main(argv: Sequence[str] | None) -> int:
             if rest:
                 parser.error(f"unrecognized arguments: {' '.join(rest)}")
             return calibrate.run(options)
+        if options.command == "plan":
+            checked_plan = plan_arguments.check_plan(options, rest)
+            from sglang.batch.plan import plan
+
+            return plan(checked_plan)
         if options.help_server:
             arguments.print_server_help()
             return 0
@@ -78,6 +83,18 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     arguments.add_run_arguments(run)
+    plan = commands.add_parser(
+        "plan",
+        usage=plan_arguments.USAGE,
+        help="tell what a file of requests will take on a GPU",
+        description="Tell what a file of requests in OpenAI Batch format will take on a GPU, by simulation:"
+        " time per schedule, sharing, memory, flags to use. Needs the model's config and tokenizer, neither"
+        " weights nor a GPU. Server flags that change a schedule or a template are accepted too.",
+        epilog="exit codes: 0 all lines planned, 1 some lines cannot be run, 2 bad usage, 3 a simulation"
+        " failed, 130 interrupted",
+        allow_abbrev=False,
+    )
+    plan_arguments.add_plan_arguments(plan)
     model = commands.add_parser(
         "model",
         help="print the folder of a model, e.g. for `sglang serve`",

@@ -1,0 +1,15 @@
+"""Imported once by the process that simulations fork off from: what takes them longest to import.
+
+Importing it has effects: never do so anywhere else.
+"""
+
+import importlib
+import logging
+
+logging.disable(logging.WARNING)  # upstream remarks on kernels that no simulation needs; its errors are heard
+for _name in (
+    "sglang.srt.entrypoints.engine",
+    "sglang.srt.managers.scheduler",
+    "sglang.srt.models.registry",
+):
+    importlib.import_module(_name)
