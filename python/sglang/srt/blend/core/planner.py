@@ -36,8 +36,8 @@ Ints = NDArray[np.int64]
 
 # Plan position of a request that came after the plan: used, but later than any planned one.
 _UNPLANNED = NEVER - 1
-# Answers capped at so few tokens need no sample: whatever their length is, it changes little, while a sample's
-# prefix may have left the cache when its relatives' turn comes.
+# Answers capped at so few tokens need no sample: whatever their length is, it changes little, while the
+# prefix of a sample may have left the cache when its relatives' turn comes.
 _SHORT_CAP = 16
 # Departures after which the sorted prompts are compacted even if nobody asks for a plan.
 _MAX_GONE = 4096
