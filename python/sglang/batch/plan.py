@@ -157,7 +157,7 @@ def _times(model: PlannedModel, hardware: Hardware, degree: int) -> StepTimeMode
 
 
 def _optimum(workload: Workload, times: StepTimeModel, engine: str) -> float:
-    """Seconds that no schedule can beat, given that the longest answer takes a pass for each token."""
+    """Practical optimum in seconds, given that the longest answer takes a pass for each token."""
     order, tree = workload.depth_first_order(), workload.tree(_cost(times))
     pool = PoolWork.of(workload.prompt[order], workload.output[order], tree.lcp)
     return practical_optimum(times, engine, pool, min_steps=int(workload.output.max()))

@@ -115,7 +115,7 @@ def _policy(seconds: Mapping[Schedule, float], engine: str, *, everything_fits: 
     gain = others[best] / times["blend"]
     gains = ", ".join(f"{time / times['blend']:.2f}x over {policy}" for policy, time in others.items())
     if gain >= WORTH_IT:
-        return Flag(_policy_text("blend"), f"{gains} on the {engine} engine (simulated).{fits}")
+        return Flag(_policy_text("blend"), f"{gains} on the {engine} engine (simulated).")
     if gain > 1 / WORTH_IT:
         return Flag(
             _policy_text("blend"),

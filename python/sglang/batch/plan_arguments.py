@@ -91,8 +91,8 @@ def add_plan_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=SIMULATE_REQUESTS,
         metavar="N",
-        help="simulate a sample of whole prefix groups where there are more requests; 0 gives only the bound"
-        " that no schedule can beat (default: %(default)s)",
+        help="simulate a sample of whole prefix groups where there are more requests; 0 gives only the"
+        " practical optimum, a bound (default: %(default)s)",
     )
     parser.add_argument(
         "--jobs",

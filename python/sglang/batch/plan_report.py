@@ -52,7 +52,7 @@ class PlanReport:
         density: Comp / Mem of the pool with that sharing (paper 4.1).
         kv_capacity, kv_tokens: tokens that fit, and that all requests need together, prefixes counted once.
         weight_bytes: of one GPU's share of the model.
-        optimum: seconds that no schedule can beat, per engine.
+        optimum: practical optimum per engine, which no schedule beats by more than 1%.
         longest_answer: tokens; it takes a pass for each.
         sample: None where nothing was simulated.
     """
@@ -143,15 +143,15 @@ class PlanReport:
 
     def _time_lines(self) -> Iterable[str]:
         engines = list(self.optimum)
-        yield f"\n  {'simulated seconds':<28}" + "".join(f"{engine:>13}" for engine in engines)
+        yield f"\n  {'simulated seconds':<30}" + "".join(f"{engine:>13}" for engine in engines)
         for policy in self.policies:
             yield self._row(LABELS[policy], [self.seconds(policy, engine) for engine in engines])
-        yield self._row("no schedule can beat", list(self.optimum.values()))
+        yield self._row("practical optimum", list(self.optimum.values()))
         for policy in self.policies:
             if policy != "blend" and "blend" in self.policies:
                 yield self._gain(policy, engines)
         if self.sample is None:
-            yield "    not simulated: the last row is a bound, not a prediction"
+            yield "    not simulated: the practical optimum is a bound, not a prediction"
         elif self.sample.requests < self.requests:
             part, whole = (tokens / self.kv_capacity for tokens in (self.sample.kv_tokens, self.kv_tokens))
             yield (
@@ -167,14 +167,14 @@ class PlanReport:
             yield f"    {schedule.policy} on {schedule.engine}: not simulated: {failure.reason}"
 
     def _row(self, name: str, values: Iterable[float | None]) -> str:
-        return f"    {name:<26}" + "".join(f"{_seconds(value):>13}" for value in values)
+        return f"    {name:<28}" + "".join(f"{_seconds(value):>13}" for value in values)
 
     def _gain(self, policy: str, engines: list[str]) -> str:
         cells = []
         for engine in engines:
             theirs, ours = self.seconds(policy, engine), self.seconds("blend", engine)
             cells.append("-" if theirs is None or ours is None else f"{theirs / ours:.2f}x")
-        return f"    {f'blend over {policy}':<26}" + "".join(f"{cell:>13}" for cell in cells)
+        return f"    {f'blend over {policy}':<28}" + "".join(f"{cell:>13}" for cell in cells)
 
     def _bad_lines(self) -> Iterable[str]:
         if not self.bad_lines:
