@@ -19,7 +19,7 @@ def state(
 ) -> dict[str, Any]:
     """A scheduler's blend state, with a KV capacity of 4000 tokens."""
     return {
-        "root_density": density,
+        "pool_density": density,
         "partition_compute_tokens": compute,
         "partition_memory_tokens": 4000 - compute,
         "used_compute_tokens": 100,
@@ -64,11 +64,11 @@ def test_another_policy_has_no_blend_lines() -> None:
     assert not any(word in text for word in ("density", "partition", "possible"))
 
 
-def test_density_and_possible_sharing_are_those_of_the_fullest_pool() -> None:
+def test_density_and_possible_sharing_are_those_of_the_largest_plan() -> None:
     samples = [
-        (1.0, state(waiting=40, density=1.25, sharing_possible=0.6)),
-        (2.0, state(waiting=3, density=0.1, sharing_possible=0.0)),
-        (3.0, state(waiting=0, density=None)),
+        (1.0, state(waiting=0, density=None, sharing_possible=0.0)),
+        (2.0, state(waiting=3, density=0.1, sharing_possible=0.1)),
+        (3.0, state(waiting=0, density=1.25, sharing_possible=0.6)),
     ]
     history = BlendHistory.of(samples)
     assert history is not None
@@ -79,10 +79,13 @@ def test_density_and_possible_sharing_are_those_of_the_fullest_pool() -> None:
 
 
 def test_moments_before_the_first_plan_are_left_out() -> None:
-    before = state(waiting=0, compute=0) | {"partition_memory_tokens": 0}
-    history = BlendHistory.of([(0.0, before), (1.0, state(waiting=2))])
+    nothing = state(waiting=0, compute=0) | {"partition_memory_tokens": 0}
+    history = BlendHistory.of([(0.0, nothing), (1.0, state(waiting=2)), (2.0, nothing)])
     assert history is not None
-    assert [moment.seconds for moment in history.moments] == [1.0]
+    assert [moment.seconds for moment in history.moments] == [1.0, 2.0]
+    divided, undivided = (line.split("|")[1] for line in history.text().splitlines() if "|" in line)
+    assert set(divided) == {"#", "="}
+    assert set(undivided) == {" "}
 
 
 def test_the_text_picture_of_a_long_run_has_few_rows_and_both_ends() -> None:

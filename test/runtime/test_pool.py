@@ -112,6 +112,26 @@ def test_everything_is_offered_in_order_of_arrival_when_it_fits(make_pool):
     assert queue == arrived
 
 
+def test_a_pool_that_fits_is_measured_once_and_again_when_it_has_doubled(make_pool):
+    pool = make_pool(capacity=1_000_000)
+    queue = [request([5] * 50 + [100 + i], 4) for i in range(4)]
+    pool.synchronise(queue)
+    front(pool, queue, 64)
+    assert pool.everything_fits
+    assert pool.sharing_possible == pytest.approx(3 * 50 / (4 * 51))
+    assert 0 < pool.density < float("inf")
+    for late in range(4):
+        queue.append(request([5] * 50 + [200 + late], 4))
+        pool.synchronise(queue)
+        front(pool, queue, 64)
+    assert pool.planner.replans == 1
+    queue.append(request([5] * 50 + [300], 4))
+    pool.synchronise(queue)
+    front(pool, queue, 64)
+    assert pool.planner.replans == 2
+    assert pool.sharing_possible == pytest.approx(8 * 50 / (9 * 51))
+
+
 def test_an_answer_is_reported_and_an_abort_is_not(make_pool):
     pool, queue = make_pool(), mixed_queue(4)
     a, b = queue[:2]

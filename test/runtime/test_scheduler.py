@@ -69,6 +69,9 @@ def test_every_request_is_answered_in_full_in_every_mode(tiny_llama, mode):
         }
         state = numbers(lone)
         assert (state["waiting"], state["running"], state["completions"]) == (0, 0, 100)
+        assert state["pool_density"] > 0
+        assert state["root_density"] is None  # nothing waits: neither a density nor a partition
+        assert state["partition_compute_tokens"] == state["partition_memory_tokens"] == 0
 
 
 @pytest.mark.parametrize("mode_name", ["plain", "mixed chunk, overlap", "pages of 4", "no radix cache"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import dropwhile
 from typing import Any
 
 ROWS = 10
@@ -15,7 +16,8 @@ WIDTH = 40
 
 @dataclass(frozen=True)
 class Moment:
-    """One look at the scheduler. Tokens, except `seconds` since the start of the run."""
+    """One look at the scheduler. Tokens, except `seconds` since the start of the run. Nothing is reserved
+    when nobody waits."""
 
     seconds: float
     compute: int
@@ -24,6 +26,10 @@ class Moment:
     used_compute: int
     used_memory: int
 
+    @property
+    def reserved(self) -> int:
+        return self.compute + self.memory
+
 
 @dataclass(frozen=True)
 class BlendHistory:
@@ -31,7 +37,7 @@ class BlendHistory:
 
     Attributes:
         hardware: profile that the planner's cost model used.
-        density: Comp/Mem of the whole pool on that hardware (paper 4.1); None if it was never seen waiting.
+        density: Comp/Mem of the whole pool on that hardware (paper 4.1); None if nothing of it decodes.
         sharing_possible: part of the pool's prompt tokens that need not be computed, 0 to 1.
         held: times a request waited one step because another computed its prefix.
         retractions: running requests that went back to the queue.
@@ -48,19 +54,20 @@ class BlendHistory:
     def of(cls, states: Sequence[tuple[float, dict[str, Any]]]) -> BlendHistory | None:
         """From `(seconds, scheduler state)` samples; None if there are none (another policy).
 
-        Density and possible sharing are those of the largest pool that a plan has seen.
+        Density and possible sharing are those of the largest pool that a plan has seen. Moments begin with
+        the first plan that divides the memory.
         """
         if not states:
             return None
-        moments = [_moment(seconds, state) for seconds, state in states]
-        whole = max((state for _, state in states), key=lambda state: int(state["waiting"]))
+        moments = (_moment(seconds, state) for seconds, state in states)
+        last = states[-1][1]
         return cls(
-            hardware=str(whole["hardware"]),
-            density=whole["root_density"],
-            sharing_possible=whole["sharing_possible"],
-            held=int(states[-1][1]["held"]),
-            retractions=int(states[-1][1]["retractions"]),
-            moments=tuple(moment for moment in moments if moment.compute + moment.memory > 0),
+            hardware=str(last["hardware"]),
+            density=last["pool_density"],
+            sharing_possible=last["sharing_possible"],
+            held=int(last["held"]),
+            retractions=int(last["retractions"]),
+            moments=tuple(dropwhile(lambda moment: not moment.reserved, moments)),
         )
 
     def text(self) -> str:
@@ -90,9 +97,8 @@ def _moment(seconds: float, state: dict[str, Any]) -> Moment:
 
 
 def _row(moment: Moment) -> str:
-    capacity = max(1, moment.compute + moment.memory)
-    left = round(WIDTH * moment.compute / capacity)
-    picture = "#" * left + "=" * (WIDTH - left)
+    left = round(WIDTH * moment.compute / moment.reserved) if moment.reserved else 0
+    picture = "#" * left + "=" * (WIDTH - left) if moment.reserved else " " * WIDTH
     return f"  {moment.seconds:>9.0f} s     |{picture}|  {moment.used_compute:,} + {moment.used_memory:,}"
 
 

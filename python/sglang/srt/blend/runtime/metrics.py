@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from sglang.srt.blend.core.dual_scan import Partition
+
 if TYPE_CHECKING:
     from sglang.srt.blend.runtime.startup import Blend
 
 _GAUGES = {
     "root_density": "Comp/Mem of the waiting requests with their prefix sharing",
+    "pool_density": "The same of all requests of the largest plan so far",
     "partition_compute_tokens": "KV tokens planned for requests of the compute side",
     "partition_memory_tokens": "KV tokens planned for requests of the memory side",
     "used_compute_tokens": "KV tokens that running requests of the compute side count for",
@@ -28,13 +31,15 @@ _GAUGES = {
 def snapshot(blend: Blend) -> dict[str, Any]:
     """The numbers now; tokens, seconds and counts, JSON-serialisable.
 
-    Densities are None while nothing waits that decodes.
+    Densities are None while nothing waits that decodes; nothing is partitioned while nothing of the plan
+    waits.
     """
     planner, pool = blend.planner, blend.pool
-    partition, used = planner.partition, planner.used
-    density = planner.root_density
+    planned = planner.scanner.num_waiting > 0
+    partition, used = planner.partition if planned else Partition(0, 0), planner.used
     return {
-        "root_density": density if density < float("inf") else None,
+        "root_density": _finite(planner.root_density) if planned else None,
+        "pool_density": _finite(pool.density) if planner.replans else None,
         "partition_compute_tokens": round(partition.compute),
         "partition_memory_tokens": round(partition.memory),
         "used_compute_tokens": round(used.compute),
@@ -55,6 +60,10 @@ def snapshot(blend: Blend) -> dict[str, Any]:
         "hardware": planner.cost_model.hardware.name,
         "annotated_cache": blend.annotated,
     }
+
+
+def _finite(density: float) -> float | None:
+    return density if density < float("inf") else None
 
 
 class PrometheusGauges:

@@ -56,7 +56,8 @@ class RequestPool:
         running: admitted requests by slot, in order of admission.
         everything_fits: whether all that waited at the last look fits beside what runs.
         full_sides: sides whose next request did not fit; emptied when somebody leaves or the plan changes.
-        sharing_possible: share of prompt tokens that need not be computed, in the largest plan so far.
+        sharing_possible, density: share of prompt tokens that need not be computed, and Comp/Mem with that
+            sharing, in the largest plan so far.
         prompt_tokens, cached_tokens: of all admitted requests, and how many the cache served.
         admissions, retractions, completions, aborts: counts.
     """
@@ -77,7 +78,7 @@ class RequestPool:
         self.running: dict[int, Any] = {}
         self.everything_fits = False
         self.full_sides: set[Side] = set()
-        self.sharing_possible = 0.0
+        self.sharing_possible = self.density = 0.0
         self._largest_plan = 0
         self.prompt_tokens = self.cached_tokens = 0
         self.admissions = self.retractions = self.completions = self.aborts = 0
@@ -186,9 +187,15 @@ class RequestPool:
     # ------------------------------------------------------------- order
 
     def plan(self, queue: list[Any], limit: int) -> None:
-        """Make a new plan if it pays, and see whether one is needed at all."""
+        """Make a new plan if it pays, and see whether one is needed at all.
+
+        Where everything fits, nobody follows a plan. One is made all the same when more waits than twice
+        the largest plan has seen, for what it says about the pool.
+        """
         self.everything_fits = len(queue) <= limit and self.planner.fits_entirely()
-        if not self.everything_fits and self.planner.stale:
+        grown = self.num_waiting > 2 * self._largest_plan
+        pays = grown if self.everything_fits else self.planner.stale
+        if pays:
             self._replan()
 
     def bring_to_front(self, queue: list[Any], limit: int, quota: Quota | None = None) -> int:
@@ -218,6 +225,7 @@ class RequestPool:
         if self.num_waiting >= self._largest_plan:
             self._largest_plan = self.num_waiting
             self.sharing_possible = self.planner.sharing_ratio
+            self.density = self.planner.root_density
 
     def side(self, slot: int) -> Side:
         """The end of the plan from which a waiting request was proposed, or else the one it is nearer to.
