@@ -7,6 +7,7 @@ python scenarios.py real           with SGLANG_PLATFORM=portable_cpu: the admiss
 import contextlib
 import json
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -55,11 +56,18 @@ def pool(seed: int, *, known: bool, vocabulary: int = 500) -> Workload:
 
 
 def simulated() -> dict[str, Any]:
+    from checkpoints import make_llama
     from sglang.srt.hardware_backend.simulated_gpu import device
     from sglang.srt.hardware_backend.simulated_gpu.simulate import simulate
 
     def run(
-        policy: str, engine: str, *, known: bool = False, slow: float = 0.0, **server_args: Any
+        policy: str,
+        engine: str,
+        *,
+        known: bool = False,
+        slow: float = 0.0,
+        model_config: dict[str, Any] = LLAMA_3_8B,
+        **server_args: Any,
     ) -> dict[str, Any]:
         admitted: list[str] = []
         forward = device.SimulatedDevice.forward
@@ -75,7 +83,7 @@ def simulated() -> dict[str, Any]:
                 policy=policy,
                 engine=engine,
                 hardware="a100-80gb",
-                model_config=LLAMA_3_8B,
+                model_config=model_config,
                 **server_args,
             )
         steps = result.steps
@@ -96,6 +104,10 @@ def simulated() -> dict[str, Any]:
         }
 
     small = SMALL_POOL
+    with tempfile.TemporaryDirectory() as folder:
+        tiny = json.loads((make_llama(Path(folder)) / "config.json").read_text())
+    # As in `real`: the pacing of prefill depends on the model's step times.
+    as_real = {"model_config": tiny, "dtype": "float32", **small}
     return {
         "whole_gpu": run("fcfs", "alternating"),
         "alternating": run("fcfs", "alternating", **small),
@@ -106,7 +118,8 @@ def simulated() -> dict[str, Any]:
         "lpm": run("lpm", "mixed", **small),
         "blend": run("blend", "overlapped", **small),
         "blend_known": run("blend", "mixed", known=True, **small),
-        "fcfs_known": run("fcfs", "mixed", known=True, **small),
+        "fcfs_tiny": run("fcfs", "mixed", known=True, **as_real),
+        "blend_tiny": run("blend", "mixed", known=True, **as_real),
         "eight_gpus": run("fcfs", "mixed", tensor_parallel=8),
         "cramped": run(
             "fcfs", "mixed", **(small | {"max_total_tokens": 600, "schedule_conservativeness": 0.02})
@@ -115,9 +128,7 @@ def simulated() -> dict[str, Any]:
 
 
 def real() -> dict[str, Any]:
-    """Admissions when a real model computes, same pool, same sizes."""
-    import tempfile
-
+    """Admissions when the tiny model computes: same pool, same sizes."""
     from checkpoints import make_llama
     from helpers import lone_scheduler
 

@@ -123,8 +123,8 @@ def test_requests_that_lose_their_kv_are_answered_in_full(results):
 
 def test_simulated_and_real_runs_admit_the_same_requests_in_the_same_order(results):
     real = run("scenarios.py", "real", platform="portable_cpu")
-    assert real["fcfs"] == results["fcfs_known"]["admitted"]
-    assert real["blend"] == results["blend_known"]["admitted"]
+    assert real["fcfs"] == results["fcfs_tiny"]["admitted"]
+    assert real["blend"] == results["blend_tiny"]["admitted"]
 
 
 def test_an_engine_program_runs_over_a_config_alone(config_folder):
