@@ -18,7 +18,10 @@ from typing import Any
 
 Message = dict[str, Any]
 
-STOP_SECONDS = 60
+ROOT = Path(__file__).resolve().parents[2]
+"""Where the benchmark package lies; it is not installed anywhere."""
+
+STOP_SECONDS = 20
 """How long a worker may take to end by itself."""
 
 
@@ -37,6 +40,7 @@ class Worker:
 
     def __init__(self, command: Sequence[str], log: Path, environment: Mapping[str, str]) -> None:
         self._log = log
+        paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
         with log.open("ab") as sink:
             self._process = subprocess.Popen(
                 command,
@@ -44,7 +48,7 @@ class Worker:
                 stdout=subprocess.PIPE,
                 stderr=sink,
                 text=True,
-                env={**os.environ, **environment},
+                env={**os.environ, "PYTHONPATH": os.pathsep.join(paths), **environment},
                 start_new_session=True,  # so that its whole process group can be ended, and ctrl-C spares it
             )
 

@@ -64,6 +64,9 @@ REQUESTS = {
 }
 """Names of the workloads, and their requests at scale 1."""
 
+FEWEST = 24
+"""Requests at any scale; of fewer no mix can be made."""
+
 FOUR_TRACES = tuple(name for name in REQUESTS if name.startswith("trace"))
 
 
@@ -109,7 +112,7 @@ def prepare(name: str, cost: CostModel, *, scale: float = 1.0, seed: int = 0) ->
     """
     if name not in REQUESTS:
         raise ValueError(f"workload {name!r}: unknown; choose one of {', '.join(REQUESTS)}")
-    requests = max(8, round(REQUESTS[name] * scale))
+    requests = max(FEWEST, round(REQUESTS[name] * scale))
     target = None
     if name in FOUR_TRACES:
         paper, videos = PAPER_TRACES[FOUR_TRACES.index(name)], memory_trace(cost)

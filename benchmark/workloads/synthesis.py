@@ -63,7 +63,7 @@ def synthesise(
     """
     names = (compute, memory, sharing)
     make = partial(make_trace, seed=seed, specs=specs)
-    averages = np.array([_averages(make(name, 2000), cost) for name in names])
+    before = averages = np.array([_averages(make(name, 2000), cost) for name in names])
     memory_requests = max(1, round(requests * float(_shares(averages, target, names)[1])))
     best: tuple[float, Workload] | None = None
     for _ in range(6):  # averages change a little with the number of requests: measure and solve again
@@ -72,7 +72,8 @@ def synthesise(
         except ValueError:
             if best is None:
                 raise
-            break  # so few requests that their averages do not settle
+            averages = (averages + before) / 2  # so few requests that their averages jump: go half as far
+            continue
         parts = [make(name, int(count)) for name, count in zip(names, counts, strict=True)]
         mix = concatenate([part for part in parts if len(part)])
         reached = mix.statistics(cost)
@@ -81,6 +82,7 @@ def synthesise(
             best = error, mix
         if error < 0.005:
             break
+        before = averages
         averages = np.array(
             [
                 _averages(part, cost) if len(part) else old

@@ -29,7 +29,10 @@ def test_every_request_fits_every_engine(name, cost):
 @pytest.mark.parametrize("scale", [0.05, 0.15, 0.3, 0.5, 2])
 @pytest.mark.parametrize("name", REQUESTS)
 def test_workloads_of_any_size_can_be_made(name, scale):
-    assert len(prepare(name, AMX, scale=scale).workload) >= 5
+    made = prepare(name, AMX, scale=scale)
+    assert len(made.workload) >= 16
+    if made.target:
+        assert made.density == pytest.approx(made.target.density, rel=0.15)
 
 
 def test_answers_are_long_enough_to_be_memory_intensive_and_no_longer():

@@ -1,6 +1,5 @@
 """Workers answer line by line, report errors, and leave nothing behind."""
 
-import os
 import sys
 import time
 
@@ -33,9 +32,7 @@ def start(tmp_path):
     started = []
 
     def begin(options: str) -> Worker:
-        root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-        command = [sys.executable, "-c", SCRIPT, options]
-        started.append(Worker(command, tmp_path / "log", {"PYTHONPATH": root}))
+        started.append(Worker([sys.executable, "-c", SCRIPT, options], tmp_path / "log", {}))
         return started[-1]
 
     yield begin
