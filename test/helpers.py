@@ -249,6 +249,9 @@ def lone_scheduler(
         "sampling_backend": "pytorch",
         "log_level": "error",
         "random_seed": 0,
+        # Upstream's watchdog would send SIGQUIT to the parent of the test run (make, say), five minutes after
+        # a test has left its scheduler with a batch.
+        "watchdog_timeout": 1e9,
     }
     args = Engine.server_args_class(**(defaults | server_args))
     args.resolve_once()

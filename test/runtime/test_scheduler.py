@@ -429,3 +429,9 @@ def test_where_passes_hold_both_prefill_is_spread_over_the_longest_answer(tiny_l
         lone.check_leaks()
         assert all(len(lone.outputs[rid]) == 4 for rid in short)
         assert (last > 0.6 * 600) == spread
+
+
+def test_no_watchdog_outlives_a_test(tiny_llama):
+    """It would end whoever started the tests; that failed a run of the continuous integration."""
+    with lone_scheduler(tiny_llama, schedule_policy="blend") as lone:
+        assert lone.scheduler.watchdog.watchdog_timeout > 24 * 3600

@@ -19,6 +19,10 @@ from typing import Any
 from sglang.srt.hardware_backend.simulated_gpu import settings
 from sglang.srt.hardware_backend.simulated_gpu.activation import PLATFORM_NAME
 
+_NEVER = 1e9
+"""Seconds. Upstream's watchdog sends SIGQUIT to the parent of a process whose scheduler stands still: here that is
+somebody's shell or make, and a scheduler that nobody steps any more is no failure."""
+
 OnFinish = Callable[[str, str, int], None]
 """Called with request id, type of finish reason and number of output tokens."""
 
@@ -142,6 +146,7 @@ def _build(folder: str, server_args: Mapping[str, Any]) -> Any:
         "sampling_backend": "pytorch",
         "log_level": "error",
         "random_seed": 0,
+        "watchdog_timeout": _NEVER,
     }
     args = Engine.server_args_class(**(defaults | dict(server_args)))
     args.resolve_once()
