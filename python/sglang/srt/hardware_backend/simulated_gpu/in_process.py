@@ -20,8 +20,8 @@ from sglang.srt.hardware_backend.simulated_gpu import settings
 from sglang.srt.hardware_backend.simulated_gpu.activation import PLATFORM_NAME
 
 _NEVER = 1e9
-"""Seconds. Upstream's watchdog sends SIGQUIT to the parent of a process whose scheduler stands still: here that
-is somebody's shell or make, and a scheduler that nobody steps any more is no failure."""
+"""Seconds. Upstream's watchdog sends SIGQUIT to the parent of a process whose scheduler stands still: here
+that is somebody's shell or make, and a scheduler that nobody steps any more is no failure."""
 
 OnFinish = Callable[[str, str, int], None]
 """Called with request id, type of finish reason and number of output tokens."""
