@@ -19,7 +19,7 @@ from sglang.srt.blend.core.pacing import Quota
 densities = st.floats(1e-3, 1e3)
 
 
-def scan_order(density, weight=10.0, mem=1.0, new_tokens=10):
+def scan_order(density, weight=10.0, mem=1.0, new_tokens=10, output=10):
     n = len(density)
     density, mem = np.asarray(density, float), np.broadcast_to(np.asarray(mem, float), n).copy()
     weights = np.broadcast_to(np.asarray(weight, float), n).copy()
@@ -28,6 +28,7 @@ def scan_order(density, weight=10.0, mem=1.0, new_tokens=10):
         slots=np.arange(100, 100 + n),
         density=density,
         new_tokens=np.full(n, new_tokens),
+        output=np.broadcast_to(np.asarray(output, np.int64), n).copy(),
         weight=weights,
         comp=comp,
         mem=np.where(np.isinf(density), 0.0, mem),
@@ -187,8 +188,25 @@ def test_outliving_moves_the_account():
 
 @given(st.lists(densities, max_size=40), st.floats(1, 1000), st.integers(1, 300))
 def test_scan_to_the_end_admits_everyone_in_time(density, capacity, output):
-    order = scan_order(sorted(density, reverse=True), 25.0)
-    slots, sides, steps = scan_to_the_end(order, np.full(len(density), output), capacity)
+    order = scan_order(sorted(density, reverse=True), 25.0, output=output)
+    slots, sides, steps = scan_to_the_end(order, capacity)
     assert sorted(slots.tolist()) == order.slots.tolist()
     assert np.all(np.diff(steps) >= 0)
     assert set(sides.tolist()) <= {0, 1}
+
+
+def test_shorter_requests_fill_what_the_memory_sides_next_cannot():
+    s = scanner(
+        1000, [4.0, 3.0, 0.5, 0.4, 0.3, 0.2], mem=[1, 1, 1, 1, 1, 1], output=[10, 10, 50, 60, 200, 300]
+    )
+    memory = [slot for slot in s.propose(9, longest=55) if s.proposed_side(slot) is Side.MEMORY]
+    assert memory == [105, 102]  # the next of all the same, for somebody may have left
+
+
+def test_what_fits_behind_the_memory_side_stays_on_the_compute_side():
+    s = scanner(1000, [4.0, 3.0, 0.3, 0.2], output=[10, 10, 200, 300])
+    assert {slot: s.proposed_side(slot) for slot in s.propose(9, longest=55)} == {
+        103: Side.MEMORY,
+        100: Side.COMPUTE,
+        101: Side.COMPUTE,
+    }

@@ -47,3 +47,13 @@ def test_peak_with_an_addition_equals_stepping_until_its_end(running, shared, ad
         ahead.add(new, remaining)
         assert ahead.peak() == stepped_peak(used, running)
         assert len(ahead) == len(running)
+
+
+@given(requests, st.integers(0, 100), st.integers(0, 40), st.integers(0, 600))
+def test_the_longest_that_fits_is_the_last_that_fits(running, shared, new, room):
+    used = shared + sum(released for _, released in running)
+    ahead = forecast(used, running)
+    longest = ahead.longest(new, room)
+    if longest >= 0:
+        assert ahead.peak_with(new, longest) <= room
+    assert ahead.peak_with(new, longest + 1) > room

@@ -55,6 +55,22 @@ def pool(seed: int, *, known: bool, vocabulary: int = 500) -> Workload:
     )
 
 
+def long_prompts() -> Workload:
+    """Two prompts of four chunks and unknown answers, which go first, and a long answer; one at a time fits."""
+    lengths = np.array([1900, 1900, 900])
+    tokens = np.random.default_rng(0).integers(3, 500, lengths.sum(), dtype=np.int32)
+    output = np.array([4, 4, 1000], np.int32)
+    return Workload(
+        tokens=tokens,
+        offsets=np.concatenate([[0], np.cumsum(lengths)]),
+        output=output,
+        max_new_tokens=np.array([100, 100, 1000], np.int32),
+        known=np.array([False, False, True]),
+        source=np.zeros(3, np.int16),
+        names=("test",),
+    )
+
+
 def simulated() -> dict[str, Any]:
     from checkpoints import make_llama
     from sglang.srt.hardware_backend.simulated_gpu import device
@@ -67,6 +83,7 @@ def simulated() -> dict[str, Any]:
         known: bool = False,
         slow: float = 0.0,
         model_config: dict[str, Any] = LLAMA_3_8B,
+        workload: Workload | None = None,
         **server_args: Any,
     ) -> dict[str, Any]:
         admitted: list[str] = []
@@ -79,7 +96,7 @@ def simulated() -> dict[str, Any]:
 
         with patched(device.SimulatedDevice, "forward", watched):
             result = simulate(
-                pool(1, known=known),
+                workload or pool(1, known=known),
                 policy=policy,
                 engine=engine,
                 hardware="a100-80gb",
@@ -117,6 +134,7 @@ def simulated() -> dict[str, Any]:
         "dfs": run("dfs", "mixed", **small),
         "lpm": run("lpm", "mixed", **small),
         "blend": run("blend", "overlapped", **small),
+        "blend_long_prompts": run("blend", "overlapped", workload=long_prompts(), **small),
         "blend_known": run("blend", "mixed", known=True, **small),
         "fcfs_tiny": run("fcfs", "mixed", known=True, **as_real),
         "blend_tiny": run("blend", "mixed", known=True, **as_real),

@@ -25,6 +25,8 @@ _IDLE_STEPS = 2.0
 _LEAD = 8
 # Infinite densities (nothing decoded) take part in the equations as this.
 _DENSEST = 1e9
+# No output is too long.
+UNLIMITED = 1 << 40
 
 
 class Side(IntEnum):
@@ -148,27 +150,30 @@ def _scan(  # type: ignore[no-untyped-def]
     limit,
     quota,
     dense,
+    output,
+    longest,
 ):
     """Places to admit, from both ends, until the shares are full; the caller's arrays stay as they are.
 
     The memory side leads: its requests take longest and cost least to prefill. Only a few of them,
     so that the compute side has its turn when memory is what they wait for. With a quota >= 0 the compute
     side has enough when it has so many tokens to prefill, whatever its share, and the memory side ends where
-    densities reach `dense`.
+    densities reach `dense`. Behind the first, the memory side skips outputs above `longest`.
     """
     paced = quota >= 0
     places = np.empty(limit, np.int64)
     sides = np.empty(limit, np.int64)
     count = 0
+    end, skipping = right, False  # the shares are those of the end, be it too long to be offered
     for phase in range(3):  # a few of the memory side, the compute side, the rest of the memory side
         stop = min(_LEAD, limit) if phase == 0 else limit
         while count < stop:
             left, right = _advance(waiting, left, right)
             if left > right:
                 break
-            room_compute, room_memory = _rooms(
-                left, right, density, root, capacity, used_compute, used_memory
-            )
+            if not skipping:
+                end = right
+            room_compute, room_memory = _rooms(left, end, density, root, capacity, used_compute, used_memory)
             if phase == 1:
                 if quota <= 0 if paced else room_compute <= 0.0:
                     break
@@ -179,8 +184,16 @@ def _scan(  # type: ignore[no-untyped-def]
             else:
                 if room_memory <= 0.0 or (paced and density[right] >= dense):
                     break
+                if longest < UNLIMITED and count > 0:
+                    if density[right] >= root:
+                        break  # what would fit behind it belongs to the compute side
+                    if output[right] > longest:
+                        skipping = True
+                        right -= 1
+                        continue
                 places[count], sides[count] = right, 1
-                used_memory += weight[right]
+                if output[right] <= longest:
+                    used_memory += weight[right]
                 right -= 1
             count += 1
     return places[:count], sides[:count]
@@ -235,12 +248,14 @@ class ScanOrder:
             could afford it.
         new_tokens: prompt tokens that are not shared.
         weight: see `share_weight`.
+        output: tokens, estimated.
         comp: seconds with sharing; mem: seconds.
     """
 
     slots: Ints
     density: Floats
     new_tokens: Ints
+    output: Ints
     weight: Floats
     comp: Floats
     mem: Floats
@@ -306,12 +321,14 @@ class DualScanner:
         """KV tokens that running requests count for on each side."""
         return Partition(*self._used)
 
-    def propose(self, limit: int, quota: Quota | None = None) -> list[int]:
+    def propose(self, limit: int, quota: Quota | None = None, *, longest: int = UNLIMITED) -> list[int]:
         """Requests to admit next, at most `limit`, in order; nothing changes but the remembered sides.
 
         Args:
             quota: what the compute side may prefill in this step, instead of its share. Then everything as
                 dense as the work that is left is compute side.
+            longest: output tokens that still fit beside what runs. The memory side's next is offered all the
+                same, longer ones behind it are not: shorter ones fill what they cannot.
         """
         self._left, self._right = _advance(self._waiting, self._left, self._right)
         places, sides = _scan(
@@ -328,6 +345,8 @@ class DualScanner:
             min(max(limit, 0), self.num_waiting),
             -1 if quota is None else quota.tokens,
             np.inf if quota is None else quota.density,
+            self._plan.output,
+            longest,
         )
         slots: list[int] = self._plan.slots[places].tolist()
         self._proposed = {slot: Side(side) for slot, side in zip(slots, sides.tolist(), strict=True)}
@@ -404,21 +423,17 @@ class DualScanner:
         return self._account[slot][0]
 
 
-_NOTHING = ScanOrder(
-    np.zeros(0, np.int64), np.zeros(0), np.zeros(0, np.int64), np.zeros(0), np.zeros(0), np.zeros(0)
-)
+_NO_INTS, _NO_FLOATS = np.zeros(0, np.int64), np.zeros(0)
+_NOTHING = ScanOrder(_NO_INTS, _NO_FLOATS, _NO_INTS, _NO_INTS, _NO_FLOATS, _NO_FLOATS, _NO_FLOATS)
 
 
-def scan_to_the_end(plan: ScanOrder, output: Ints, capacity: float) -> tuple[Ints, Ints, Floats]:
+def scan_to_the_end(plan: ScanOrder, capacity: float) -> tuple[Ints, Ints, Floats]:
     """The whole admission order against a clock of decoding steps, for planning without an engine.
-
-    Args:
-        output: (n,) estimated output tokens, in the plan's order.
 
     Returns:
         (slots, sides, steps), each (n,): who is admitted, from which side, at which decoding step.
     """
     places, sides, steps = _run_dry(
-        plan.weight, plan.density, np.asarray(output, np.float64), plan.comp, plan.mem, float(capacity)
+        plan.weight, plan.density, plan.output.astype(np.float64), plan.comp, plan.mem, float(capacity)
     )
     return plan.slots[places], sides, steps

@@ -40,6 +40,23 @@ def _peak(now_used, remaining, released, extra_remaining, extra_released):  # ty
     return peak
 
 
+@njit(cache=True)
+def _longest(now_used, remaining, released, room):  # type: ignore[no-untyped-def]
+    """Largest extra_remaining with which `_peak` stays within room; -1 if none does."""
+    used = now_used
+    if used > room:
+        return np.int64(-1)
+    growing = len(remaining) + 1
+    elapsed = np.int64(0)
+    for i in range(len(remaining)):
+        if used + (remaining[i] - elapsed) * growing > room:
+            break
+        used += (remaining[i] - elapsed) * growing - released[i] - remaining[i]
+        elapsed = remaining[i]
+        growing -= 1
+    return elapsed + (room - used) // growing
+
+
 class KVForecast:
     """Highest future KV use, in tokens, of the running requests and of those one might add.
 
@@ -69,6 +86,10 @@ class KVForecast:
         What comes after it has left is not its doing.
         """
         return int(_peak(self._used + new_tokens, self._remaining, self._released, remaining, new_tokens))
+
+    def longest(self, new_tokens: int, room: int) -> int:
+        """Largest `remaining` with which `peak_with` stays within `room`; -1 if none does."""
+        return int(_longest(self._used + new_tokens, self._remaining, self._released, room))
 
     def add(self, new_tokens: int, remaining: int) -> None:
         """Admit that request."""

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from sglang.srt.blend.core import prefix_sort
 from sglang.srt.blend.core.cost_model import CostModel
 from sglang.srt.blend.core.dual_scan import (
+    UNLIMITED,
     DualScanner,
     Partition,
     ScanOrder,
@@ -156,6 +157,7 @@ class Planner:
         self._remembered: deque[int] = deque()
         self._samples: deque[int] = deque()
         self._sampled = np.zeros(0, np.bool_)
+        self._memory_side = np.zeros(0, np.bool_)
         self._open_samples = 0
         self._samples_answered = False
         self._blend: _Blend | None = None
@@ -328,7 +330,7 @@ class Planner:
         slots, sides, steps = [], [], []
         begin = 0.0
         for blend in blends:
-            one = scan_to_the_end(blend.scan, self._estimate[blend.slots], self.kv_capacity)
+            one = scan_to_the_end(blend.scan, self.kv_capacity)
             slots.append(one[0])
             sides.append(one[1])
             steps.append(begin + one[2])
@@ -375,22 +377,28 @@ class Planner:
         return self.scanner.partition
 
     @property
+    def compute_reserve(self) -> float:
+        """KV tokens that the compute side will go on using while any of it waits."""
+        return self.scanner.partition.compute if self.scanner.num_waiting else 0.0
+
+    @property
     def used(self) -> Partition:
         """KV tokens that running requests count for on each side."""
         return self.scanner.used
 
-    def propose(self, limit: int, quota: Quota | None = None) -> list[int]:
+    def propose(self, limit: int, quota: Quota | None = None, *, longest: int = UNLIMITED) -> list[int]:
         """Requests to admit next, in order: samples first, then both ends under the partition.
 
         Args:
             quota: what the compute side may prefill, instead of its share of the partition.
+            longest: output tokens that fit beside what runs; see `DualScanner.propose`.
         """
         while self._samples and self._state[self._samples[0]] != _State.WAITING:
             self._samples.popleft()
         waiting = (s for s in self._samples if self._state[s] == _State.WAITING)
         samples = list(islice(waiting, max(limit, 0)))
         chosen = set(samples)
-        rest = self.scanner.propose(limit, quota) if len(samples) < limit else []
+        rest = self.scanner.propose(limit, quota, longest=longest) if len(samples) < limit else []
         return samples + [slot for slot in rest if slot not in chosen][: limit - len(samples)]
 
     def admit(self, slot: int, shared_tokens: int = 0) -> Side:
@@ -416,6 +424,7 @@ class Planner:
             dense = float(self.cost_model.density(prompt, output)) >= self.root_density
             side = Side.COMPUTE if dense else Side.MEMORY
         self.scanner.admit(slot, self._weight(slot), side)
+        self._memory_side[slot] = side is Side.MEMORY
         return side
 
     def retract(self, slot: int) -> None:
@@ -444,6 +453,7 @@ class Planner:
             self._estimate[slot] = estimate
             density = self.cost_model.density(self._store.length[slot], estimate)
             self.scanner.rebalance(slot, self._weight(slot), outlived=bool(density < self.root_density))
+            self._memory_side[slot] = self.scanner.side(slot) is Side.MEMORY
 
     def estimate(self, slot: int) -> int:
         """Expected output tokens of a request, capped by max_new_tokens.
@@ -463,6 +473,18 @@ class Planner:
         return np.asarray(
             np.minimum(np.where(generated >= estimate, outlived, estimate), self._max_new[slots])
         )
+
+    def on_memory_side(self, slots: Ints) -> NDArray[np.bool_]:
+        """(n,) whether running requests count on the memory side."""
+        return np.asarray(self._memory_side[slots])
+
+    def spread(self, slots: Ints) -> float:
+        """Standard deviation of what running requests will yet produce together, output tokens.
+
+        Lengths that are not known are taken for exponential: their deviation is what is expected of them.
+        """
+        remaining = np.maximum(self.estimates(slots) - self._generated[slots], 0)
+        return float(np.sqrt((remaining[self._known[slots] == 0].astype(np.float64) ** 2).sum()))
 
     def work_left(self, remaining: Ints, context: Ints) -> WorkLeft:
         """What running and waiting requests will still do.
@@ -506,6 +528,7 @@ class Planner:
             "_shared",
             "_place",
             "_sampled",
+            "_memory_side",
             "_sequence",
         ):
             old = getattr(self, name)
@@ -626,6 +649,7 @@ class Planner:
                 slots=slots,
                 density=density.group_density[density.group],
                 new_tokens=new_tokens,
+                output=self._estimate[slots],
                 weight=share_weight(new_tokens, self._estimate[slots]),
                 comp=density.comp,
                 mem=tree.mem[density.order],

@@ -203,11 +203,12 @@ def _scanned(comp: Floats, mem: Floats) -> Ints:
         slots=np.arange(pieces),
         density=densities(comp, mem),
         new_tokens=np.zeros(pieces, np.int64),
+        output=np.ones(pieces, np.int64),
         weight=mem,
         comp=comp,
         mem=mem,
     )
-    return scan_to_the_end(scan, np.ones(pieces, np.int64), float(mem.sum()) / _ROUNDS)[0]
+    return scan_to_the_end(scan, float(mem.sum()) / _ROUNDS)[0]
 
 
 def _families(

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from sglang.srt.blend.core.dual_scan import Side
+from sglang.srt.blend.core.dual_scan import UNLIMITED, Side
 from sglang.srt.blend.core.forecast import KVForecast
 from sglang.srt.blend.runtime.pool import UNKNOWN
 from sglang.srt.blend.runtime.radix_sharing import held_tokens, uncached_prefix_key
@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 
 _LATE_STEPS = 2
 """Steps by which the scheduler sees an ended request later than a forecast of its length tells."""
+
+_DEVIATIONS = 2.0
+"""Of what running requests will yet produce: room kept free, for a retraction computes a prompt again."""
 
 MAX_PASSED_OVER = 32
 """Requests that may be passed over in one step: each costs a prefix match."""
@@ -59,8 +62,10 @@ class BlendPrefillAdder(PrefillAdder):
         # A state slot taken for a request that is then passed over would not be given back.
         self._may_pass_over = not self.tree_cache.supports_mamba()
         self._forecast: KVForecast | None = None
+        self._memory_forecast: KVForecast
         quota = self.blend.policy.quota
         self._quota = None if quota is None else quota.tokens  # what is left of it
+        self._margin = 0  # tokens, with the forecast
         self._passed_over = 0
         self.blend.leaders.next_step()
         self.blend.log.end_step()
@@ -76,7 +81,7 @@ class BlendPrefillAdder(PrefillAdder):
             return AddReqResult.OTHER  # the plan's proposals end here
         side, key = pool.side(slot), uncached_prefix_key(self.tree_cache, req)
         if self._may_pass_over and not self._nothing_runs:
-            if side in pool.full_sides:
+            if not pool.may_fit(slot):
                 return self._pass_over(AddReqResult.OTHER)
             if self.blend.leaders.must_wait(key):
                 self.blend.held += 1
@@ -92,12 +97,16 @@ class BlendPrefillAdder(PrefillAdder):
             self.rem_chunk_tokens = (self.rem_chunk_tokens or 0) + withheld
             result = self.budget_state() if result is AddReqResult.OTHER else result
         if self.can_run_list and self.can_run_list[-1] is req:
+            if side is Side.MEMORY and pool.planner.estimate(slot) > pool.longest_fit:
+                pool.longest_fit = UNLIMITED
             self._admitted(slot, req, cached=cached, shared=shared)
             self.blend.leaders.lead(key)
             self._spend(req)
         elif result is AddReqResult.NO_TOKEN and self._may_pass_over:
             pool.full_sides.add(side)
-            if len(pool.full_sides) < len(Side):
+            if side is Side.MEMORY:
+                pool.longest_fit = self._longest_fit(req)
+            if pool.longest_fit > 0 or len(pool.full_sides) < len(Side):
                 return self._pass_over(AddReqResult.NO_TOKEN)
         return result
 
@@ -133,7 +142,7 @@ class BlendPrefillAdder(PrefillAdder):
         if not self._forecasting or self.rem_chunk_tokens is None:
             return super().add_chunked_req(req)
         room = int(self.memory_budget.remaining_current) // self.page_size * self.page_size
-        if self._quota is not None and self._side(req) is Side.COMPUTE:
+        if self._quota is not None and self._side(req) is Side.COMPUTE and not self._nothing_runs:
             room = min(room, self._quota // self.page_size * self.page_size)
         if room <= 0:
             self.rem_chunk_tokens = 0
@@ -172,7 +181,10 @@ class BlendPrefillAdder(PrefillAdder):
     def _admitted(self, slot: int, req: Any, *, cached: int, shared: int) -> None:
         blend = self.blend
         if self._forecast is not None:
-            self._forecast.add(self._new_tokens(req, shared), self._remaining(slot, req))
+            new_tokens, remaining = self._new_tokens(req, shared), self._remaining(slot, req)
+            self._forecast.add(new_tokens, remaining)
+            if blend.pool.side(slot) is Side.MEMORY:
+                self._memory_forecast.add(new_tokens, remaining)
         blend.pool.admit(req, shared_tokens=shared, cached_tokens=cached)
         blend.log.admitted(
             blend.planner,
@@ -228,25 +240,53 @@ class BlendPrefillAdder(PrefillAdder):
         slot = self.blend.pool.slot(req)
         if not self._forecasting or slot == UNKNOWN or self._nothing_runs:
             return True
-        if self._forecast is None:
-            self._forecast = self._make_forecast()
-        room = self.blend.kv_capacity - (self.page_size - 1) * (len(self._forecast) + 1)
-        if self.blend.pool.side(slot) is Side.MEMORY:
-            # Long answers that began together grow together, past their share. What the compute side
-            # has not filled of its own stays free for it.
-            planner = self.blend.planner
-            room -= max(0, int(planner.partition.compute - planner.used.compute))
         new_tokens = self._new_tokens(req, held_tokens(self.tree_cache, req))
-        return self._forecast.peak_with(new_tokens, self._remaining(slot, req)) <= room
+        remaining = self._remaining(slot, req)
+        return all(
+            forecast.peak_with(new_tokens, remaining) <= room
+            for forecast, room in self._limits(self.blend.pool.side(slot))
+        )
 
-    def _make_forecast(self) -> KVForecast:
+    def _longest_fit(self, req: Any) -> int:
+        """Output tokens of the longest memory-side request like this one that would fit; 0 if none would."""
+        if self._forecast is None:
+            return 0
+        new_tokens = self._new_tokens(req, held_tokens(self.tree_cache, req))
+        longest = min(forecast.longest(new_tokens, room) for forecast, room in self._limits(Side.MEMORY))
+        return max(longest - _LATE_STEPS, 0)
+
+    def _limits(self, side: Side) -> list[tuple[KVForecast, int]]:
+        """Forecasts that one more request of a side must keep within so many KV tokens.
+
+        Long answers that begin together grow together, past their share. So the memory side alone must stay
+        within what the compute side leaves, now and when all who compute now have been followed by others.
+        """
+        if self._forecast is None:
+            self._forecast, self._memory_forecast = self._make_forecasts()
+        room = self.blend.kv_capacity - (self.page_size - 1) * (len(self._forecast) + 1) - self._margin
+        limits = [(self._forecast, room)]
+        if side is Side.MEMORY:
+            limits.append((self._memory_forecast, room - int(self.blend.planner.compute_reserve)))
+        return limits
+
+    def _make_forecasts(self) -> tuple[KVForecast, KVForecast]:
+        """Of all running requests, and of the memory side alone."""
         pool, policy = self.blend.pool, self.blend.policy
         unchanged = pool.admissions == policy.admissions and not self.preempt_list
         progress = policy.progress if unchanged else pool.progress()
         used = self.blend.kv_capacity - int(self.memory_budget._available_and_evictable())
         # A prompt that continues in chunks has not taken its KV yet.
         used += sum(len(r.full_untruncated_fill_ids) - r.prefix_len for r in self.can_run_list)
-        return KVForecast(used, progress.remaining + _LATE_STEPS, progress.released)
+        self._margin = int(_DEVIATIONS * progress.spread)
+        remaining, released, memory = (
+            progress.remaining + _LATE_STEPS,
+            progress.released,
+            progress.memory_side,
+        )
+        return (
+            KVForecast(used, remaining, released),
+            KVForecast(used - int(released[~memory].sum()), remaining[memory], released[memory]),
+        )
 
     def _new_tokens(self, req: Any, shared: int) -> int:
         return len(req.full_untruncated_fill_ids) - shared

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sglang.srt.blend.core.dual_scan import Side
+from sglang.srt.blend.core.dual_scan import UNLIMITED, Side
 from sglang.srt.blend.core.pacing import Quota
 from sglang.srt.blend.core.planner import Planner
 from sglang.srt.blend.runtime.encoder_cost import EncoderCost, media_tokens
@@ -36,11 +36,15 @@ class Progress:
         remaining: output tokens each is expected to produce yet, at least 1.
         released: KV tokens that it alone holds, its whole prompt counted.
         context: KV tokens that it reads per step: its prompt, shared or not, and its output so far.
+        memory_side: whether it counts on the memory side.
+        spread: standard deviation of what they will all produce together, tokens.
     """
 
     remaining: NDArray[np.int64]
     released: NDArray[np.int64]
     context: NDArray[np.int64]
+    memory_side: NDArray[np.bool_]
+    spread: float
 
 
 class RequestPool:
@@ -56,6 +60,7 @@ class RequestPool:
         running: admitted requests by slot, in order of admission.
         everything_fits: whether all that waited at the last look fits beside what runs.
         full_sides: sides whose next request did not fit; emptied when somebody leaves or the plan changes.
+        longest_fit: output tokens of the longest memory-side request that fits behind one that did not.
         sharing_possible, density: share of prompt tokens that need not be computed, and Comp/Mem with that
             sharing, in the largest plan so far.
         prompt_tokens, cached_tokens: of all admitted requests, and how many the cache served.
@@ -78,6 +83,7 @@ class RequestPool:
         self.running: dict[int, Any] = {}
         self.everything_fits = False
         self.full_sides: set[Side] = set()
+        self.longest_fit = UNLIMITED
         self.sharing_possible = self.density = 0.0
         self._largest_plan = 0
         self.prompt_tokens = self.cached_tokens = 0
@@ -182,6 +188,8 @@ class RequestPool:
             remaining=np.maximum(self.planner.estimates(slots) - generated, 1),
             released=context - self._shared[slots],
             context=context,
+            memory_side=self.planner.on_memory_side(slots),
+            spread=self.planner.spread(slots),
         )
 
     # ------------------------------------------------------------- order
@@ -243,12 +251,19 @@ class RequestPool:
             side = Side.COMPUTE if dense else Side.MEMORY
         return side
 
+    def may_fit(self, slot: int) -> bool:
+        """False for a waiting request that need not be tried again until somebody leaves."""
+        side = self.side(slot)
+        if side not in self.full_sides:
+            return True
+        return side is Side.MEMORY and self.planner.estimate(slot) <= self.longest_fit
+
     def _choose(self, limit: int, quota: Quota | None) -> list[int]:
         classes = list(self._classes)
         if len(classes) <= 1:
-            slots = self.planner.propose(limit, quota)
+            slots = self.planner.propose(limit, quota, longest=self.longest_fit)
             if self.full_sides:
-                slots = [slot for slot in slots if self.side(slot) not in self.full_sides]
+                slots = [slot for slot in slots if self.may_fit(slot)]
             return slots
         order = self.planner.order
         order = order[self._waiting[order]]

@@ -15,6 +15,8 @@ from sglang.srt.hardware_backend.simulated_gpu import in_process
 from sglang.srt.hardware_backend.simulated_gpu.step_log import StepLog
 
 _REORDERED = ("dfs", "random")
+_STANDSTILL = 1000
+"""Turns without a batch after which no batch will come: nothing changes between them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,13 +131,9 @@ def simulate(
                 ignore_eos=bool(workload.known[request]),
             )
         submitted = time.process_time()
-        while np.isnan(finished).any():
-            for _ in range(64):
-                if not in_process.step(scheduler) and scheduler.is_fully_idle():
-                    break
-            else:
-                continue
-            break
+        idle = 0
+        while idle < _STANDSTILL and not (idle and scheduler.is_fully_idle()):
+            idle = 0 if in_process.step(scheduler) else idle + 1
         stepped = time.process_time()
         missing = np.flatnonzero(np.isnan(finished))
         wrong.extend(f"r{request}: never answered" for request in missing[:8])
