@@ -4,7 +4,7 @@
     python -m benchmark.paper headline --jobs 2
     python -m benchmark.paper traces | grid | variance | models | ablations
 
-Every run is a process of its own. Finished runs are lines of TABLE.jsonl in the output folder and are not
+Every simulation is a process of its own. Finished runs are lines of TABLE.jsonl in the output folder and not
 repeated, so an interrupted table goes on where it stopped; they carry the commit, and runs of another commit
 are made again. Exit code 1 if --check is given and a bar is missed.
 """
@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmark.paper import report
-from benchmark.paper.compare import Run, execute, silence
+from benchmark.paper.compare import Run, batches, execute, silence
 from benchmark.paper.tables import TABLES
 from tqdm import tqdm
 
@@ -43,11 +43,13 @@ def main() -> int:
         multiprocessing.get_context("spawn").Pool(arguments.jobs, silence, maxtasksperchild=1) as pool,
         file.open("a") as lines,
     ):
-        for row in tqdm(
-            pool.imap_unordered(execute, missing), total=len(missing), unit="run", disable=not missing
+        groups = batches(missing)
+        for rows in tqdm(
+            pool.imap_unordered(execute, groups), total=len(groups), unit="simulation", disable=not groups
         ):
-            done.append({**row.record(), "commit": commit})
-            lines.write(json.dumps(done[-1]) + "\n")
+            for row in rows:
+                done.append({**row.record(), "commit": commit})
+                lines.write(json.dumps(done[-1]) + "\n")
             lines.flush()
     wanted = [record for run in runs for record in done if _same(run, record)]
     report.write_csv(out / f"{table}.csv", wanted)

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import math
 import os
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from benchmark.paper.models import MODELS
+from benchmark.paper.orders import batchllm_order
 from benchmark.workloads import PAPER_TRACES, MixTarget, synthesise
 from benchmark.workloads.traces import with_video_tokens
 
 from sglang.srt.blend.core.cost_model import CostModel
-from sglang.srt.blend.core.engines import PoolWork, practical_optimum
+from sglang.srt.blend.core.engines import PoolWork, load_engine, practical_optimum
 from sglang.srt.blend.core.hardware import load_hardware
 from sglang.srt.blend.core.model_shape import ModelShape
-from sglang.srt.blend.core.step_time import StepTimeModel
+from sglang.srt.blend.core.step_time import StepTimeModel, StepWork
 from sglang.srt.blend.core.workload import Workload
+
+if TYPE_CHECKING:
+    from sglang.srt.hardware_backend.simulated_gpu.simulate import SimulationResult
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +31,8 @@ class Run:
 
     Attributes:
         trace: 1 to 4, the paper's headline traces; 0 is a mix of its own density and sharing.
+        policy: as `simulate` knows them, "batchllm" (see `orders`), or "lpm-unlimited": upstream's longest
+            prefix match, which otherwise gives up while more than 128 requests wait.
         chunk: tokens per prefill chunk.
         video_tokens: mean answer of the memory trace; the paper normalises to 16K.
         variant: a name of `VARIANTS`, what is changed about the policy or about what it knows.
@@ -74,7 +82,8 @@ class Row:
         seconds: modelled.
         throughput: tokens/s, shared tokens included.
         optimum_share: practical optimum of the engine / seconds.
-        bound_share: the same with one pass for each token of the longest answer, which no schedule avoids.
+        bound_share: the same with the passes that no schedule avoids: one for each token of the longest
+            answer, and as many as it takes to read all KV with a cache that is full in each.
         sharing_reached, sharing_possible: share of prompt tokens not computed, and by a depth-first walk at
             best.
         density_reached: of the mix, which approaches its target.
@@ -101,6 +110,10 @@ class Row:
         return {**flat.pop("run"), **flat}
 
 
+WORK = ("prefill_tokens", "decode_rows", "kv_tokens", "prefill_pairs", "finished_prefills")
+"""Columns of a step log that the time model wants."""
+
+
 def workload_of(run: Run) -> Workload:
     workload = synthesise(
         run.target,
@@ -116,16 +129,34 @@ def workload_of(run: Run) -> Workload:
     return workload
 
 
-def execute(run: Run) -> Row:
+def batches(runs: Sequence[Run]) -> list[tuple[Run, ...]]:
+    """Runs that one simulation answers, together.
+
+    Only `blend` looks at the engine's times. Any other policy makes the same steps whether their operators
+    overlap or not; without mixed passes the steps are others.
+    """
+    groups: dict[Run, list[Run]] = {}
+    for run in runs:
+        shared = run.policy != "blend" and run.engine in ("mixed", "overlapped")
+        groups.setdefault(replace(run, engine="mixed") if shared else run, []).append(run)
+    return [tuple(group) for group in groups.values()]
+
+
+def simulated(run: Run) -> tuple[Workload, SimulationResult]:
     """Simulate in this process, started with SGLANG_PLATFORM=simulated_gpu."""
     from sglang.srt.hardware_backend.simulated_gpu.simulate import simulate
+    from sglang.srt.managers import schedule_policy
 
     model, cost = MODELS[run.model], cost_model(run)
-    workload = workload_of(run)
-    statistics = workload.statistics(cost)
+    workload, policy = workload_of(run), run.policy
+    if policy == "batchllm":
+        workload, policy = workload.take(batchllm_order(workload, cost)), "fcfs"
+    if policy == "lpm-unlimited":
+        # Upstream serves first come first while more than this many wait.
+        schedule_policy.WAITING_QUEUE_PREFIX_MATCH_MAX, policy = len(workload), "lpm"
     result = simulate(
         workload,
-        policy=run.policy,
+        policy=policy,
         engine=run.engine,
         hardware=run.hardware,
         model_config=model.config,
@@ -134,23 +165,39 @@ def execute(run: Run) -> Row:
         chunked_prefill_size=run.chunk,
         **VARIANTS[run.variant],
     )
+    return workload, result
+
+
+def execute(runs: tuple[Run, ...]) -> list[Row]:
+    """Simulate one of `batches` in this process, started with SGLANG_PLATFORM=simulated_gpu."""
+    cost = cost_model(runs[0])
+    workload, result = simulated(runs[0])
+    statistics = workload.statistics(cost)
     order = workload.depth_first_order()
     pool = PoolWork.of(workload.prompt[order], workload.output[order], workload.tree(cost).lcp)
     times, longest = StepTimeModel(cost.shape, cost.hardware), int(workload.output.max())
-    return Row(
-        run=run,
-        seconds=result.seconds,
-        throughput=result.throughput,
-        optimum_share=practical_optimum(times, run.engine, pool) / result.seconds,
-        bound_share=practical_optimum(times, run.engine, pool, min_steps=longest) / result.seconds,
-        sharing_reached=result.sharing,
-        sharing_possible=statistics.sharing,
-        density_reached=statistics.density,
-        steps=len(result.steps),
-        retractions=result.retractions,
-        longest_answer=longest,
-        python_seconds=result.python_seconds,
-    )
+    passes = max(longest, math.ceil(pool.kv_tokens / result.kv_capacity))
+    work = StepWork(**{name: result.steps[name] for name in WORK})
+    rows = []
+    for one in runs:
+        seconds = float(load_engine(one.engine)(times, work).sum())
+        rows.append(
+            Row(
+                run=one,
+                seconds=seconds,
+                throughput=(result.prompt_tokens + result.output_tokens) / seconds,
+                optimum_share=practical_optimum(times, one.engine, pool) / seconds,
+                bound_share=practical_optimum(times, one.engine, pool, min_steps=passes) / seconds,
+                sharing_reached=result.sharing,
+                sharing_possible=statistics.sharing,
+                density_reached=statistics.density,
+                steps=len(result.steps),
+                retractions=result.retractions,
+                longest_answer=longest,
+                python_seconds=result.python_seconds,
+            )
+        )
+    return rows
 
 
 def silence() -> None:

@@ -9,19 +9,19 @@ from itertools import product
 from benchmark.paper.compare import VARIANTS, Run
 from benchmark.paper.models import MODELS
 
-FULL, QUICK = 40_000, 10_000
+FULL, QUICK, LPM = 40_000, 10_000, 1000
 QUICK_VIDEO_TOKENS = 2048
 
 _ENGINES = ("alternating", "mixed", "overlapped")
 
 
 def traces() -> list[Run]:
-    """The four headline traces under every order that is compared."""
+    """The four headline traces under every order that is compared; see also `lpm`."""
     schedules = [
         *product(("dfs", "random", "fcfs"), ("alternating", "mixed")),
         ("dfs", "overlapped"),
         ("random", "overlapped"),
-        ("lof", "mixed"),
+        *product(("lof", "lpm", "batchllm"), ("mixed",)),
         *(("blend", engine) for engine in _ENGINES),
     ]
     return [Run(trace, *schedule, FULL) for trace in (1, 2, 3, 4) for schedule in schedules]
@@ -36,6 +36,17 @@ def headline() -> list[Run]:
 def quick() -> list[Run]:
     """`headline` scaled down: a quarter of the requests, and answers an eighth as long."""
     return [replace(run, requests=QUICK, video_tokens=QUICK_VIDEO_TOKENS) for run in headline()]
+
+
+def lpm() -> list[Run]:
+    """Longest prefix match with and without upstream's queue limit: small, it walks the queue each step."""
+    policies = ("dfs", "lpm", "lpm-unlimited", "blend")
+    return [
+        replace(run, policy=policy, requests=LPM)
+        for run in quick()
+        if run.policy == "dfs" and run.engine == "mixed"
+        for policy in policies
+    ]
 
 
 def _grid(compute: str, densities: list[float], sharings: list[float]) -> list[Run]:
@@ -84,5 +95,5 @@ def ablations() -> list[Run]:
 
 
 TABLES: dict[str, Callable[[], list[Run]]] = {
-    table.__name__: table for table in (traces, headline, quick, grid, variance, models, ablations)
+    table.__name__: table for table in (traces, headline, quick, lpm, grid, variance, models, ablations)
 }

@@ -56,7 +56,7 @@ def pool(seed: int, *, known: bool, vocabulary: int = 500) -> Workload:
 
 
 def long_prompts() -> Workload:
-    """Two prompts of four chunks and unknown answers, which go first, and a long answer; one at a time fits."""
+    """Two prompts of four chunks with unknown answers, so they go first, and a long answer; one fits."""
     lengths = np.array([1900, 1900, 900])
     tokens = np.random.default_rng(0).integers(3, 500, lengths.sum(), dtype=np.int32)
     output = np.array([4, 4, 1000], np.int32)

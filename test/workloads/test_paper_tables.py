@@ -1,0 +1,81 @@
+"""The evaluation's tables: what is run, what is simulated once, and what the report says of it."""
+
+import numpy as np
+import pytest
+from benchmark.paper import report
+from benchmark.paper.compare import Run, batches, cost_model
+from benchmark.paper.orders import batchllm_order
+from benchmark.paper.tables import TABLES
+
+from sglang.srt.blend.core.workload import Workload
+
+
+def record(policy, engine, seconds, **changed):
+    run = {
+        "trace": 1,
+        "density": 0.0,
+        "sharing": 0.0,
+        "compute": "burstgpt",
+        "model": "llama-3-8b",
+        "hardware": "a100-80gb",
+        "requests": 10,
+        "video_tokens": 16,
+        "seed": 0,
+        "variant": "",
+        "optimum_share": 0.9,
+        "bound_share": 0.96,
+        "sharing_reached": 0.5,
+        "sharing_possible": 0.5,
+    }
+    return {**run, "policy": policy, "engine": engine, "seconds": seconds, **changed}
+
+
+def fast(seconds):
+    return [
+        record("dfs", "mixed", 16.0),
+        record("dfs", "overlapped", 13.0),
+        record("blend", "mixed", 14.0),
+        record("blend", "overlapped", seconds),
+    ]
+
+
+@pytest.mark.parametrize("table", TABLES)
+def test_no_run_is_listed_twice(table):
+    runs = TABLES[table]()
+    assert len(set(runs)) == len(runs) > 0
+
+
+def test_one_simulation_answers_for_both_engines_unless_the_policy_looks_at_them():
+    runs = [Run(1, policy, engine, 10) for policy in ("dfs", "blend") for engine in ("mixed", "overlapped")]
+    assert sorted(map(len, batches(runs))) == [1, 1, 2]
+    alternating = [Run(1, "dfs", engine, 10) for engine in ("alternating", "mixed")]
+    assert sorted(map(len, batches(alternating))) == [1, 1]
+
+
+def test_a_missed_bar_is_named():
+    assert report.missed(report.summary(report.lines(fast(10.0)))) == []
+    assert report.missed(report.summary(report.lines(fast(10.4)))) == [
+        "blend overlapped over dfs mixed, best"
+    ]
+
+
+def test_speed_is_told_of_every_schedule():
+    lines = report.text([*fast(10.0), record("lof", "mixed", 32.0)]).splitlines()
+    assert any(line.startswith("lof, mixed") and line.endswith("0.500x") for line in lines)
+
+
+def test_batchllm_takes_groups_of_long_answers_first():
+    prefix = np.arange(40)
+    prompts = [np.append(prefix, 1), np.array([90, 1]), np.append(prefix, 2), np.array([90, 2])]
+    lengths = np.array([len(prompt) for prompt in prompts])
+    output = np.array([9, 100, 9, 200], np.int32)
+    workload = Workload(
+        tokens=np.concatenate(prompts).astype(np.int32),
+        offsets=np.concatenate([[0], np.cumsum(lengths)]),
+        output=output,
+        max_new_tokens=output,
+        known=np.ones(4, np.bool_),
+        source=np.zeros(4, np.int16),
+        names=("test",),
+    )
+    assert batchllm_order(workload, cost_model(Run(1, "any", "mixed", 1))).tolist() == [3, 1, 0, 2]
