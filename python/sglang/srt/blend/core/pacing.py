@@ -18,7 +18,7 @@ from sglang.srt.blend.core.step_time import StepTimeModel
 # Largest pass that is considered, rows.
 _MAX_ROWS = 16384
 # Share of the KV capacity that running requests fill on average: they grow, so they begin with less.
-_FILL = 0.8
+_FILL = 0.7
 
 
 @dataclass(frozen=True, slots=True)

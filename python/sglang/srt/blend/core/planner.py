@@ -40,6 +40,8 @@ _UNPLANNED = NEVER - 1
 # Answers capped at so few tokens need no sample: whatever their length is, it changes little, while the
 # prefix of a sample may have left the cache when its relatives' turn comes.
 _SHORT_CAP = 16
+# Share of exponential lengths above their mean.
+_OUTLIVES = float(np.exp(-1.0))
 # Departures after which the sorted prompts are compacted even if nobody asks for a plan.
 _MAX_GONE = 4096
 
@@ -442,7 +444,7 @@ class Planner:
         """Running requests have generated so many tokens; estimates that were outlived are corrected.
 
         Paper 5.4: a request that turns out to be memory-intensive moves to the memory side's account. An
-        outlived estimate grows by half of what was generated, so the correction is rare.
+        outlived estimate doubles, so the correction is rare.
         """
         self._generated[slots] = generated
         for slot in slots[generated >= self._estimate[slots]].tolist():
@@ -458,18 +460,18 @@ class Planner:
     def estimate(self, slot: int) -> int:
         """Expected output tokens of a request, capped by max_new_tokens.
 
-        One that has outlived its estimate is expected to go on for half of what it has generated, at
-        least one more token.
+        One that has outlived its estimate is expected to go on for as long again: answers' lengths have
+        long tails, and a forecast of memory had better err to this side.
         """
         estimate, generated = int(self._estimate[slot]), int(self._generated[slot])
         if generated >= estimate:
-            estimate = generated + max(generated // 2, 1)
+            estimate = 2 * max(generated, 1)
         return min(estimate, int(self._max_new[slot]))
 
     def estimates(self, slots: Ints) -> Ints:
         """`estimate` of many, int64 (n,)."""
         estimate, generated = self._estimate[slots], self._generated[slots]
-        outlived = generated + np.maximum(generated // 2, 1)
+        outlived = 2 * np.maximum(generated, 1)
         return np.asarray(
             np.minimum(np.where(generated >= estimate, outlived, estimate), self._max_new[slots])
         )
@@ -478,13 +480,18 @@ class Planner:
         """(n,) whether running requests count on the memory side."""
         return np.asarray(self._memory_side[slots])
 
-    def spread(self, slots: Ints) -> float:
-        """Standard deviation of what running requests will yet produce together, output tokens.
+    def spread(self, slots: Ints, released: Ints) -> float:
+        """Standard deviation of what running requests will hold together, KV tokens, when they should end.
 
-        Lengths that are not known are taken for exponential: their deviation is what is expected of them.
+        Lengths that are not known are taken for exponential: one that should have ended still holds all its
+        tokens with probability 1/e, and has more of them.
+
+        Args:
+            released: (n,) KV tokens that each of them alone holds now.
         """
         remaining = np.maximum(self.estimates(slots) - self._generated[slots], 0)
-        return float(np.sqrt((remaining[self._known[slots] == 0].astype(np.float64) ** 2).sum()))
+        held = (released + remaining)[self._known[slots] == 0].astype(np.float64)
+        return float(np.sqrt(_OUTLIVES * (1.0 - _OUTLIVES) * (held**2).sum()))
 
     def work_left(self, remaining: Ints, context: Ints) -> WorkLeft:
         """What running and waiting requests will still do.

@@ -30,7 +30,7 @@ _LATE_STEPS = 2
 """Steps by which the scheduler sees an ended request later than a forecast of its length tells."""
 
 _DEVIATIONS = 2.0
-"""Of what running requests will yet produce: room kept free, for a retraction computes a prompt again."""
+"""Of what running requests will hold: room kept free, for a retraction computes a prompt again."""
 
 MAX_PASSED_OVER = 32
 """Requests that may be passed over in one step: each costs a prefix match."""

@@ -37,7 +37,7 @@ class Progress:
         released: KV tokens that it alone holds, its whole prompt counted.
         context: KV tokens that it reads per step: its prompt, shared or not, and its output so far.
         memory_side: whether it counts on the memory side.
-        spread: standard deviation of what they will all produce together, tokens.
+        spread: standard deviation of what they will hold together, KV tokens.
     """
 
     remaining: NDArray[np.int64]
@@ -184,12 +184,13 @@ class RequestPool:
         generated = np.fromiter([len(req.output_ids) for req in running.values()], np.int64, n)
         self.planner.progress(slots, generated)
         context = self._prompt[slots] + generated
+        released = context - self._shared[slots]
         return Progress(
             remaining=np.maximum(self.planner.estimates(slots) - generated, 1),
-            released=context - self._shared[slots],
+            released=released,
             context=context,
             memory_side=self.planner.on_memory_side(slots),
-            spread=self.planner.spread(slots),
+            spread=self.planner.spread(slots, released),
         )
 
     # ------------------------------------------------------------- order
