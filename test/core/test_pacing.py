@@ -57,6 +57,16 @@ def test_little_compute_is_taken_as_fast_as_it_is_hidden():
     assert free - 128 <= quota.tokens + 10 <= free
 
 
+def test_less_than_a_tile_is_saved_up():
+    """Few reads hide less than a tile: not nothing for ever, but a tile every few steps."""
+    pace = pacer()
+    assert pace.free_rows(1000) < 128
+    work = left(rows=1e4, kv_reads=1e9, longest=10_000)
+    taken = [pace.quota(work, decode_rows=1, kv_tokens=1000).tokens for _ in range(50)]
+    assert 0 < np.mean(taken) <= pace.free_rows(1000)
+    assert set(taken) == {0, 127}
+
+
 def test_much_compute_is_spread_over_the_steps_left():
     """Compute-bound, all steps alike: each takes its even part, and none is left over."""
     work = left(rows=1e7, kv_reads=100_000 * 10_000, longest=10_000)

@@ -159,7 +159,7 @@ def test_a_request_that_outlives_its_estimate_a_little_keeps_its_side():
     planner = one_of_each()
     planner.progress(np.array([0]), np.array([12]))
     assert planner.side(0) == Side.COMPUTE
-    assert planner.estimate(0) == 18
+    assert planner.estimate(0) == 24
 
 
 def test_a_request_that_outlives_its_estimate_by_far_moves_to_the_memory_side():

@@ -105,7 +105,8 @@ class Pacer:
         if self._overlapped:
             fair = left.rows / (steps * max(self.free_rows(left.kv_reads / steps), 1.0))
             rows = max(fair, 1.0) * self.free_rows(kv_tokens)
-            owed = self._owed if fair > 1.0 else 0.0  # what is hidden anyway need not be made up for
+            # What is hidden anyway need not be made up for, unless it is never a whole tile.
+            owed = self._owed if fair > 1.0 or rows < self._tile else 0.0
         else:
             rows, owed = left.rows / steps, self._owed
         wanted = min(rows + owed, _MAX_ROWS)

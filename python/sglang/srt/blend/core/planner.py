@@ -400,8 +400,17 @@ class Planner:
         waiting = (s for s in self._samples if self._state[s] == _State.WAITING)
         samples = list(islice(waiting, max(limit, 0)))
         chosen = set(samples)
-        rest = self.scanner.propose(limit, quota, longest=longest) if len(samples) < limit else []
-        return samples + [slot for slot in rest if slot not in chosen][: limit - len(samples)]
+        rest = self.scanner.propose(limit, quota, longest=longest)
+        rest = [slot for slot in rest if slot not in chosen]
+        # What is known to be long need not wait for what samples will say.
+        certain = 0
+        while certain < len(rest) and self._certain(rest[certain]):
+            certain += 1
+        return (rest[:certain] + samples + rest[certain:])[:limit]
+
+    def _certain(self, slot: int) -> bool:
+        """Whether a request just proposed belongs to the memory side whatever the samples say."""
+        return bool(self._known[slot] > 0) and self.scanner.proposed_side(slot) is Side.MEMORY
 
     def admit(self, slot: int, shared_tokens: int = 0) -> Side:
         """A waiting request starts running.

@@ -277,7 +277,7 @@ class BlendPrefillAdder(PrefillAdder):
         used = self.blend.kv_capacity - int(self.memory_budget._available_and_evictable())
         # A prompt that continues in chunks has not taken its KV yet.
         used += sum(len(r.full_untruncated_fill_ids) - r.prefix_len for r in self.can_run_list)
-        self._margin = int(_DEVIATIONS * progress.spread)
+        self._margin = 0 if pool.everything_fits else int(_DEVIATIONS * progress.spread)
         remaining, released, memory = (
             progress.remaining + _LATE_STEPS,
             progress.released,

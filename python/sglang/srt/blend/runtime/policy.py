@@ -63,7 +63,7 @@ class BlendSchedulePolicy(SchedulePolicy):
         last, self.admissions = pool.admissions - self.admissions, pool.admissions
         # Slow to fall: where prefill has passes of its own, it comes in bursts.
         self._limit = min(max(2 * last, self._limit - self._limit // 16, MIN_PROPOSALS), self.max_proposals)
-        pool.plan(waiting_queue, self.max_proposals)
+        pool.plan(waiting_queue, self.max_proposals, paced=self.pacer is not None)
         self.progress = pool.progress()
         self.quota = self._quota()
         self.proposals = pool.bring_to_front(waiting_queue, self._limit, self.quota)

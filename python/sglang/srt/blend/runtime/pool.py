@@ -86,6 +86,7 @@ class RequestPool:
         self.longest_fit = UNLIMITED
         self.sharing_possible = self.density = 0.0
         self._largest_plan = 0
+        self._draining = False  # what waits is left of a pool that did not fit
         self.prompt_tokens = self.cached_tokens = 0
         self.admissions = self.retractions = self.completions = self.aborts = 0
         self._requests: list[Any] = []
@@ -195,13 +196,19 @@ class RequestPool:
 
     # ------------------------------------------------------------- order
 
-    def plan(self, queue: list[Any], limit: int) -> None:
+    def plan(self, queue: list[Any], limit: int, *, paced: bool = False) -> None:
         """Make a new plan if it pays, and see whether one is needed at all.
 
         Where everything fits, nobody follows a plan. One is made all the same when more waits than twice
         the largest plan has seen, for what it says about the pool.
+
+        Args:
+            paced: prefill is spread over the steps left. Then what is left of a pool that did not fit goes on
+                as planned to its end: admitted at once it would leave the longest answers nothing to hide.
         """
-        self.everything_fits = len(queue) <= limit and self.planner.fits_entirely()
+        fits = len(queue) <= limit and self.planner.fits_entirely()
+        self._draining = paced and self.planner.scanner.num_waiting > 0 and (self._draining or not fits)
+        self.everything_fits = fits and not self._draining
         grown = self.num_waiting > 2 * self._largest_plan
         pays = grown if self.everything_fits else self.planner.stale
         if pays:
