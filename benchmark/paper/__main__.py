@@ -13,18 +13,19 @@ from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
-import os
 import subprocess
 import sys
+from concurrent.futures import as_completed
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from benchmark.paper import report
-from benchmark.paper.compare import Run, batches, execute, silence
+from benchmark.paper.compare import Run, batches, execute
 from benchmark.paper.tables import TABLES
 from tqdm import tqdm
+
+from sglang.batch.plan_schedules import simulator_processes
 
 
 def main() -> int:
@@ -38,16 +39,10 @@ def main() -> int:
     runs = [run for run in TABLES[table]() if not arguments.trace or run.trace in arguments.trace]
     missing = [run for run in runs if not any(_same(run, record) for record in done)]
     file.write_text("".join(json.dumps(record) + "\n" for record in done))
-    os.environ["SGLANG_PLATFORM"] = "simulated_gpu"  # of the processes that are started below
-    with (
-        multiprocessing.get_context("spawn").Pool(arguments.jobs, silence, maxtasksperchild=1) as pool,
-        file.open("a") as lines,
-    ):
-        groups = batches(missing)
-        for rows in tqdm(
-            pool.imap_unordered(execute, groups), total=len(groups), unit="simulation", disable=not groups
-        ):
-            for row in rows:
+    with simulator_processes(arguments.jobs) as executor, file.open("a") as lines:
+        futures = [executor.submit(execute, group) for group in batches(missing)]
+        for future in tqdm(as_completed(futures), total=len(futures), unit="simulation", disable=not futures):
+            for row in future.result():
                 done.append({**row.record(), "commit": commit})
                 lines.write(json.dumps(done[-1]) + "\n")
             lines.flush()

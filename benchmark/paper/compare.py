@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -198,11 +197,6 @@ def execute(runs: tuple[Run, ...]) -> list[Row]:
             )
         )
     return rows
-
-
-def silence() -> None:
-    """Send what imports and a scheduler log nowhere, for the life of a process that only computes."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
 
 
 def cost_model(run: Run) -> CostModel:

@@ -15,9 +15,8 @@ from __future__ import annotations
 import argparse
 import csv
 import json
-import multiprocessing
-import os
 import subprocess
+from concurrent.futures import as_completed
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +26,7 @@ from benchmark.paper.compare import Run, cost_model, workload_of
 from benchmark.paper.models import MODELS
 from numpy.typing import NDArray
 
+from sglang.batch.plan_schedules import simulator_processes
 from sglang.srt.blend.core.engines import PoolWork, practical_optimum
 from sglang.srt.blend.core.output_length import choose_samples, estimate_outputs
 from sglang.srt.blend.core.sharding import Shards, shard
@@ -208,9 +208,9 @@ def main() -> None:
     ]
     missing = [replica for replica in wanted if not any(_same(replica, record) for record in done)]
     origin = {"commit": _commit(), "command": _command(arguments)}
-    os.environ["SGLANG_PLATFORM"] = "simulated_gpu"  # of the processes that are started below
-    with multiprocessing.get_context("spawn").Pool(arguments.jobs, maxtasksperchild=1) as pool:
-        for record in pool.imap_unordered(execute, missing):
+    with simulator_processes(arguments.jobs) as executor:
+        for future in as_completed([executor.submit(execute, replica) for replica in missing]):
+            record = future.result()
             done.append({**record, **origin})
             with file.open("a") as lines:
                 lines.write(json.dumps(done[-1]) + "\n")

@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
-import os
 from dataclasses import asdict
 from pathlib import Path
 
-from benchmark.paper.compare import WORK, Run, cost_model, silence, simulated
+from benchmark.paper.compare import WORK, Run, cost_model, simulated
 from benchmark.paper.tables import QUICK, QUICK_VIDEO_TOKENS
 
+from sglang.batch.plan_schedules import simulator_processes
 from sglang.batch.plan_timeline import Timeline, timeline
 from sglang.srt.blend.core.hardware import load_hardware
 from sglang.srt.blend.core.step_time import StepWork
@@ -34,7 +33,6 @@ def main() -> None:
     parser.add_argument("--video-tokens", type=int, default=QUICK_VIDEO_TOKENS)
     parser.add_argument("--out", type=Path, default=Path("benchmark/results/paper"))
     arguments = parser.parse_args()
-    os.environ["SGLANG_PLATFORM"] = "simulated_gpu"  # of the processes that are started below
     runs = [
         Run(
             arguments.trace,
@@ -45,8 +43,8 @@ def main() -> None:
         )
         for policy in POLICIES
     ]
-    with multiprocessing.get_context("spawn").Pool(1, silence, maxtasksperchild=1) as pool:
-        lines = pool.map(use, runs, chunksize=1)
+    with simulator_processes(1) as executor:
+        lines = list(executor.map(use, runs))
     arguments.out.mkdir(parents=True, exist_ok=True)
     name = f"resources-{arguments.trace}"
     (arguments.out / f"{name}.json").write_text(

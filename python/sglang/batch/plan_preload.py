@@ -5,8 +5,11 @@ Importing it has effects: never do so anywhere else.
 
 import importlib
 import logging
+import warnings
 
-logging.disable(logging.WARNING)  # upstream remarks on kernels that no simulation needs; its errors are heard
+# Upstream remarks on kernels that no simulation needs; its errors are heard.
+logging.disable(logging.WARNING)
+warnings.simplefilter("ignore")
 for _name in (
     "sglang.srt.entrypoints.engine",
     "sglang.srt.managers.scheduler",
