@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from benchmark.paper.models import MODELS
-from benchmark.paper.orders import batchllm_order
+from benchmark.paper.orders import batchllm_order, density_order
 from benchmark.workloads import PAPER_TRACES, MixTarget, synthesise
 from benchmark.workloads.traces import with_video_tokens
+from numpy.typing import NDArray
 
+from sglang.srt.blend.core import planner
 from sglang.srt.blend.core.cost_model import CostModel
 from sglang.srt.blend.core.engines import PoolWork, load_engine, practical_optimum
 from sglang.srt.blend.core.hardware import load_hardware
 from sglang.srt.blend.core.model_shape import ModelShape
+from sglang.srt.blend.core.output_length import estimate_outputs
 from sglang.srt.blend.core.step_time import StepTimeModel, StepWork
 from sglang.srt.blend.core.workload import Workload
 
@@ -61,6 +64,9 @@ class Run:
         return f"#{self.trace}" if self.trace else f"{self.density:.2f}/{self.sharing:.0%}"
 
 
+WRONG = {"estimates / 4": 0.25, "estimates / 2": 0.5, "estimates x 2": 2.0, "estimates x 4": 4.0}
+"""Ablations whose estimates of unknown output lengths are so many times what samples say."""
+
 VARIANTS: dict[str, dict[str, Any]] = {
     "": {},
     "no split": {"blend_sharing_budget": 1.0},
@@ -68,9 +74,13 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "no sample": {"blend_sample_fraction": 0.0},
     "sample 0.1%": {"blend_sample_fraction": 0.001},
     "sample 10%": {"blend_sample_fraction": 0.1},
+    "sample 100%": {"blend_sample_fraction": 1.0},
     "known lengths": {},
+    "one end": {},
+    **{name: {} for name in WRONG},
 }
-"""Server arguments of each ablation; "known lengths" tells the policy every output length instead."""
+"""Server arguments of each ablation. "known lengths" tells the policy every output length; "one end" is its
+order without partition and second scanner, first come first served from the compute side."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,6 +160,10 @@ def simulated(run: Run) -> tuple[Workload, SimulationResult]:
     workload, policy = workload_of(run), run.policy
     if policy == "batchllm":
         workload, policy = workload.take(batchllm_order(workload, cost)), "fcfs"
+    if run.variant == "one end":
+        workload, policy = workload.take(density_order(workload, cost)), "fcfs"
+    if run.variant in WRONG:
+        planner.estimate_outputs = wrong_by(WRONG[run.variant])
     if policy == "lpm-unlimited":
         # Upstream serves first come first while more than this many wait.
         schedule_policy.WAITING_QUEUE_PREFIX_MATCH_MAX, policy = len(workload), "lpm"
@@ -165,6 +179,17 @@ def simulated(run: Run) -> tuple[Workload, SimulationResult]:
         **VARIANTS[run.variant],
     )
     return workload, result
+
+
+def wrong_by(factor: float) -> Callable[..., NDArray[np.int64]]:
+    """`estimate_outputs` whose answers for waiting requests of unknown length are `factor` times too long."""
+
+    def estimate(**arrays: Any) -> NDArray[np.int64]:
+        right = estimate_outputs(**arrays)
+        wrong = np.clip(np.rint(factor * right), 1, arrays["max_new_tokens"]).astype(np.int64)
+        return np.where((arrays["known"] > 0) | (arrays["observed"] >= 0), right, wrong)
+
+    return estimate
 
 
 def execute(runs: tuple[Run, ...]) -> list[Row]:

@@ -6,10 +6,27 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sglang.srt.blend.core.cost_model import CostModel
+from sglang.srt.blend.core.planner import Planner
 from sglang.srt.blend.core.workload import Workload
 
 GROUP_TOKENS = 32
 """A common prefix shorter than this makes no group: a trace's own system prompt of five tokens does not."""
+
+
+def density_order(workload: Workload, cost: CostModel) -> NDArray[np.int64]:
+    """(n,) requests from compute- to memory-intensive: blend's own order, read from one end only.
+
+    It is told the true output lengths.
+    """
+    planner = Planner(cost, kv_capacity=1 << 30)
+    planner.add(
+        workload.tokens,
+        workload.offsets,
+        max_new_tokens=workload.output,
+        known_output=workload.output,
+    )
+    planner.replan()
+    return planner.order
 
 
 def batchllm_order(workload: Workload, cost: CostModel) -> NDArray[np.int64]:

@@ -1,4 +1,4 @@
-"""Workloads from files that people have: lengths, block hashes, conversations, batch files.
+"""Workloads from files that people have: lengths, block hashes, conversations, batch files, and SGLang's own.
 
 Files of lengths and of block hashes hold no text, so tokens are made up: equal blocks get equal tokens,
 everything else differs. Files of text are tokenised by the function passed in.
@@ -8,8 +8,10 @@ Raises, all of them, a ValueError that names file, line and what is wrong.
 
 from __future__ import annotations
 
+import argparse
 import csv
 import json
+import random
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -123,6 +125,36 @@ def load_openai_batch(
         if len(prompts) == limit:
             break
     return _texts(Path(path).stem, prompts, output, caps)
+
+
+def load_sglang_dataset(flags: Sequence[str], tokenizer: Any) -> Workload:
+    """A dataset of SGLang's own benchmarks, by the flags of `python -m sglang.benchmark.offline_throughput`.
+
+    Seeded by its --seed; answers are as long as the dataset says.
+
+    Args:
+        flags: such as ["--dataset-name", "generated-shared-prefix", "--gsp-num-groups", "8"].
+        tokenizer: Hugging Face tokenizer of the model.
+    """
+    # Local: importing SGLang's benchmarks takes seconds, and no other loader needs them.
+    from sglang.benchmark.datasets import get_dataset
+    from sglang.benchmark.offline_throughput import BenchArgs
+
+    parser = argparse.ArgumentParser(prog="load_sglang_dataset", exit_on_error=False)
+    BenchArgs.add_cli_args(parser)
+    arguments = BenchArgs.from_cli_args(parser.parse_args(list(flags)))
+    random.seed(arguments.seed)
+    np.random.seed(arguments.seed)  # noqa: NPY002  upstream draws from the global generator
+    prompts, output = [], []
+    for number, row in enumerate(get_dataset(arguments, tokenizer)):
+        if isinstance(row.prompt, str) and not row.image_data:
+            prompts.append(tokenizer.encode(row.prompt))
+        elif isinstance(row.prompt, list) and all(isinstance(token, int) for token in row.prompt):
+            prompts.append(row.prompt)
+        else:
+            raise ValueError(f"{arguments.dataset_name}: row {number} is neither a text nor token ids")
+        output.append(max(row.output_len, 1))
+    return _texts(arguments.dataset_name, prompts, output, output)
 
 
 def _json_lines(path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:

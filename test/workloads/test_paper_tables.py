@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 from benchmark.paper import report
-from benchmark.paper.compare import Run, batches, cost_model
-from benchmark.paper.orders import batchllm_order
+from benchmark.paper.compare import Run, batches, cost_model, wrong_by
+from benchmark.paper.orders import batchllm_order, density_order
 from benchmark.paper.tables import TABLES
 
 from sglang.srt.blend.core.workload import Workload
@@ -62,6 +62,32 @@ def test_a_missed_bar_is_named():
 def test_speed_is_told_of_every_schedule():
     lines = report.text([*fast(10.0), record("lof", "mixed", 32.0)]).splitlines()
     assert any(line.startswith("lof, mixed") and line.endswith("0.500x") for line in lines)
+
+
+def test_wrong_estimates_leave_alone_what_is_known():
+    tree = {"lo": np.array([0]), "hi": np.array([4]), "parent": np.array([-1])}
+    estimate = wrong_by(4.0)(
+        **tree,
+        request_parent=np.zeros(4, np.int64),
+        observed=np.array([-1, 10, -1, -1]),
+        known=np.array([0, 0, 7, 0]),
+        max_new_tokens=np.array([100, 100, 7, 30]),
+    )
+    assert estimate.tolist() == [40, 10, 7, 30]
+
+
+def test_the_density_order_begins_with_what_decodes_least():
+    output = np.array([50, 1, 400, 5], np.int32)
+    workload = Workload(
+        tokens=np.arange(40, dtype=np.int32),
+        offsets=np.array([0, 10, 20, 30, 40]),
+        output=output,
+        max_new_tokens=output,
+        known=np.ones(4, np.bool_),
+        source=np.zeros(4, np.int16),
+        names=("test",),
+    )
+    assert density_order(workload, cost_model(Run(1, "any", "mixed", 1))).tolist() == [1, 3, 0, 2]
 
 
 def test_batchllm_takes_groups_of_long_answers_first():

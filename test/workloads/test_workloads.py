@@ -8,7 +8,13 @@ import numpy as np
 import pytest
 from benchmark.workloads import PAPER_TRACES, TRACES, MixTarget, make_trace, synthesise
 from benchmark.workloads.lengths import LengthDistribution
-from benchmark.workloads.loaders import load_lengths, load_mooncake, load_openai_batch, load_sharegpt
+from benchmark.workloads.loaders import (
+    load_lengths,
+    load_mooncake,
+    load_openai_batch,
+    load_sglang_dataset,
+    load_sharegpt,
+)
 from benchmark.workloads.traces import FRAME_TOKENS
 from hypothesis import given
 from hypothesis import strategies as st
@@ -191,3 +197,31 @@ def test_openai_batch_uses_the_caps_of_the_file(tmp_path: Path):
     file.write_text('{"body": {}}\n')
     with pytest.raises(ValueError, match=r"batch.jsonl:1: body has neither"):
         load_openai_batch(file, encode, encode_chat, output_tokens=100)
+
+
+class WordTokenizer:
+    """Tokens are words t0 to t99, which is all that SGLang's generated datasets ask of a tokenizer."""
+
+    def get_vocab(self):
+        return {f"t{i}": i for i in range(100)}
+
+    def encode(self, text, **_):
+        return [int(word[1:]) for word in text.split()]
+
+    def decode(self, ids, **_):
+        return " ".join(f"t{i}" for i in ids)
+
+
+def test_sglang_benchmark_datasets_are_taken_by_their_flags(tmp_path: Path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))  # upstream keeps what it has generated there
+    flags = (
+        "--dataset-name generated-shared-prefix --gsp-num-groups 3 --gsp-prompts-per-group 4 "
+        "--gsp-system-prompt-len 50 --gsp-question-len 10 --gsp-output-len 7 --seed 5"
+    ).split()
+    loaded = load_sglang_dataset(flags, WordTokenizer())
+    assert loaded.prompt.tolist() == [60] * 12
+    assert loaded.output.tolist() == [7] * 12
+    starts = [tuple(loaded.tokens[i : i + 50].tolist()) for i in loaded.offsets[:-1]]
+    assert sorted(starts.count(start) for start in set(starts)) == [4, 4, 4]
+    again = load_sglang_dataset(flags, WordTokenizer())
+    assert again.tokens.tolist() == loaded.tokens.tolist()
