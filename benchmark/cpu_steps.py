@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 from benchmark.offline.configurations import Configuration, Setting, sglang_options, start_sglang
-from benchmark.offline.machine import add_machine_arguments, best_dtype, describe_machine
+from benchmark.offline.machine import add_machine_arguments, best_dtype, describe_machine, exit_on_sigterm
 from benchmark.offline.pool_file import write_pool
 from benchmark.offline.protocol import Message
 
@@ -114,4 +114,5 @@ def summarise(rounds: dict[str, list[Message]]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
+    exit_on_sigterm()
     sys.exit(main())

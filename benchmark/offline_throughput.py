@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmark.offline.configurations import POLICIES, Configuration, Setting, variants
-from benchmark.offline.machine import add_machine_arguments, best_dtype, describe_machine
+from benchmark.offline.machine import add_machine_arguments, best_dtype, describe_machine, exit_on_sigterm
 from benchmark.offline.measure import Run, engines_that_fit, measure
 from benchmark.offline.protocol import WorkerFailed
 from benchmark.offline.report import Results, figures_text
@@ -211,4 +211,5 @@ def say(text: str) -> None:
 
 
 if __name__ == "__main__":
+    exit_on_sigterm()
     sys.exit(main())

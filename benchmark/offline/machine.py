@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import os
 import platform
+import signal
 import subprocess
+import sys
 from importlib.metadata import version
 from typing import Any
 
@@ -18,16 +20,22 @@ def add_machine_arguments(parser: argparse.ArgumentParser) -> None:
         "--dtype",
         choices=("auto", "float32", "bfloat16"),
         default="auto",
-        help="of all engines. auto: bfloat16 on CPUs with AMX, float32 otherwise (docs/performance.md)",
+        help="of all engines. auto: bfloat16 on CPUs that multiply it (AMX, AVX512-BF16), float32 otherwise",
     )
     parser.add_argument(
         "--threads", type=int, default=os.cpu_count() or 1, metavar="N", help="default: one per core"
     )
 
 
+def exit_on_sigterm() -> None:
+    """Leave by SystemExit, so that workers are stopped; they have sessions of their own."""
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+
+
 def best_dtype() -> str:
     """What products of matrices are fastest in."""
-    return "bfloat16" if torch.cpu.get_capabilities().get("amx_bf16") else "float32"
+    has = torch.cpu.get_capabilities()
+    return "bfloat16" if has.get("amx_bf16") or has.get("avx512_bf16") else "float32"
 
 
 def describe_machine() -> dict[str, Any]:

@@ -33,8 +33,10 @@ def register_kernels(dispatch_key: str) -> None:
 
 
 def _create_attention_backend(runner: "ModelRunner") -> Any:
+    """Called once the model is loaded, so this is where its weights are packed, too."""
     from sglang.srt.hardware_backend.portable_cpu.attention_backend import PortableCpuAttnBackend
 
+    _pack_weights_of(runner)
     return PortableCpuAttnBackend(runner)
 
 
@@ -47,11 +49,43 @@ def _use_torch_for_last_locations() -> None:
     Raises:
         RuntimeError: this SGLang has no such function.
     """
-    from sglang.srt.plugins.hook_registry import HookRegistry, HookType
+    from sglang.srt.plugins.hook_registry import HookType
 
-    target = "sglang.srt.mem_cache.allocation.get_last_loc"
+    _patch("sglang.srt.mem_cache.allocation.get_last_loc", _last_locations, HookType.REPLACE)
+
+
+def _pack_weights_of(runner: "ModelRunner") -> None:
+    """Pack the loaded model's weights, now and whenever they change.
+
+    Raises:
+        RuntimeError: this SGLang lacks a function that updates weights.
+    """
+    from sglang.srt.hardware_backend.portable_cpu.packed_linear import pack_weights
+    from sglang.srt.plugins.hook_registry import HookType
+
+    pack_weights(runner.model)
+    for method in (
+        "update_weights_from_disk",
+        "update_weights_from_tensor",
+        "update_weights_from_ipc",
+        "load_weights_from_distributed",
+    ):
+        updater = "sglang.srt.model_executor.model_runner_components.weight_updater.WeightUpdater"
+        _patch(f"{updater}.{method}", _pack_updated_weights, HookType.AFTER)
+
+
+def _pack_updated_weights(_result: Any, updater: Any, *_args: Any, **_options: Any) -> None:
+    from sglang.srt.hardware_backend.portable_cpu.packed_linear import pack_weights
+
+    pack_weights(updater.get_model_runner().model)
+
+
+def _patch(target: str, hook: Any, kind: Any) -> None:
+    """Register a hook and see to it that it is in place; RuntimeError if upstream has no such function."""
+    from sglang.srt.plugins.hook_registry import HookRegistry
+
     if target not in HookRegistry._patched:
-        HookRegistry.register(target, _last_locations, HookType.REPLACE)
+        HookRegistry.register(target, hook, kind)
         HookRegistry.apply_hooks()
     if target not in HookRegistry._patched:  # upstream only logs what it could not patch
         raise RuntimeError(f"--attention-backend {ATTENTION_BACKEND}: the installed SGLang has no {target}")

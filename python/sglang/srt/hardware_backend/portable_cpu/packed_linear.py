@@ -1,0 +1,101 @@
+"""Linear layers with weights in oneDNN's own layout, packed once after loading.
+
+``F.linear`` lets the BLAS find its way through a row-major weight at every call, which costs most where there
+are few rows: decoding. PyTorch's oneDNN operators take a weight that was reordered beforehand (what its
+compiler does when it freezes a model). The original stays for whoever reads or updates it, so weights take
+twice the memory; they are left alone where that would take more than half of what is free.
+"""
+
+import logging
+import os
+from typing import Any, cast
+
+import torch
+
+from sglang.srt.layers.quantization.unquant import UnquantizedEmbeddingMethod, UnquantizedLinearMethod
+
+logger = logging.getLogger(__name__)
+
+_PACKED = "portable_cpu_packed_weight"
+_MEMORY_SHARE = 0.5
+
+
+class PackedLinearMethod(UnquantizedLinearMethod):
+    """Upstream's unquantised linear layer, on a packed copy of its weight."""
+
+    def process_weights_after_loading(self, layer: torch.nn.Module) -> None:
+        _pack(layer)
+
+    def apply(
+        self, layer: torch.nn.Module, x: torch.Tensor, bias: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        return _linear(layer, x, bias)
+
+
+class PackedHeadMethod(UnquantizedEmbeddingMethod):
+    """Upstream's unquantised embedding, whose packed copy serves as the language model's head."""
+
+    def process_weights_after_loading(self, layer: torch.nn.Module) -> None:
+        _pack(layer)
+
+    def apply(
+        self, layer: torch.nn.Module, x: torch.Tensor, bias: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        return _linear(layer, x.to(_weight(layer).dtype), bias)
+
+
+def pack_weights(model: torch.nn.Module) -> int:
+    """Pack, or pack anew, every unquantised linear layer and the head of a loaded model; how many they are.
+
+    None are where ``SGLANG_CPU_KERNELS=off``, or memory or the CPU does not allow it.
+    """
+    from sglang.srt.utils.common import get_free_cpu_memory
+
+    head = getattr(model, "lm_head", None)
+    layers: list[tuple[torch.nn.Module, Any]] = []
+    for module in filter(_packable, model.modules()):
+        method = type(getattr(module, "quant_method", None))
+        if method in (UnquantizedLinearMethod, PackedLinearMethod):
+            layers.append((module, PackedLinearMethod))
+        elif module is head and method in (UnquantizedEmbeddingMethod, PackedHeadMethod):
+            layers.append((module, PackedHeadMethod))
+    needed = sum(_weight(module).nbytes for module, _ in layers if not hasattr(module, _PACKED))
+    if needed > _MEMORY_SHARE * get_free_cpu_memory():
+        logger.info("Weights are not packed: the copy would take %.1f GB.", needed / 1e9)
+        return 0
+    for module, method in layers:
+        module.quant_method = method()
+        _pack(module)
+    return len(layers)
+
+
+def can_pack(dtype: torch.dtype) -> bool:
+    """Whether oneDNN's operators are there, and fast, for weights of this type on this CPU."""
+    if os.environ.get("SGLANG_CPU_KERNELS") == "off" or not torch.backends.mkldnn.is_available():
+        return False
+    if dtype == torch.bfloat16:
+        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return dtype == torch.float32
+
+
+def _packable(layer: torch.nn.Module) -> bool:
+    weight = getattr(layer, "weight", None)
+    return isinstance(weight, torch.Tensor) and weight.ndim == 2 and can_pack(weight.dtype)
+
+
+def _weight(layer: torch.nn.Module) -> torch.Tensor:
+    return cast(torch.Tensor, layer.weight)
+
+
+def _pack(layer: torch.nn.Module) -> None:
+    with torch.no_grad():
+        packed = torch.ops.mkldnn._reorder_linear_weight(_weight(layer).detach().contiguous())
+    setattr(layer, _PACKED, packed)
+
+
+def _linear(layer: torch.nn.Module, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    weight = _weight(layer)
+    if x.dtype != weight.dtype or not x.numel():
+        return torch.nn.functional.linear(x, weight, bias)
+    out: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x, getattr(layer, _PACKED), bias, "none", [], "")
+    return out
