@@ -49,8 +49,9 @@ def main() -> int:
     wanted = [record for run in runs for record in done if _same(run, record)]
     report.write_csv(out / f"{table}.csv", wanted)
     report.draw(out / f"{table}.png", wanted)
-    print(report.text(wanted))
-    missed = report.missed(report.summary(report.lines(wanted)))
+    bars = report.QUICK_BARS if table == "quick" else report.BARS
+    print(report.text(wanted, bars))
+    missed = report.missed(report.summary(report.lines(wanted)), bars)
     return 1 if arguments.check and missed else 0
 
 

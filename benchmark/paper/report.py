@@ -23,6 +23,9 @@ BARS: Bars = {
 OUT_OF_REACH = {"share of practical optimum, mean"}
 """The practical optimum has no limit of KV capacity: with one, a memory-bound step reads the weights for
 every cache full of KV once more. See docs/simulation.md; not a reason to fail."""
+QUICK_BARS: Bars = {**BARS, "share of what memory allows, mean": 0.93}
+"""Of the scaled-down traces. Two or three generations of videos fill the cache there: what it takes to fill
+it at the start, and what is left open at the end, weigh more than at full size (docs/simulation.md)."""
 PAPER = {
     "blend over dfs, overlapped, mean": "1.208",
     "blend overlapped over dfs mixed, best": "1.44",
@@ -96,12 +99,12 @@ def summary(table: Sequence[Line]) -> dict[str, float]:
     return {name: max(row) if name.endswith("best") else mean(row) for name, row in present.items() if row}
 
 
-def missed(figures: Mapping[str, float]) -> list[str]:
+def missed(figures: Mapping[str, float], bars: Bars = BARS) -> list[str]:
     """Names of the bars within reach that were not reached."""
-    return [name for name, value in figures.items() if value < BARS[name] and name not in OUT_OF_REACH]
+    return [name for name, value in figures.items() if value < bars[name] and name not in OUT_OF_REACH]
 
 
-def text(records: Sequence[Record]) -> str:
+def text(records: Sequence[Record], bars: Bars = BARS) -> str:
     """The table for people."""
     table = lines(records)
     head = (
@@ -125,8 +128,8 @@ def text(records: Sequence[Record]) -> str:
     figures = summary(table)
     out += ["", f"{'':<40}{'paper':>8}{'bar':>8}{'here':>8}   (simulated)"]
     for name, value in figures.items():
-        mark = "" if value >= BARS[name] else "   missed"
-        out.append(f"{name:<40}{PAPER[name]:>8}{BARS[name]:>8.3f}{value:>8.3f}{mark}")
+        mark = "" if value >= bars[name] else "   missed"
+        out.append(f"{name:<40}{PAPER[name]:>8}{bars[name]:>8.3f}{value:>8.3f}{mark}")
     out += _every_schedule(records)
     out += [
         f"{_name(record)} {record['variant']:<14}{ratio:.3f} of blend's speed"

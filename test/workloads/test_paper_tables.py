@@ -59,6 +59,15 @@ def test_a_missed_bar_is_named():
     ]
 
 
+def test_scaled_down_traces_have_a_bar_of_their_own_for_memory():
+    table = [{**run, "bound_share": 0.94} for run in fast(10.0)]
+    figures = report.summary(report.lines(table))
+    assert report.missed(figures) == ["share of what memory allows, mean"]
+    assert report.missed(figures, report.QUICK_BARS) == []
+    figures["share of what memory allows, mean"] = 0.92
+    assert report.missed(figures, report.QUICK_BARS) == ["share of what memory allows, mean"]
+
+
 def test_speed_is_told_of_every_schedule():
     lines = report.text([*fast(10.0), record("lof", "mixed", 32.0)]).splitlines()
     assert any(line.startswith("lof, mixed") and line.endswith("0.500x") for line in lines)
