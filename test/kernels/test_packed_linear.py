@@ -32,6 +32,7 @@ class Model(torch.nn.Module):
         self.linear = Layer(96, 64, dtype, UnquantizedLinearMethod())
         self.embedding = Layer(50, 64, dtype, UnquantizedEmbeddingMethod())
         self.lm_head = Layer(200, 64, dtype, UnquantizedEmbeddingMethod())
+        self.logits_processor = SimpleNamespace(use_fp32_lm_head=False, rl_on_policy_target=None)
 
 
 def product(layer: Layer, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
@@ -85,6 +86,23 @@ def test_updated_weights_are_packed_anew(dtype):
         layer.weight.data.copy_(torch.randn_like(layer.weight))
         layer.quant_method.process_weights_after_loading(layer)  # what upstream's loaders call
         assert_close(layer, x)
+
+
+@pytest.mark.parametrize("changed", [{"use_fp32_lm_head": True}, {"rl_on_policy_target": "fsdp"}])
+def test_a_head_of_another_precision_is_left_to_upstream(changed):
+    model = Model(torch.float32)
+    vars(model.logits_processor).update(changed)
+    assert pack_weights(model) == 1
+    assert type(model.lm_head.quant_method) is UnquantizedEmbeddingMethod
+
+
+@torch.inference_mode()
+def test_the_head_leaves_its_bias_to_the_model_as_upstream_does(dtype):
+    model = Model(dtype)
+    pack_weights(model)
+    x = torch.randn(3, 64).to(dtype)
+    biased = product(model.lm_head, x, torch.ones(200, dtype=dtype))
+    assert torch.equal(biased, product(model.lm_head, x))
 
 
 @pytest.mark.parametrize("why", ["off", "memory", "dtype"])

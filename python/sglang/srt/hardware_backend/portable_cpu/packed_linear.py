@@ -41,7 +41,8 @@ class PackedHeadMethod(UnquantizedEmbeddingMethod):
     def apply(
         self, layer: torch.nn.Module, x: torch.Tensor, bias: torch.Tensor | None = None
     ) -> torch.Tensor:
-        return _linear(layer, x.to(_weight(layer).dtype), bias)
+        # Upstream's plain head leaves the bias to the model, which adds it to the logits.
+        return _linear(layer, x.to(_weight(layer).dtype), None)
 
 
 def pack_weights(model: torch.nn.Module) -> int:
@@ -51,7 +52,7 @@ def pack_weights(model: torch.nn.Module) -> int:
     """
     from sglang.srt.utils.common import get_free_cpu_memory
 
-    head = getattr(model, "lm_head", None)
+    head = getattr(model, "lm_head", None) if _head_is_plain(model) else None
     layers: list[tuple[torch.nn.Module, Any]] = []
     for module in filter(_packable, model.modules()):
         method = type(getattr(module, "quant_method", None))
@@ -67,6 +68,16 @@ def pack_weights(model: torch.nn.Module) -> int:
         module.quant_method = method()
         _pack(module)
     return len(layers)
+
+
+def _head_is_plain(model: torch.nn.Module) -> bool:
+    """Whether logits are to be computed in the weight's own type, as the packed head does."""
+    logits = getattr(model, "logits_processor", None)
+    return (
+        logits is not None
+        and not getattr(logits, "use_fp32_lm_head", True)
+        and getattr(logits, "rl_on_policy_target", "unknown") is None
+    )
 
 
 def can_pack(dtype: torch.dtype) -> bool:
