@@ -85,32 +85,27 @@ def test_wrong_estimates_leave_alone_what_is_known():
     assert estimate.tolist() == [40, 10, 7, 30]
 
 
-def test_the_density_order_begins_with_what_decodes_least():
-    output = np.array([50, 1, 400, 5], np.int32)
-    workload = Workload(
-        tokens=np.arange(40, dtype=np.int32),
-        offsets=np.array([0, 10, 20, 30, 40]),
+def workload_of(prompts, output):
+    """Prompts as arrays of tokens, known output lengths."""
+    output = np.array(output, np.int32)
+    return Workload(
+        tokens=np.concatenate(prompts).astype(np.int32),
+        offsets=np.concatenate([[0], np.cumsum([len(prompt) for prompt in prompts])]),
         output=output,
         max_new_tokens=output,
-        known=np.ones(4, np.bool_),
-        source=np.zeros(4, np.int16),
+        known=np.ones(len(prompts), np.bool_),
+        source=np.zeros(len(prompts), np.int16),
         names=("test",),
     )
+
+
+def test_the_density_order_begins_with_what_decodes_least():
+    workload = workload_of(np.arange(40).reshape(4, 10), [50, 1, 400, 5])
     assert density_order(workload, cost_model(Run(1, "any", "mixed", 1))).tolist() == [1, 3, 0, 2]
 
 
 def test_batchllm_takes_groups_of_long_answers_first():
     prefix = np.arange(40)
     prompts = [np.append(prefix, 1), np.array([90, 1]), np.append(prefix, 2), np.array([90, 2])]
-    lengths = np.array([len(prompt) for prompt in prompts])
-    output = np.array([9, 100, 9, 200], np.int32)
-    workload = Workload(
-        tokens=np.concatenate(prompts).astype(np.int32),
-        offsets=np.concatenate([[0], np.cumsum(lengths)]),
-        output=output,
-        max_new_tokens=output,
-        known=np.ones(4, np.bool_),
-        source=np.zeros(4, np.int16),
-        names=("test",),
-    )
+    workload = workload_of(prompts, [9, 100, 9, 200])
     assert batchllm_order(workload, cost_model(Run(1, "any", "mixed", 1))).tolist() == [3, 1, 0, 2]
