@@ -26,10 +26,9 @@ inline void round_row(const float* source, int64_t size, c10::BFloat16* target) 
 
 } // namespace
 
-bool can_run_task_bf16(const AttentionArgs<c10::BFloat16>& args, const Task& task) {
+bool can_run_task_bf16(const AttentionArgs<c10::BFloat16>& args) {
   static const bool matrix_unit = at::native::cpublas::could_pack(at::kBFloat16);
-  return matrix_unit && args.q_type == at::kBFloat16 && args.head_dim % kMatrixTile == 0 &&
-      task.queries * args.heads / args.kv_heads > kDotRows;
+  return matrix_unit && args.q_type == at::kBFloat16 && args.head_dim % kMatrixTile == 0;
 }
 
 void run_task_bf16(const AttentionArgs<c10::BFloat16>& args, const Task& task, int64_t kv_head, Scratch& scratch) {

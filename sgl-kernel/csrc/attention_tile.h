@@ -138,6 +138,6 @@ inline void finish_tile(
 void run_task_bf16(const AttentionArgs<c10::BFloat16>& args, const Task& task, int64_t kv_head, Scratch& scratch);
 
 // Whether this CPU has one and the shapes suit it.
-bool can_run_task_bf16(const AttentionArgs<c10::BFloat16>& args, const Task& task);
+bool can_run_task_bf16(const AttentionArgs<c10::BFloat16>& args);
 
 } // namespace portable_cpu

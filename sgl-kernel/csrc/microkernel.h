@@ -75,17 +75,14 @@ inline void multiply_rows(
 
 // scores[m, t] = A[m, :dim] . row_of(t) for t < count: the products with few rows, where transposing B would cost
 // more than it saves. A's rows are zero-padded to `lda`, a multiple of kLanes; so are the scores, to whole vectors.
-// `ahead(t)` is told which row is being read.
-template <int M, typename T, typename RowOf, typename Ahead>
+template <int M, typename T, typename RowOf>
 inline void dot_rows(
-    const float* a, int64_t lda, int64_t dim, const RowOf& row_of, int64_t count, float* scores, int64_t ldc,
-    const Ahead& ahead) {
+    const float* a, int64_t lda, int64_t dim, const RowOf& row_of, int64_t count, float* scores, int64_t ldc) {
   for (int64_t first = 0; first < count; first += kLanes) {
     const int64_t size = std::min(kLanes, count - first);
     Vec partial[M][kLanes];
     for (int64_t t = 0; t < size; ++t) {
       const T* row = row_of(first + t);
-      ahead(first + t);
       Vec sum[M];
       UNROLL
       for (int m = 0; m < M; ++m) {
@@ -112,17 +109,17 @@ inline void dot_rows(
   }
 }
 
-template <typename T, typename RowOf, typename Ahead>
+template <typename T, typename RowOf>
 inline void dot(
     const float* a, int64_t lda, int64_t dim, const RowOf& row_of, int64_t count, float* scores, int64_t ldc,
-    int64_t rows, const Ahead& ahead) {
+    int64_t rows) {
   for (; rows >= 4; rows -= 4, a += 4 * lda, scores += 4 * ldc) {
-    dot_rows<4, T>(a, lda, dim, row_of, count, scores, ldc, ahead);
+    dot_rows<4, T>(a, lda, dim, row_of, count, scores, ldc);
   }
   switch (rows) {
-    case 3: return dot_rows<3, T>(a, lda, dim, row_of, count, scores, ldc, ahead);
-    case 2: return dot_rows<2, T>(a, lda, dim, row_of, count, scores, ldc, ahead);
-    case 1: return dot_rows<1, T>(a, lda, dim, row_of, count, scores, ldc, ahead);
+    case 3: return dot_rows<3, T>(a, lda, dim, row_of, count, scores, ldc);
+    case 2: return dot_rows<2, T>(a, lda, dim, row_of, count, scores, ldc);
+    case 1: return dot_rows<1, T>(a, lda, dim, row_of, count, scores, ldc);
     default: return;
   }
 }
