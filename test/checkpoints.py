@@ -12,7 +12,9 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     LlamaConfig,
+    PretrainedConfig,
     PreTrainedTokenizerFast,
+    Qwen2Config,
     Qwen2VLForConditionalGeneration,
     Qwen2VLImageProcessor,
     Qwen2VLProcessor,
@@ -67,13 +69,23 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def make_llama(folder: Path, *, layers: int = 2, seed: int = 0) -> Path:
-    """Write a float32 Llama of about 0.2M parameters to `folder` and return it.
+    """Write a float32 Llama of about 0.2M parameters to `folder` and return it."""
+    return _make_decoder(LlamaConfig, folder, layers, seed)
+
+
+def make_qwen2(folder: Path, *, layers: int = 2, seed: int = 0) -> Path:
+    """Write a float32 Qwen2 of about 0.2M parameters to `folder` and return it."""
+    return _make_decoder(Qwen2Config, folder, layers, seed)
+
+
+def _make_decoder(config_class: type[PretrainedConfig], folder: Path, layers: int, seed: int) -> Path:
+    """A decoder and its tokenizer.
 
     The weights are drawn wide (standard deviation 0.3), so that answers depend on the whole prompt and
     greedy continuations do not settle on one repeated token.
     """
     tokenizer = make_tokenizer()
-    config = LlamaConfig(
+    config = config_class(
         vocab_size=VOCABULARY,
         hidden_size=64,
         intermediate_size=128,
@@ -89,7 +101,11 @@ def make_llama(folder: Path, *, layers: int = 2, seed: int = 0) -> Path:
         dtype="float32",
     )
     torch.manual_seed(seed)
-    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    model = AutoModelForCausalLM.from_config(config)
+    for name, parameter in model.named_parameters():
+        if name.endswith("bias"):  # which are drawn as zeros
+            torch.nn.init.normal_(parameter, std=0.3)
+    model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
 

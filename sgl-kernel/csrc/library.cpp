@@ -15,10 +15,10 @@
 #include "attention.h"
 #include "attention_plan.h"
 #include "elementwise.h"
+#include "operators.h"
 
+namespace portable_cpu::operators {
 namespace {
-
-using at::Tensor;
 
 // Calls fn with a value of the C++ type behind `dtype`.
 template <typename Fn>
@@ -56,6 +56,8 @@ Tensor as_tensor(const std::vector<Struct>& records) {
   }
   return out;
 }
+
+} // namespace
 
 std::tuple<Tensor, Tensor, int64_t> attention_plan(
     const Tensor& table_rows, const Tensor& lengths, const Tensor& extends, int64_t queries_per_kv_head,
@@ -220,11 +222,12 @@ void rotary_embedding(
   });
 }
 
-} // namespace
+} // namespace portable_cpu::operators
 
 // One more expansion, so that the macro's value and not its name becomes the namespace.
 #define DEFINE_LIBRARY(name, m) TORCH_LIBRARY(name, m)
 DEFINE_LIBRARY(PORTABLE_CPU_LIBRARY, m) {
+  using namespace portable_cpu::operators;
   m.def(
       "attention_plan(Tensor table_rows, Tensor lengths, Tensor extends, int queries_per_kv_head, bool causal) -> "
       "(Tensor, Tensor, int)",
@@ -240,4 +243,9 @@ DEFINE_LIBRARY(PORTABLE_CPU_LIBRARY, m) {
   m.def(
       "rotary_embedding(Tensor positions, Tensor(a!) q, Tensor(b!) k, Tensor cos_sin, int head_dim, bool neox) -> ()",
       &rotary_embedding);
+  m.def(
+      "decoder_layers(Tensor hidden, Tensor positions, Tensor slots, Tensor[] norms, Tensor[] weights, "
+      "Tensor?[] biases, Tensor[] k_caches, Tensor[] v_caches, Tensor cos_sin, Tensor table, Tensor tasks, "
+      "Tensor merges, Tensor(a!) workspace, int head_dim, float scale, float eps, bool neox) -> Tensor",
+      &decoder_layers);
 }

@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from checkpoints import make_llama
+from checkpoints import make_llama, make_qwen2
+
+LOG = "engine.log"
 
 
 def make_prompts() -> list[list[int]]:
@@ -33,20 +35,23 @@ def answers(model: Path, folder: Path, *, environment: dict[str, str], **engine:
             "dtype": "float32",
             "max_total_tokens": 4096,
             "chunked_prefill_size": 128,
-            "log_level": "error",
+            "log_level": "info",
             **engine,
         },
         "prompts": make_prompts(),
     }
     (folder / "request.json").write_text(json.dumps(request))
-    process = subprocess.Popen(
-        [sys.executable, str(Path(__file__).with_name("engine_script.py"))]
-        + [str(folder / "request.json"), str(folder / "answers.json")],
-        env={**os.environ, "HF_HUB_OFFLINE": "1", "SGLANG_PLATFORM": "portable_cpu", **environment},
-        start_new_session=True,
-    )
+    with (folder / LOG).open("w") as log:
+        process = subprocess.Popen(
+            [sys.executable, str(Path(__file__).with_name("engine_script.py"))]
+            + [str(folder / "request.json"), str(folder / "answers.json")],
+            env={**os.environ, "HF_HUB_OFFLINE": "1", "SGLANG_PLATFORM": "portable_cpu", **environment},
+            start_new_session=True,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+        )
     try:
-        assert process.wait(timeout=500) == 0
+        assert process.wait(timeout=500) == 0, (folder / LOG).read_text()
     finally:
         # The engine's own processes are in the group and outlive a killed parent.
         try:
@@ -58,9 +63,10 @@ def answers(model: Path, folder: Path, *, environment: dict[str, str], **engine:
     return result
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_llama(tmp_path_factory.mktemp("llama"))
+@pytest.fixture(scope="module", params=[make_llama, make_qwen2], ids=["llama", "qwen2"])
+def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder: Path = request.param(tmp_path_factory.mktemp("model"))
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -90,3 +96,5 @@ def test_greedy_float32_tokens_are_those_of_torch_native(
         enable_mixed_chunk=mixed,
     )
     assert got == expected
+    in_one_call = "2 decoder layers run in one call" in (tmp_path / "engine" / LOG).read_text()
+    assert in_one_call == (kernels == "auto")

@@ -118,7 +118,7 @@ class PortableCpuAttnBackend(TorchNativeAttnBackend):
             self._store(layer, forward_batch, k, v)
         pool = self.token_to_kv_pool
         k_cache = pool.get_key_buffer(layer.layer_id)
-        table, plan = self._table_and_plan(layer)
+        table, plan = self.table_and_plan(layer)
         out = q.new_empty(q.shape[0], layer.tp_q_head_num, layer.v_head_dim)
         self.kernels.attention(
             q,
@@ -149,7 +149,13 @@ class PortableCpuAttnBackend(TorchNativeAttnBackend):
             return
         pool.set_kv_buffer(layer, KVWriteLoc(forward_batch.out_cache_loc, self.swa_out_cache_loc), k, v)
 
-    def _table_and_plan(self, layer: "RadixAttention") -> tuple[torch.Tensor, AttentionPlan]:
+    @property
+    def has_plain_pool(self) -> bool:
+        """Whether each layer's cache is one tensor, complete at any time: nothing loads layer by layer."""
+        return self._plain_pool and self.token_to_kv_pool.layer_transfer_counter is None
+
+    def table_and_plan(self, layer: "RadixAttention") -> tuple[torch.Tensor, AttentionPlan]:
+        """Token table and plan of this step for a layer's head grouping."""
         assert self._sequences is not None, "init_forward_metadata() must run before the forward pass"
         rows, lengths, extends = self._sequences
         windowed = self.use_sliding_window_kv_pool and self.token_to_kv_pool.layers_mapping[layer.layer_id][1]

@@ -38,6 +38,23 @@ def register_fused_ops(dispatch_key: str) -> None:
         BaseFusedOp.register_oot_forward(rope, rotary_embedding_forward, dispatch_key)
 
 
+def covers_norm(norm: "RMSNorm", dtype: torch.dtype) -> bool:
+    """Whether the kernel computes what this norm of inputs of this type does."""
+    return (
+        dtype in SUPPORTED_DTYPES
+        and norm.weight.dtype in SUPPORTED_DTYPES
+        and norm.variance_size_override is None
+        and norm.override_orig_dtype is None
+        and not norm.cast_x_before_out_mul
+        and not norm.fp32_residual
+    )
+
+
+def covers_rotation(rotary: "RotaryEmbedding") -> bool:
+    """Whether the kernel takes this operator's table of angles."""
+    return rotary.cos_sin_cache.dtype in SUPPORTED_DTYPES and not hasattr(rotary, "sin_cos_cache")
+
+
 def rms_norm_forward(
     self: "RMSNorm",
     x: torch.Tensor,
@@ -47,13 +64,8 @@ def rms_norm_forward(
 ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
     """Normalise x (+ residual); like upstream's CUDA kernel, the sum replaces the residual in place."""
     covered = (
-        x.dtype in SUPPORTED_DTYPES
-        and self.weight.dtype in SUPPORTED_DTYPES
+        covers_norm(self, x.dtype)
         and x.shape[-1] == self.hidden_size
-        and self.variance_size_override is None
-        and self.override_orig_dtype is None
-        and not self.cast_x_before_out_mul
-        and not self.fp32_residual
         and post_residual_addition is None
         and (residual is None or (residual.dtype == x.dtype and residual.shape == x.shape))
         and (residual is None or residual.is_contiguous())
@@ -92,8 +104,7 @@ def rotary_embedding_forward(
         and positions.dtype == torch.int64
         and query.dtype in SUPPORTED_DTYPES
         and query.dtype == key.dtype
-        and self.cos_sin_cache.dtype in SUPPORTED_DTYPES
-        and not hasattr(self, "sin_cos_cache")
+        and covers_rotation(self)
         and all(_is_rows_of_heads(x, positions.shape[0]) for x in (query, key))
     )
     if not covered:

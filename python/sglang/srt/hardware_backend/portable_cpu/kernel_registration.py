@@ -55,15 +55,19 @@ def _use_torch_for_last_locations() -> None:
 
 
 def _pack_weights_of(runner: "ModelRunner") -> None:
-    """Pack the loaded model's weights, now and whenever they change.
+    """Pack the loaded model's weights, now and whenever they change, and let its layers run in one call.
 
     Raises:
         RuntimeError: this SGLang lacks a function that updates weights.
     """
+    from sglang.srt.hardware_backend.portable_cpu.decoder_stack import PLAIN_DECODERS, class_name, forward
     from sglang.srt.hardware_backend.portable_cpu.packed_linear import pack_weights
     from sglang.srt.plugins.hook_registry import HookType
 
     pack_weights(runner.model)
+    for module in runner.model.modules():
+        if class_name(module) in PLAIN_DECODERS:
+            _patch(f"{class_name(module)}.forward", forward, HookType.AROUND)
     for method in (
         "update_weights_from_disk",
         "update_weights_from_tensor",
@@ -75,9 +79,12 @@ def _pack_weights_of(runner: "ModelRunner") -> None:
 
 
 def _pack_updated_weights(_result: Any, updater: Any, *_args: Any, **_options: Any) -> None:
+    from sglang.srt.hardware_backend.portable_cpu.decoder_stack import forget_stacks
     from sglang.srt.hardware_backend.portable_cpu.packed_linear import pack_weights
 
-    pack_weights(updater.get_model_runner().model)
+    model = updater.get_model_runner().model
+    pack_weights(model)
+    forget_stacks(model)
 
 
 def _patch(target: str, hook: Any, kind: Any) -> None:

@@ -47,6 +47,31 @@ class AttentionPlan:
         return self._workspace[:needed]
 
 
+@dataclass(frozen=True, slots=True)
+class DecoderWeights:
+    """A decoder's L layers for ``CompiledKernels.decoder_layers``.
+
+    Attributes:
+        norms: weights before attention and before the MLP of each layer, and of the final norm, 2 L + 1.
+        products: oneDNN-packed weights of each layer's qkv, output, gate-up and down projections, 4 L.
+        biases: of those, None where there is none.
+        k_caches, v_caches: of each layer.
+        cos_sin: angles as in ``Kernels.rotary_embedding``.
+    """
+
+    norms: list[torch.Tensor]
+    products: list[torch.Tensor]
+    biases: list[torch.Tensor | None]
+    k_caches: list[torch.Tensor]
+    v_caches: list[torch.Tensor]
+    cos_sin: torch.Tensor
+    heads: int
+    head_dim: int
+    scale: float
+    eps: float
+    neox: bool
+
+
 class Kernels(Protocol):
     """What the platform needs computed."""
 
@@ -138,6 +163,7 @@ class CompiledKernels:
         self._rms_norm = library.rms_norm.default
         self._silu_and_mul = library.silu_and_mul.default
         self._rotary_embedding = library.rotary_embedding.default
+        self._decoder_layers = library.decoder_layers.default
 
     def plan_attention(
         self,
@@ -212,6 +238,37 @@ class CompiledKernels:
         neox: bool,
     ) -> None:
         self._rotary_embedding(positions, q, k, cos_sin, head_dim, neox)
+
+    def decoder_layers(
+        self,
+        hidden: torch.Tensor,
+        positions: torch.Tensor,
+        slots: torch.Tensor,
+        weights: DecoderWeights,
+        table: torch.Tensor,
+        plan: AttentionPlan,
+    ) -> torch.Tensor:
+        """Embeddings (T, size) through all layers and the final norm; the new KV goes to ``slots``."""
+        out: torch.Tensor = self._decoder_layers(
+            hidden,
+            positions,
+            slots,
+            weights.norms,
+            weights.products,
+            weights.biases,
+            weights.k_caches,
+            weights.v_caches,
+            weights.cos_sin,
+            table,
+            plan.tasks,
+            plan.merges,
+            plan.workspace(weights.heads, weights.head_dim),
+            weights.head_dim,
+            weights.scale,
+            weights.eps,
+            weights.neox,
+        )
+        return out
 
 
 @cache

@@ -94,6 +94,11 @@ def _packable(layer: torch.nn.Module) -> bool:
     return isinstance(weight, torch.Tensor) and weight.ndim == 2 and can_pack(weight.dtype)
 
 
+def packed_weight(layer: torch.nn.Module) -> torch.Tensor:
+    """The copy in oneDNN's layout of a layer that ``pack_weights`` has packed."""
+    return cast(torch.Tensor, getattr(layer, _PACKED))
+
+
 def _weight(layer: torch.nn.Module) -> torch.Tensor:
     return cast(torch.Tensor, layer.weight)
 
@@ -108,5 +113,5 @@ def _linear(layer: torch.nn.Module, x: torch.Tensor, bias: torch.Tensor | None) 
     weight = _weight(layer)
     if x.dtype != weight.dtype or not x.numel():
         return torch.nn.functional.linear(x, weight, bias)
-    out: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x, getattr(layer, _PACKED), bias, "none", [], "")
+    out: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x, packed_weight(layer), bias, "none", [], "")
     return out
