@@ -57,11 +57,11 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--rounds", type=int, default=3, help="times that everything runs (default: 3)")
     parser.add_argument("--scale", type=float, default=1.0, help="times as many requests (default: 1)")
+    parser.add_argument("--length-scale", type=float, default=1.0, help="times as long (default: 1)")
     parser.add_argument(
         "--kv-tokens",
         type=int,
-        default=8192,
-        help="KV capacity. Limited, so that memory binds as it does on GPUs (default: 8192)",
+        help="KV capacity. Limited, so that memory binds as it does on GPUs (default: 8192 * length scale)",
     )
     parser.add_argument(
         "--mixed-chunk",
@@ -87,8 +87,13 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     arguments = parser.parse_args(argv)
     if arguments.rounds < 1 or arguments.scale <= 0:
         parser.error("--rounds must be at least 1 and --scale positive")
-    if arguments.kv_tokens < 4096:
-        parser.error(f"--kv-tokens {arguments.kv_tokens}: the longest requests need 4096")
+    if not 0 < arguments.length_scale <= 1:
+        parser.error("--length-scale must be above 0, and at most 1: longer requests exceed the context")
+    longest = round(4096 * arguments.length_scale)
+    if arguments.kv_tokens is None:
+        arguments.kv_tokens = 2 * longest
+    if arguments.kv_tokens < longest:
+        parser.error(f"--kv-tokens {arguments.kv_tokens}: the longest requests need {longest}")
     names = [one.name for one in configurations(arguments)]
     for name in arguments.only or ():
         if name not in names:
@@ -117,6 +122,7 @@ def main(argv: list[str] | None = None) -> int:
         "setting": setting.record(),
         "seed": arguments.seed,
         "scale": arguments.scale,
+        "length_scale": arguments.length_scale,
         "notes": notes(setting),
         "workloads": {w.name: w.summary(setting.kv_tokens) for w in workloads},
         "runs": [],
@@ -191,7 +197,10 @@ def make_workloads(arguments: argparse.Namespace, setting: Setting) -> list[Prep
     shape = ModelShape.from_config({**config, "dtype": setting.dtype}, kv_dtype="bfloat16")
     cost = CostModel(shape, load_hardware(setting.hardware))
     names = arguments.workload or REQUESTS
-    return [prepare(name, cost, scale=arguments.scale, seed=arguments.seed) for name in names]
+    return [
+        prepare(name, cost, scale=arguments.scale, length_scale=arguments.length_scale, seed=arguments.seed)
+        for name in names
+    ]
 
 
 def notes(setting: Setting) -> list[str]:

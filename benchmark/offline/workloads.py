@@ -101,11 +101,15 @@ class Prepared:
         }
 
 
-def prepare(name: str, cost: CostModel, *, scale: float = 1.0, seed: int = 0) -> Prepared:
+def prepare(
+    name: str, cost: CostModel, *, scale: float = 1.0, length_scale: float = 1.0, seed: int = 0
+) -> Prepared:
     """Build a workload for the model and machine of `cost`, in random order of arrival.
 
     Args:
         scale: multiplies the number of requests.
+        length_scale: multiplies all lengths. With as much less KV cache the same requests run together, for
+            as many fewer steps.
 
     Raises:
         ValueError: unknown name, or a mix that this model and machine do not allow.
@@ -114,29 +118,56 @@ def prepare(name: str, cost: CostModel, *, scale: float = 1.0, seed: int = 0) ->
         raise ValueError(f"workload {name!r}: unknown; choose one of {', '.join(REQUESTS)}")
     requests = max(FEWEST, round(REQUESTS[name] * scale))
     target = None
+    specs = {source: with_lengths(spec, length_scale) for source, spec in SPECS.items()}
     if name in FOUR_TRACES:
-        paper, videos = PAPER_TRACES[FOUR_TRACES.index(name)], memory_trace(cost)
+        paper = PAPER_TRACES[FOUR_TRACES.index(name)]
+        videos = memory_trace(cost, specs["openvid"])
         target = reachable(paper, videos, cost)
-        specs = {**SPECS, "openvid": videos, "mmlu": replace(SPECS["mmlu"], groups=subjects(paper, scale))}
+        specs |= {"openvid": videos, "mmlu": replace(specs["mmlu"], groups=subjects(paper, scale))}
         pool = synthesise(target, requests, cost, seed=seed, specs=specs)
     else:
-        pool = make_trace(name, requests, seed=seed, specs=SPECS)
+        pool = make_trace(name, requests, seed=seed, specs=specs)
         pool = pool.take(np.random.default_rng([seed, 17]).permutation(len(pool)))
     reached = pool.statistics(cost)
     return Prepared(name, pool, reached.density, reached.sharing, target)
 
 
-def memory_trace(cost: CostModel) -> TraceSpec:
+def with_lengths(spec: TraceSpec, factor: float) -> TraceSpec:
+    """The trace with all lengths multiplied by `factor`; none falls to zero."""
+
+    def scaled(lengths: LengthDistribution) -> LengthDistribution:
+        low, high = (max(1, round(bound * factor)) for bound in (lengths.low, lengths.high))
+        return replace(
+            lengths,
+            mean=max(1.0, lengths.mean * factor),
+            deviation=lengths.deviation * factor,
+            low=low,
+            high=high,
+        )
+
+    return replace(
+        spec,
+        prompt=scaled(spec.prompt),
+        output=scaled(spec.output),
+        shared=round(spec.shared * factor),
+        max_new_tokens=max(min(1, spec.max_new_tokens), round(spec.max_new_tokens * factor)),
+    )
+
+
+def memory_trace(cost: CostModel, placeholder: TraceSpec) -> TraceSpec:
     """The OpenVid-like trace with the shortest answers that make it memory-intensive on this machine.
 
     Frames shrink with the answers; the spread stays the paper trace's.
+
+    Args:
+        placeholder: prompts, and the longest mean answer.
     """
-    means = np.arange(64, LONGEST_MEAN + 1, 16)
-    prompt = SPECS["openvid"].prompt
+    means = np.arange(64, int(placeholder.output.mean) + 1, 16)
+    prompt = placeholder.prompt
     density = cost.density(prompt.mean, means)
     mean = float(means[min(int(np.sum(density > MEMORY_DENSITY)), len(means) - 1)])
     output = LengthDistribution(mean, 0.4 * mean, low=round(mean / 4), high=round(1.5 * mean))
-    return replace(SPECS["openvid"], output=output)
+    return replace(placeholder, output=output)
 
 
 def subjects(target: MixTarget, scale: float) -> int:

@@ -201,6 +201,8 @@ def test_only_named_configurations_are_measured():
     [
         (["--rounds", "0"], "--rounds must be at least 1"),
         (["--kv-tokens", "100"], "the longest requests need 4096"),
+        (["--kv-tokens", "1000", "--length-scale", "0.5"], "the longest requests need 2048"),
+        (["--length-scale", "2"], "at most 1"),
         (["--vllm-python", "/nowhere/python"], "--setup-vllm DIR makes one"),
         (["--workload", "trace9"], "invalid choice"),
         (["--only", "fcfs, mixed"], "choose among: fcfs; fcfs, mixed chunk; lpm"),

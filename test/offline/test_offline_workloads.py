@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from benchmark.offline.configurations import CONTEXT
 from benchmark.offline.pool_file import check_lengths, read_pool, write_pool
-from benchmark.offline.workloads import FOUR_TRACES, MEMORY_DENSITY, REQUESTS, memory_trace, prepare
+from benchmark.offline.workloads import FOUR_TRACES, MEMORY_DENSITY, REQUESTS, SPECS, memory_trace, prepare
 
 from cpu_machines import AMX, NO_AMX
 
@@ -35,8 +35,20 @@ def test_workloads_of_any_size_can_be_made(name, scale):
         assert made.density == pytest.approx(made.target.density, rel=0.15)
 
 
+@pytest.mark.parametrize("cost", [AMX, NO_AMX])
+@pytest.mark.parametrize("name", REQUESTS)
+def test_lengths_scale_as_one(name, cost):
+    whole, half = (prepare(name, cost, scale=0.5, length_scale=factor) for factor in (1.0, 0.5))
+    assert len(half.workload) == pytest.approx(len(whole.workload), rel=0.3)
+    assert half.sharing == pytest.approx(whole.sharing, abs=0.05)
+    lengths = [made.workload.prompt.mean() for made in (whole, half)]
+    assert lengths[1] == pytest.approx(lengths[0] / 2, rel=0.1)
+    assert (half.workload.prompt + half.workload.max_new_tokens).max() < CONTEXT / 2
+    assert half.workload.output.min() >= 1
+
+
 def test_answers_are_long_enough_to_be_memory_intensive_and_no_longer():
-    trace = memory_trace(AMX)
+    trace = memory_trace(AMX, SPECS["openvid"])
     mean = trace.prompt.mean, trace.output.mean
     assert AMX.density(*mean) <= MEMORY_DENSITY
     assert AMX.density(mean[0], mean[1] - 16) > MEMORY_DENSITY
