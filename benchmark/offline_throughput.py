@@ -24,7 +24,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from benchmark.offline.configurations import POLICIES, Configuration, Setting, variants
+from benchmark.offline.configurations import CONTEXT, POLICIES, Configuration, Setting, variants
 from benchmark.offline.machine import add_machine_arguments, best_dtype, describe_machine, exit_on_sigterm
 from benchmark.offline.measure import Run, engines_that_fit, measure
 from benchmark.offline.protocol import WorkerFailed
@@ -89,7 +89,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         parser.error("--rounds must be at least 1 and --scale positive")
     if not 0 < arguments.length_scale <= 1:
         parser.error("--length-scale must be above 0, and at most 1: longer requests exceed the context")
-    longest = round(4096 * arguments.length_scale)
+    longest = round(CONTEXT * arguments.length_scale)
     if arguments.kv_tokens is None:
         arguments.kv_tokens = 2 * longest
     if arguments.kv_tokens < longest:
@@ -188,6 +188,7 @@ def make_setting(arguments: argparse.Namespace) -> Setting:
         kv_tokens=arguments.kv_tokens,
         hardware=str(Path(hardware).resolve()) if hardware.endswith(".toml") else hardware,
         threads=arguments.threads,
+        context=round(CONTEXT * arguments.length_scale),
         vllm_python=arguments.vllm_python,
     )
 

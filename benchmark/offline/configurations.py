@@ -12,7 +12,7 @@ from benchmark.offline.protocol import Worker
 
 POLICIES = ("fcfs", "lpm", "dfs-weight", "lof", "random", "blend")
 CONTEXT = 4096
-"""Longest request, tokens."""
+"""Longest request of the workloads at full length, tokens."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +55,7 @@ class Setting:
         kv_tokens: KV capacity.
         threads: cores that compute.
         hardware: blend's profile.
+        context: longest request, tokens; an engine refuses a cache that does not hold one.
         vllm_python: interpreter of vLLM's environment, None to leave vLLM out.
     """
 
@@ -63,6 +64,7 @@ class Setting:
     kv_tokens: int
     threads: int
     hardware: str = "auto"
+    context: int = CONTEXT
     vllm_python: str | None = None
 
     def record(self) -> dict[str, Any]:
@@ -78,7 +80,7 @@ def sglang_options(configuration: Configuration, setting: Setting) -> dict[str, 
         # The kernels take a 16-bit cache beside float32 weights: half of the memory to read.
         "kv_cache_dtype": "bf16" if setting.dtype == "float32" else "auto",
         "max_total_tokens": setting.kv_tokens,
-        "context_length": CONTEXT,
+        "context_length": setting.context,
         "schedule_policy": configuration.policy,
         "enable_mixed_chunk": configuration.mixed_chunk,
         "skip_tokenizer_init": True,
@@ -99,7 +101,7 @@ def start_worker(configuration: Configuration, setting: Setting, log: Path) -> W
             "model_path": setting.model_path,
             "dtype": setting.dtype,
             "kv_capacity": setting.kv_tokens,
-            "context_length": CONTEXT,
+            "context_length": setting.context,
         }
         # All cores, as SGLang: by itself vLLM leaves one to its other processes.
         environment = {

@@ -131,6 +131,12 @@ def test_float32_weights_keep_a_16_bit_cache():
     assert sglang_options(FCFS, float32)["kv_cache_dtype"] == "bf16"
 
 
+def test_shorter_requests_need_no_longer_context():
+    assert sglang_options(FCFS, SETTING)["context_length"] == 4096
+    short = Setting("model", "bfloat16", 2048, threads=2, context=2048)
+    assert sglang_options(FCFS, short)["context_length"] == 2048
+
+
 def test_every_variant_has_a_name_of_its_own():
     names = [
         c.name for policy in ("fcfs", "blend") for chunk in (False, True) for c in variants(policy, chunk)
