@@ -1,5 +1,6 @@
 """`sglang-batch calibrate`: what it times and what it writes; rates themselves are the machine's business."""
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,6 +13,7 @@ from sglang.batch.calibrate import Calibration, gemm_rates, layer_matrices, meas
 from sglang.srt.blend.core.hardware import load_hardware
 from sglang.srt.blend.core.model_shape import ModelShape
 from sglang.srt.blend.runtime.arguments import BlendOptions
+from sglang.srt.hardware_backend.portable_cpu.srt_platform import PortableCpuPlatform
 
 MEASURED = Calibration(
     tokens=(1, 512),
@@ -43,7 +45,7 @@ def test_the_written_profile_is_one_that_blend_hardware_accepts(tmp_path: Path) 
     profile = load_hardware(str(path))
     assert profile.name == "this-machine"
     assert profile.flops == pytest.approx(1039.4e9, rel=1e-3)
-    assert profile.bandwidth == pytest.approx(13.64e9, rel=1e-3)
+    assert profile.bandwidth == pytest.approx(7e9, rel=1e-3)
     assert profile.measured
     assert profile.source.endswith('a "CPU", 2 threads')
 
@@ -51,6 +53,12 @@ def test_the_written_profile_is_one_that_blend_hardware_accepts(tmp_path: Path) 
 def test_reached_rates_are_not_reduced_again() -> None:
     profile = MEASURED.profile("float32", "x")
     assert (profile.flops, profile.gemm_efficiency, profile.bandwidth_efficiency) == (184.2e9, 1.0, 1.0)
+
+
+def test_decoding_reads_as_fast_as_products_of_one_token_and_memory_allow() -> None:
+    assert MEASURED.decode_bandwidth("bfloat16") == 7e9
+    assert MEASURED.decode_bandwidth("float32") == 12e9
+    assert replace(MEASURED, bandwidth=5e9).decode_bandwidth("float32") == 5e9
 
 
 def test_the_fastest_dtype_is_the_one_with_the_highest_rate() -> None:
@@ -77,7 +85,11 @@ def test_a_config_without_sizes_is_refused() -> None:
 
 def test_a_rate_is_the_flop_of_all_layers_by_the_best_time(monkeypatch: pytest.MonkeyPatch) -> None:
     products = []
-    monkeypatch.setattr(torch.nn.functional, "linear", lambda x, w: products.append((x.shape, w.shape)))
+
+    def product(_, weight):
+        return lambda x: products.append((x.shape, weight.shape))
+
+    monkeypatch.setattr(PortableCpuPlatform, "product", product)
 
     def two_seconds(work, rounds):
         work()

@@ -48,8 +48,9 @@ Time this machine's CPU and write a hardware profile for the planner.
 
 The planner calls a request compute-intensive or memory-intensive by comparing its FLOP with the KV cache
 it reads. Which of the two takes longer depends on the machine: this command measures the rate of the
-model's matrix products at several step sizes, in float32 and bfloat16, and the memory bandwidth. Pass the
-file to a server or a batch with --blend-hardware, and serve with the dtype that is fastest here."""
+model's matrix products at several step sizes, in float32 and bfloat16, and the memory bandwidth, of which
+the profile gets what products of one token reach. Pass the file to a server or a batch with
+--blend-hardware, and serve with the dtype that is fastest here."""
 
 EPILOG = """\
 examples:
@@ -92,7 +93,7 @@ class Calibration:
     Attributes:
         tokens: rows of the products that were timed.
         gemm: FLOP/s by dtype, one value for each of `tokens`.
-        bandwidth: bytes/s of memory reads.
+        bandwidth: bytes/s of memory reads, one after the other.
         memory: bytes this process may use.
         machine: CPU and threads, in words.
     """
@@ -107,17 +108,26 @@ class Calibration:
         """The dtype with the highest rate at any step size."""
         return max(self.gemm, key=lambda dtype: max(self.gemm[dtype]))
 
+    def decode_bandwidth(self, dtype: str) -> float:
+        """Bytes/s at which a decoding step reads weights: what one token's products reach.
+
+        A CPU streams faster than it can use what it reads, and KV caches are read no faster than weights.
+        """
+        itemsize = {"float32": 4, "bfloat16": 2}[dtype]
+        rate = self.gemm[dtype][self.tokens.index(1)]  # two FLOP for each element of the weights
+        return min(self.bandwidth, rate / 2 * itemsize)
+
     def profile(self, dtype: str, name: str) -> Hardware:
         """The planner's profile. The rates are reached ones, so nothing is taken off for efficiency."""
         return Hardware(
             name=name,
             flops=max(self.gemm[dtype]),
-            bandwidth=self.bandwidth,
+            bandwidth=self.decode_bandwidth(dtype),
             memory=float(self.memory),
             gemm_efficiency=1.0,
             bandwidth_efficiency=1.0,
             measured=True,
-            source=f"measured: {dtype} GEMMs and memory reads, {self.machine}",
+            source=f"measured: {dtype} GEMMs, and their reads with one token, {self.machine}",
         )
 
     def table(self) -> str:
@@ -257,19 +267,28 @@ def gemm_rates(
     """
     import torch
 
+    from sglang.srt.platforms import current_platform
+
     layer_bytes = sum(a * b for a, b in matrices) * dtype.itemsize
     copies = max(1, min(layers, WEIGHTS // layer_bytes))
-    weights = [[torch.randn(b, a, dtype=dtype) for a, b in matrices] for _ in range(copies)]
+    product = getattr(current_platform, "product", _row_major_product)
+    weights = [[product(torch.randn(b, a, dtype=dtype)) for a, b in matrices] for _ in range(copies)]
     flop_per_token = 2.0 * copies * sum(a * b for a, b in matrices)
     for count in tokens:
         inputs = [torch.randn(count, a, dtype=dtype) for a, _ in matrices]
 
         def forward(inputs: list[torch.Tensor] = inputs) -> None:
             for layer in weights:
-                for x, weight in zip(inputs, layer, strict=True):
-                    torch.nn.functional.linear(x, weight)
+                for x, multiply in zip(inputs, layer, strict=True):
+                    multiply(x)
 
         yield flop_per_token * count / best_seconds(forward, rounds)
+
+
+def _row_major_product(weight: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
+    import torch
+
+    return lambda x: torch.nn.functional.linear(x, weight)
 
 
 def read_bandwidth(size: int, *, rounds: int) -> float:

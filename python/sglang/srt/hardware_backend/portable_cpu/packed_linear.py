@@ -8,6 +8,7 @@ twice the memory; they are left alone where that would take more than half of wh
 
 import logging
 import os
+from collections.abc import Callable
 from typing import Any, cast
 
 import torch
@@ -92,6 +93,14 @@ def can_pack(dtype: torch.dtype) -> bool:
 def _packable(layer: torch.nn.Module) -> bool:
     weight = getattr(layer, "weight", None)
     return isinstance(weight, torch.Tensor) and weight.ndim == 2 and can_pack(weight.dtype)
+
+
+def packed_product(weight: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
+    """x -> x W^T as a layer with this weight computes it, packed where that is possible."""
+    if not can_pack(weight.dtype):
+        return lambda x: torch.nn.functional.linear(x, weight)
+    packed = torch.ops.mkldnn._reorder_linear_weight(weight)
+    return lambda x: torch.ops.mkldnn._linear_pointwise(x, packed, None, "none", [], "")
 
 
 def packed_weight(layer: torch.nn.Module) -> torch.Tensor:

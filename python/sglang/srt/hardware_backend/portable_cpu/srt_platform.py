@@ -8,6 +8,7 @@ itself still being imported.
 """
 
 import os
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -76,6 +77,12 @@ class PortableCpuPlatform(CpuDeviceMixin, SRTPlatform):
 
     def get_default_attention_backend(self) -> str:
         return ATTENTION_BACKEND
+
+    def product(self, weight: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
+        """x -> x W^T as linear layers compute it here; `sglang-batch calibrate` times it."""
+        from sglang.srt.hardware_backend.portable_cpu.packed_linear import packed_product
+
+        return packed_product(weight)
 
     def get_compile_backend(self, mode: str | None = None) -> str:
         return "eager"
