@@ -16,7 +16,7 @@ _ENGINES = ("alternating", "mixed", "overlapped")
 
 
 def traces() -> list[Run]:
-    """The four headline traces under every order that is compared; see also `lpm`."""
+    """The four traces, scaled down, under every order that is compared; see also `lpm` and `headline`."""
     schedules = [
         *product(("dfs", "random", "fcfs"), ("alternating", "mixed")),
         ("dfs", "overlapped"),
@@ -24,11 +24,15 @@ def traces() -> list[Run]:
         *product(("lof", "lpm", "batchllm"), ("mixed",)),
         *(("blend", engine) for engine in _ENGINES),
     ]
-    return [Run(trace, *schedule, FULL) for trace in (1, 2, 3, 4) for schedule in schedules]
+    return [
+        Run(trace, *schedule, QUICK, video_tokens=QUICK_VIDEO_TOKENS)
+        for trace in (1, 2, 3, 4)
+        for schedule in schedules
+    ]
 
 
 def headline() -> list[Run]:
-    """The four headline traces: blend and depth-first order where passes hold prefill and decode."""
+    """The four traces at full size: blend and depth-first order where passes hold prefill and decode."""
     schedules = product(("dfs", "blend"), ("mixed", "overlapped"))
     return [Run(trace, *schedule, FULL) for schedule in schedules for trace in (1, 2, 3, 4)]
 
