@@ -2,10 +2,15 @@
 
     python -m benchmark.scheduler_overhead
 
-SGLang's real scheduler on a simulated GPU, in the same steady state under both policies: prompts with a
-shared prefix, passes that hold prefill and decode. A step is everything between two forward passes:
-policy, admission, radix tree, batches, results. Re-plans are steps like any other. The two policies run
-in processes of their own, one after the other, several rounds in alternation.
+SGLang's real scheduler on a simulated GPU: prompts with a shared prefix, passes that hold prefill and decode,
+1,000 running requests all the time. A step is everything between two forward passes: policy, admission,
+radix tree, batches, results. Re-plans are steps like any other.
+
+What a step costs depends first of all on which requests it admits, ends and decodes, and blend admits others
+than arrival order does. So `fcfs` repeats what `blend` did: before the first step its queue is put into the
+order in which blend admitted, and each step admits as many. What is left between the two is what blend itself
+computes. A third run repeats it on upstream's radix tree in Python, from which blend's is derived, where fcfs
+has one in Rust. All run in processes of their own, one after the other, several rounds in alternation.
 """
 
 from __future__ import annotations
@@ -22,6 +27,14 @@ from typing import Any
 import numpy as np
 
 RUNNING, WAITING = 1000, 40_000
+# Output tokens. Short enough that the KV of all that run fits whoever they are: their number is the limit.
+OUTPUT = (150, 250)
+
+# Each run's policy, and the tree core that it must have; "" is upstream's choice.
+RUNS = {"blend": ("blend", ""), "fcfs": ("fcfs", ""), "fcfs_python_tree": ("fcfs", "python")}
+
+Schedule = list[list[int]]
+"""Numbers of the requests that each step admitted, in order."""
 
 
 def main() -> None:
@@ -35,39 +48,49 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write the figures here")
     arguments = parser.parse_args()
     os.environ["SGLANG_PLATFORM"] = "simulated_gpu"  # of the processes that are started below
-    rounds: dict[str, list[dict[str, float]]] = {"fcfs": [], "blend": []}
+    sizes = (arguments.running, arguments.waiting, arguments.steps)
+    rounds: dict[str, list[dict[str, float]]] = {run: [] for run in RUNS}
     for _ in range(arguments.rounds):
-        for policy, results in rounds.items():
+        schedule: Schedule | None = None
+        for run, (policy, tree_core) in RUNS.items():
             with multiprocessing.get_context("spawn").Pool(1) as pool:
-                results.append(
-                    pool.apply(measure, (policy, arguments.running, arguments.waiting, arguments.steps))
-                )
-            print(policy, {name: round(value, 3) for name, value in results[-1].items()}, flush=True)
+                result, schedule = pool.apply(measure, (policy, *sizes, schedule, tree_core))
+            rounds[run].append(result)
+            print(run, {name: round(value, 3) for name, value in result.items()}, flush=True)
     figures = {
-        f"{policy}_{name}": median(result[name] for result in results)
-        for policy, results in rounds.items()
+        f"{run}_{name}": median(result[name] for result in results)
+        for run, results in rounds.items()
         for name in results[0]
     }
     for name in ("mean_ms", "p99_ms"):
         figures[f"added_{name}"] = figures[f"blend_{name}"] - figures[f"fcfs_{name}"]
+        figures[f"tree_{name}"] = figures[f"fcfs_python_tree_{name}"] - figures[f"fcfs_{name}"]
     print(
-        f"added per step: {figures['added_mean_ms']:.3f} ms mean, {figures['added_p99_ms']:.3f} ms p99 "
+        f"added per step: {figures['added_mean_ms']:.3f} ms mean, {figures['added_p99_ms']:.3f} ms p99, "
+        f"of which upstream's tree in Python {figures['tree_mean_ms']:.3f} and {figures['tree_p99_ms']:.3f} "
         f"(medians of {arguments.rounds} rounds; the bar is 0.5 ms mean, 2 ms p99)"
     )
     if arguments.json:
-        sizes: dict[str, Any] = {"running": arguments.running, "waiting": arguments.waiting}
-        arguments.json.write_text(json.dumps({**sizes, "steps": arguments.steps, **figures}, indent=2) + "\n")
+        named = dict(zip(("running", "waiting", "steps"), sizes, strict=True))
+        arguments.json.write_text(json.dumps({**named, **figures}, indent=2) + "\n")
 
 
-def measure(policy: str, running: int, waiting: int, steps: int) -> dict[str, float]:
-    """Milliseconds of CPU per scheduler step: mean, median, 99th percentile; and the state it was in."""
+def measure(
+    policy: str, running: int, waiting: int, steps: int, repeat: Schedule | None = None, tree_core: str = ""
+) -> tuple[dict[str, float], Schedule]:
+    """Milliseconds of CPU per scheduler step, with the state it was in; and what was admitted.
+
+    Args:
+        repeat: admit this; None leaves it to the policy.
+        tree_core: name of upstream's radix tree to use.
+    """
+    if tree_core:
+        os.environ["SGLANG_UNIFIED_RADIX_TREE_CORE_BACKEND"] = tree_core
     from benchmark.paper.models import MODELS
 
     from sglang.srt.hardware_backend.simulated_gpu import in_process
 
-    rng = np.random.default_rng(0)
-    total = running + waiting + 4 * steps
-    prefixes = rng.integers(1000, 32_000, (64, 128))
+    requests = make_requests(running + waiting + 2 * steps * running // OUTPUT[0])
     arguments: dict[str, Any] = {"blend_engine": "mixed"} if policy == "blend" else {}
     with in_process.scheduler(
         MODELS["llama-3-8b"].config,
@@ -80,26 +103,71 @@ def measure(policy: str, running: int, waiting: int, steps: int) -> dict[str, fl
         chunked_prefill_size=8192,
         **arguments,
     ) as scheduler:
-        for i in range(total):
-            length = int(rng.integers(20, 200))
-            prompt = np.concatenate([prefixes[i % 64], rng.integers(1000, 32_000, length)])
-            output = int(rng.integers(100, 600))
-            in_process.submit(scheduler, f"r{i}", prompt, max_new_tokens=output, ignore_eos=True)
-        seconds, sizes = [], []
-        for number in range(2 * steps):
+        for number, (prompt, output) in enumerate(requests):
+            in_process.submit(scheduler, str(number), prompt, max_new_tokens=output, ignore_eos=True)
+        limit = None
+        if repeat is not None:
+            # The same objects in another order: a walk over requests takes as long as memory makes it wait.
+            first = [number for step in repeat for number in step]
+            rest = np.setdiff1d(np.arange(len(requests)), first).tolist()
+            scheduler.waiting_queue = [scheduler.waiting_queue[number] for number in first + rest]
+            limit = _limit_admissions(scheduler)
+        seconds, sizes, seen = [], [], set()
+        schedule: Schedule = []
+        for step in range(2 * steps):
+            if limit is not None and repeat is not None:
+                limit.allowed += len(repeat[step])
             begin = time.thread_time()
             in_process.step(scheduler)
-            if number >= steps:
-                seconds.append(time.thread_time() - begin)
-                sizes.append((len(scheduler.last_batch.reqs), len(scheduler.waiting_queue)))
+            took = time.thread_time() - begin
+            batch = [int(request.rid) for request in scheduler.last_batch.reqs]
+            schedule.append([number for number in batch if number not in seen])
+            seen.update(schedule[-1])
+            if step >= steps:
+                seconds.append(took)
+                sizes.append((len(batch), len(schedule[-1]), len(scheduler.waiting_queue)))
     milliseconds = 1e3 * np.array(seconds)
-    return {
+    figures = {
         "mean_ms": float(milliseconds.mean()),
         "median_ms": float(np.median(milliseconds)),
         "p99_ms": float(np.quantile(milliseconds, 0.99)),
-        "running": float(np.mean([r for r, _ in sizes])),
-        "waiting": float(np.mean([w for _, w in sizes])),
     }
+    means = np.mean(sizes, axis=0)
+    return figures | dict(zip(("running", "admitted", "waiting"), means.tolist(), strict=True)), schedule
+
+
+def make_requests(count: int) -> list[tuple[Any, int]]:
+    """Prompts, of which each 64th shares 128 tokens, and the number of tokens of their answers."""
+    rng = np.random.default_rng(0)
+    prefixes = rng.integers(1000, 32_000, (64, 128))
+    return [
+        (
+            np.concatenate([prefixes[i % 64], rng.integers(1000, 32_000, rng.integers(20, 200))]),
+            int(rng.integers(*OUTPUT)),
+        )
+        for i in range(count)
+    ]
+
+
+def _limit_admissions(scheduler: Any) -> Any:
+    """Let upstream's adder admit no more than `allowed`, an attribute of what is returned."""
+    original = scheduler.get_prefill_adder_class()
+
+    class Limited(original):  # type: ignore[misc,valid-type]
+        allowed = 0
+
+        def add_one_req(self, req: Any, *args: Any, **kwargs: Any) -> Any:
+            from sglang.srt.managers.schedule_policy import AddReqResult
+
+            if Limited.allowed <= 0:
+                return AddReqResult.OTHER
+            admitted = len(self.can_run_list)
+            result = super().add_one_req(req, *args, **kwargs)
+            Limited.allowed -= len(self.can_run_list) - admitted
+            return result
+
+    scheduler.get_prefill_adder_class = lambda: Limited
+    return Limited
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from __future__ import annotations
 import heapq
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import Any
 
 import numpy as np
 from numba import njit
@@ -34,6 +35,9 @@ class Side(IntEnum):
 
     COMPUTE = 0
     MEMORY = 1
+
+
+_SIDES = tuple(Side)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,8 +97,12 @@ def share_weight(new_tokens: ArrayLike, output: ArrayLike) -> Floats:
         new_tokens: prompt tokens not shared with KV that is there anyway.
         output: output tokens.
     """
-    new, d = np.asarray(new_tokens, np.float64), np.asarray(output, np.float64)
-    return np.asarray((new + d / 2.0) * d / (d + _IDLE_STEPS))
+    return np.asarray(share_of_one(np.asarray(new_tokens, np.float64), np.asarray(output, np.float64)))
+
+
+def share_of_one(new_tokens: Any, output: Any) -> Any:
+    """`share_weight` of floats, without the price of arrays."""
+    return (new_tokens + output / 2.0) * output / (output + _IDLE_STEPS)
 
 
 def steady_prefill_quota(share: float, prompt: float, output: float) -> float:
@@ -349,7 +357,7 @@ class DualScanner:
             longest,
         )
         slots: list[int] = self._plan.slots[places].tolist()
-        self._proposed = {slot: Side(side) for slot, side in zip(slots, sides.tolist(), strict=True)}
+        self._proposed = {slot: _SIDES[side] for slot, side in zip(slots, sides.tolist(), strict=True)}
         return slots
 
     def proposed_side(self, slot: int) -> Side | None:

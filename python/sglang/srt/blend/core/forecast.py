@@ -57,6 +57,17 @@ def _longest(now_used, remaining, released, room):  # type: ignore[no-untyped-de
     return elapsed + (room - used) // growing
 
 
+@njit(cache=True)
+def _insert(remaining, released, extra_remaining, extra_released):  # type: ignore[no-untyped-def]
+    """Both arrays with one more entry, before equal ones."""
+    at = np.searchsorted(remaining, extra_remaining)
+    longer = np.empty((2, len(remaining) + 1), np.int64)
+    longer[0, :at], longer[1, :at] = remaining[:at], released[:at]
+    longer[0, at], longer[1, at] = extra_remaining, extra_released
+    longer[0, at + 1 :], longer[1, at + 1 :] = remaining[at:], released[at:]
+    return longer[0], longer[1]
+
+
 class KVForecast:
     """Highest future KV use, in tokens, of the running requests and of those one might add.
 
@@ -93,7 +104,5 @@ class KVForecast:
 
     def add(self, new_tokens: int, remaining: int) -> None:
         """Admit that request."""
-        at = int(np.searchsorted(self._remaining, remaining))
-        self._remaining = np.insert(self._remaining, at, remaining)
-        self._released = np.insert(self._released, at, new_tokens)
+        self._remaining, self._released = _insert(self._remaining, self._released, remaining, new_tokens)
         self._used += new_tokens

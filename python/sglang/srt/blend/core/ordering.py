@@ -102,8 +102,8 @@ class _Forest:
             self.parent, self.count, self._prefix_comp, self._request_comp, self._request_mem
         )
         self.density: Floats = densities(self.comp, self.mem).astype(np.float32).astype(np.float64)
-        # A total, reproducible order: equal densities keep the sorted prompts' order.
-        self._siblings = np.lexsort((np.arange(len(self.density)), -self.density, self.parent))
+        # A stable sort: equal densities keep the sorted prompts' order.
+        self._siblings = np.lexsort((-self.density, self.parent))
         place = _places(self._siblings, self.parent, self.count)[self.nodes :]
         self.leaves: Ints = np.empty(len(place), np.int64)
         self.leaves[place] = np.arange(len(place))
@@ -131,10 +131,12 @@ class _Forest:
     def _cut_off(self, items: Ints, budget: int) -> tuple[int, int]:
         above = self.parent[items]
         # Those denser than their parent move together, and so do those less dense.
-        _, bunch = np.unique(2 * above + (self.density[items] >= self.density[above]), return_inverse=True)
-        items, bunch = items[np.argsort(bunch, kind="stable")], np.sort(bunch)
-        starts = np.flatnonzero(np.diff(bunch, prepend=-1))
-        ranked = self._rank(items, bunch, starts)
+        together = 2 * above + (self.density[items] >= self.density[above])
+        order = np.argsort(together, kind="stable")
+        items = items[order]
+        begins = np.diff(together[order], prepend=-1) != 0
+        starts = np.flatnonzero(begins)
+        ranked = self._rank(items, np.cumsum(begins) - 1, starts)
         ends = np.append(starts[1:], len(items))
         spent, cut = _cut(items, starts, ends, ranked, budget, self.parent, self.depth, self.count)
         self._insert_copies([items[starts[number] : ends[number]] for number in cut])

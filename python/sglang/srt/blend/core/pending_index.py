@@ -91,20 +91,43 @@ def _query(counts, seconds, first, size, lo, hi):  # type: ignore[no-untyped-def
 
 
 @njit(cache=True)
-def _first_many(first, size, lo, hi):  # type: ignore[no-untyped-def]
-    found = np.full(len(lo), NEVER, np.int64)
-    for i in range(len(lo)):
-        a, b = lo[i] + size, hi[i] + size
-        while a < b:
-            if a & 1:
-                found[i] = min(found[i], first[a])
-                a += 1
-            if b & 1:
-                b -= 1
-                found[i] = min(found[i], first[b])
-            a //= 2
-            b //= 2
+def _first(first, size, lo, hi):  # type: ignore[no-untyped-def]
+    found = np.int64(NEVER)
+    a, b = lo + size, hi + size
+    while a < b:
+        if a & 1:
+            found = min(found, first[a])
+            a += 1
+        if b & 1:
+            b -= 1
+            found = min(found, first[b])
+        a //= 2
+        b //= 2
     return found
+
+
+@njit(cache=True)
+def _first_many(first, size, lo, hi):  # type: ignore[no-untyped-def]
+    found = np.empty(len(lo), np.int64)
+    for i in range(len(lo)):
+        found[i] = _first(first, size, lo[i], hi[i])
+    return found
+
+
+@njit(cache=True)
+def _sooner(data, start, length, order, first, size, lo, hi, depth, tokens, use, page):  # type: ignore[no-untyped-def]
+    """Pages at the beginning of `tokens` that are used before `use`; next use only grows along the path."""
+    if _first(first, size, lo, hi) >= use:
+        return 0
+    low, high = 0, len(tokens) // page  # the end of all of them is used at `use`
+    while high - low > 1:
+        middle = (low + high) // 2
+        begin, end = prefix_sort.narrow(data, start, length, order, lo, hi, depth, tokens[: middle * page])
+        if _first(first, size, begin, end) < use:
+            low = middle
+        else:
+            high = middle
+    return low
 
 
 class PendingIndex:
@@ -157,7 +180,7 @@ class PendingIndex:
     def set_waiting(self, slot: int, waiting: bool) -> None:
         """A request left the queue, or came back to it. Unknown slots are ignored."""
         position = self.position(slot)
-        if position < 0:
+        if position < 0 or self._counts[self._size + position] == waiting:
             return
         self.version += 1
         _set(
@@ -194,6 +217,37 @@ class PendingIndex:
     def totals(self, lo: int, hi: int) -> Totals:
         """Sums over the waiting requests of [lo, hi)."""
         return Totals(*_query(self._counts, self._seconds, self._first, self._size, lo, hi))
+
+    def next_use(self, lo: int, hi: int) -> int:
+        """`totals(lo, hi).next_use`."""
+        return int(_first(self._first, self._size, lo, hi))
+
+    def used_sooner(
+        self, lo: int, hi: int, depth: int, tokens: NDArray[np.int32], use: int, page: int
+    ) -> int:
+        """How many whole pages of `tokens`, less than all, requests of [lo, hi) need before `use`.
+
+        Args:
+            lo, hi: requests that agree on `depth` tokens.
+            use: next use of those that go on with all of `tokens`.
+        """
+        store = self._store
+        return int(
+            _sooner(
+                store.data,
+                store.start,
+                store.length,
+                self._order,
+                self._first,
+                self._size,
+                lo,
+                hi,
+                depth,
+                tokens,
+                use,
+                page,
+            )
+        )
 
     def next_use_many(self, lo: NDArray[np.int64], hi: NDArray[np.int64]) -> NDArray[np.int64]:
         """`totals(lo, hi).next_use` of many ranges at once; arrays of equal length."""

@@ -24,6 +24,7 @@ from sglang.srt.blend.core.dual_scan import (
     ScanOrder,
     Side,
     scan_to_the_end,
+    share_of_one,
     share_weight,
 )
 from sglang.srt.blend.core.ordering import DensityOrder, order_by_density
@@ -224,7 +225,7 @@ class Planner:
         self._sequence[slots] = np.arange(self._arrived, self._arrived + n)
         estimate = np.where(self._known[slots] > 0, self._known[slots], PRIOR_OUTPUT_TOKENS)
         self._estimate[slots] = np.clip(estimate, 1, self._max_new[slots])
-        self._count_waiting(slots, 1)
+        self._count_waiting(slots)
         self._arrived += n
         self._num_waiting += n
         self._arrivals.append(slots)
@@ -241,12 +242,12 @@ class Planner:
         """
         self._require(slot, _State.WAITING, _State.RUNNING)
         self._leave_state(slot)
-        if self._sampled[slot]:
+        if self._sampled.item(slot):
             self._open_samples -= 1
             self._samples_answered |= self._open_samples == 0
         self.scanner.forget(slot)
         self.index.set_waiting(slot, False)
-        if self._observed[slot] >= 0 and self.options.memory:
+        if self._observed.item(slot) >= 0 and self.options.memory:
             self._state[slot] = _State.FINISHED
             self._remembered.append(slot)
             if len(self._remembered) > self.options.memory:
@@ -316,7 +317,7 @@ class Planner:
         self._shared[blend.slots] = blend.density.shared
         self._waiting_tokens = self._waiting_rows = self._waiting_reads = 0.0
         self._longest_waiting = 0
-        self._count_waiting(self._order[self._state[self._order] == _State.WAITING], 1)
+        self._count_waiting(self._order[self._state[self._order] == _State.WAITING])
         self.scanner.load(blend.scan)
         self._rebuild_index()
 
@@ -410,7 +411,7 @@ class Planner:
 
     def _certain(self, slot: int) -> bool:
         """Whether a request just proposed belongs to the memory side whatever the samples say."""
-        return bool(self._known[slot] > 0) and self.scanner.proposed_side(slot) is Side.MEMORY
+        return self._known.item(slot) > 0 and self.scanner.proposed_side(slot) is Side.MEMORY
 
     def admit(self, slot: int, shared_tokens: int = 0) -> Side:
         """A waiting request starts running.
@@ -422,7 +423,7 @@ class Planner:
             KeyError: it does not wait.
         """
         self._require(slot, _State.WAITING)
-        prompt = int(self._store.length[slot])
+        prompt = self._store.length.item(slot)
         output = self.estimate(slot)
         self._leave_state(slot)
         self._estimate[slot] = output
@@ -444,7 +445,8 @@ class Planner:
         self._leave_state(slot)
         self._state[slot] = _State.WAITING
         self._num_waiting += 1
-        self._count_waiting(np.array([slot]), 1)
+        self._count_one(slot, 1)
+        self._longest_waiting = max(self._longest_waiting, self._estimate.item(slot))
         self.scanner.restore(slot)
         self.index.set_waiting(slot, True)
         self._unplanned += 1
@@ -472,10 +474,10 @@ class Planner:
         One that has outlived its estimate is expected to go on for as long again: answers' lengths have
         long tails, and a forecast of memory had better err to this side.
         """
-        estimate, generated = int(self._estimate[slot]), int(self._generated[slot])
+        estimate, generated = self._estimate.item(slot), self._generated.item(slot)
         if generated >= estimate:
             estimate = 2 * max(generated, 1)
-        return min(estimate, int(self._max_new[slot]))
+        return min(estimate, self._max_new.item(slot))
 
     def estimates(self, slots: Ints) -> Ints:
         """`estimate` of many, int64 (n,)."""
@@ -551,36 +553,42 @@ class Planner:
             setattr(self, name, np.concatenate([old, np.zeros(missing, old.dtype)]))
 
     def _require(self, slot: int, *states: _State) -> None:
-        if not 0 <= slot < len(self._state) or self._state[slot] not in states:
+        if not 0 <= slot < len(self._state) or self._state.item(slot) not in states:
             expected = " or ".join(state.name.lower() for state in states)
             raise KeyError(f"request slot {slot} is not {expected}")
 
     def _leave_state(self, slot: int) -> None:
         """Take a request out of the totals of its present state."""
-        tokens = float(self._store.length[slot])
-        if self._state[slot] == _State.WAITING:
+        state = self._state.item(slot)
+        if state == _State.WAITING:
             self._num_waiting -= 1
-            self._count_waiting(np.array([slot]), -1)
-        elif self._state[slot] == _State.RUNNING:
-            self._running_tokens -= tokens + float(self._estimate[slot])
+            self._count_one(slot, -1)
+        elif state == _State.RUNNING:
+            self._running_tokens -= float(self._store.length.item(slot) + self._estimate.item(slot))
             self.scanner.release(slot)
 
-    def _count_waiting(self, slots: Ints, sign: int) -> None:
-        """Add waiting requests to the totals of what waits, or take them out."""
+    def _count_one(self, slot: int, sign: int) -> None:
+        """`_count_waiting` of one request: admissions and ends come singly, and arrays of one are slow."""
+        prompt, output = self._store.length.item(slot), self._estimate.item(slot)
+        self._waiting_tokens += sign * float(prompt + output)
+        self._waiting_rows += sign * float(prompt - self._shared.item(slot) + output)
+        self._waiting_reads += sign * (output * (prompt + (output + 1) / 2))
+
+    def _count_waiting(self, slots: Ints) -> None:
+        """Add waiting requests to the totals of what waits."""
         prompt, output = self._store.length[slots], self._estimate[slots]
-        self._waiting_tokens += sign * float((prompt + output).sum())
-        self._waiting_rows += sign * float((prompt - self._shared[slots] + output).sum())
-        self._waiting_reads += sign * float((output * (prompt + (output + 1) / 2)).sum())
-        if sign > 0:
-            self._longest_waiting = max(self._longest_waiting, int(output.max(initial=0)))
+        self._waiting_tokens += float((prompt + output).sum())
+        self._waiting_rows += float((prompt - self._shared[slots] + output).sum())
+        self._waiting_reads += float((output * (prompt + (output + 1) / 2)).sum())
+        self._longest_waiting = max(self._longest_waiting, int(output.max(initial=0)))
 
     def _forget(self, slot: int) -> None:
         self._state[slot] = _State.ABSENT
         self._gone.append(slot)
 
     def _weight(self, slot: int) -> float:
-        new_tokens = max(int(self._store.length[slot] - self._shared[slot]), 0)
-        return float(share_weight(new_tokens, int(self._estimate[slot])))
+        new_tokens = max(self._store.length.item(slot) - self._shared.item(slot), 0)
+        return float(share_of_one(new_tokens, self._estimate.item(slot)))
 
     def _rebuild_index(self) -> None:
         order = self._order

@@ -33,5 +33,9 @@ def compile_kernels(cost_model: CostModel) -> None:
     _ = planner.partition
     lo, hi = planner.index.narrow(*planner.index.root(0), 0, prompts[:1])
     planner.index.totals(lo, hi)
+    planner.index.used_sooner(lo, hi, 0, prompts[:2], planner.index.next_use(lo, hi), 1)
     planner.index.next_use_many(np.array([lo]), np.array([hi]))
-    KVForecast(1, np.array([1, 2]), np.array([1, 2])).peak_with(1, 1)
+    forecast = KVForecast(1, np.array([1, 2]), np.array([1, 2]))
+    forecast.add(1, 1)
+    forecast.peak_with(1, 1)
+    forecast.longest(1, 8)

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ from sglang.srt.blend.runtime.radix_namespaces import Namespaces
 from sglang.srt.blend.runtime.token_ids import fold
 
 UNKNOWN = -1
+_OUTPUT = attrgetter("output_ids")
 _INT32_MAX = 2**31 - 1
 
 
@@ -182,7 +184,7 @@ class RequestPool:
             running = {slot: req for slot, req in running.items() if slot not in self._released}
         n = len(running)
         slots = np.fromiter(running, np.int64, n)
-        generated = np.fromiter([len(req.output_ids) for req in running.values()], np.int64, n)
+        generated = np.fromiter(map(len, map(_OUTPUT, running.values())), np.int64, n)
         self.planner.progress(slots, generated)
         context = self._prompt[slots] + generated
         released = context - self._shared[slots]

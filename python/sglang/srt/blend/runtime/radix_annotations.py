@@ -83,17 +83,16 @@ class PlannerView:
             self._roots[name] = found
         return found
 
-    def narrow(
-        self, lo: int, hi: int, depth: int, key: RadixKey, length: int | None = None
-    ) -> tuple[int, int]:
-        """Sub-range of [lo, hi) whose prompts continue with the first ``length`` tokens of ``key``."""
-        if lo >= hi:
-            return lo, lo
-        tokens = fold(np.frombuffer(key.raw_token_ids(), dtype=np.int64)[:length])
-        return self._index.narrow(lo, hi, depth, tokens)
+    def narrow(self, lo: int, hi: int, depth: int, key: RadixKey) -> tuple[int, int]:
+        """Sub-range of [lo, hi) whose prompts continue with ``key``."""
+        return (lo, lo) if lo >= hi else self._index.narrow(lo, hi, depth, _tokens(key))
 
     def next_use(self, lo: int, hi: int) -> int:
-        return NEVER if lo >= hi else self._index.totals(lo, hi).next_use
+        return NEVER if lo >= hi else self._index.next_use(lo, hi)
+
+    def used_sooner(self, lo: int, hi: int, depth: int, key: RadixKey, use: int, page: int) -> int:
+        """Whole pages of ``key``, less than all, that requests of [lo, hi) need before ``use``."""
+        return 0 if lo >= hi else self._index.used_sooner(lo, hi, depth, _tokens(key), use, page)
 
     def next_use_many(self, lo: NDArray[np.int64], hi: NDArray[np.int64]) -> NDArray[np.int64]:
         """Next use of many ranges at once; arrays of equal length."""
@@ -116,3 +115,7 @@ class PlannerView:
 
     def _prefill(self, tokens: int) -> float:
         return float(self._cost_model.prefix_comp(tokens)) if tokens else 0.0
+
+
+def _tokens(key: RadixKey) -> NDArray[np.int32]:
+    return fold(np.frombuffer(key.raw_token_ids(), dtype=np.int64))

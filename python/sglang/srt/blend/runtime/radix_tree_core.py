@@ -180,8 +180,7 @@ class AnnotatedTreeCore(UnifiedTreeCore):
         """Length of the node's longest page-aligned beginning whose next use precedes its end's."""
         view, page = self._view, self.page_size
         assert view is not None
-        pages = len(node.key) // page
-        if pages < 2:
+        if len(node.key) < 2 * page:
             return 0
         self._locate(node)
         parent = node.parent
@@ -192,15 +191,4 @@ class AnnotatedTreeCore(UnifiedTreeCore):
         if lo == node.lo and hi == node.hi:  # whoever needs the parent needs all of the node
             return 0
         use = view.next_use(node.lo, node.hi)
-
-        def sooner(count: int) -> bool:
-            return view.next_use(*view.narrow(lo, hi, start, node.key, count * page)) < use
-
-        if view.next_use(lo, hi) == use or not sooner(1):
-            return 0
-        # next use only grows along the path: bisect for the last page that is needed sooner
-        low, high = 1, pages
-        while high - low > 1:
-            middle = (low + high) // 2
-            low, high = (middle, high) if sooner(middle) else (low, middle)
-        return low * page
+        return page * view.used_sooner(lo, hi, start, node.key, use, page)

@@ -22,8 +22,8 @@ def fold(token_ids: Any) -> NDArray[np.int32]:
         token_ids: ``array('q')``, int64 array or list of ints.
     """
     ids: NDArray[np.int64] = np.asarray(token_ids, dtype=np.int64)
-    wide = ids > _LARGEST
-    if wide.any():
+    if len(ids) and ids.max() > _LARGEST:
+        wide = ids > _LARGEST
         mixed = ids ^ (ids >> np.int64(32))
         ids = np.where(wide, (mixed & (_MARK - 1)) | _MARK, ids)
     return ids.astype(np.int32)
