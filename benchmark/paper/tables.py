@@ -76,8 +76,8 @@ def grid() -> list[Run]:
 
 
 def variance() -> list[Run]:
-    """Corners and middle of the grid with Azure, ShareGPT and WildChat as the compute trace, scaled."""
-    names = ("azure", "sharegpt", "wildchat")
+    """Corners and middle of the grid with ShareGPT, WildChat and Azure as the compute trace, scaled."""
+    names = ("sharegpt", "wildchat", "azure")
     return [run for name in names for run in _grid(name, [0.8, 1.1, 1.4], [0.05, 0.15])]
 
 
