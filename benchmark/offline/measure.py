@@ -51,7 +51,10 @@ def measure(
             for group in _groups(order, engines_at_once):
                 if any(configuration not in workers for configuration in group):
                     up.close()
+                    # Together: most of a start is one process importing.
                     workers = {c: _start(c, setting, folder, up, say) for c in group}
+                    for configuration, worker in workers.items():
+                        _await(configuration, worker, setting, say)
                 for workload in workloads:
                     for configuration in group:
                         load = os.getloadavg()[0]
@@ -106,10 +109,15 @@ def _start(
     log = folder / (re.sub(r"[^a-z]+", "-", configuration.name.lower()) + ".log")
     worker = start_worker(configuration, setting, log)
     up.callback(worker.stop)
+    return worker
+
+
+def _await(
+    configuration: Configuration, worker: Worker, setting: Setting, say: Callable[[str], None]
+) -> None:
     capacity = worker.ready()["kv_capacity"]
     if capacity != setting.kv_tokens:
-        say(f"  its KV capacity is {capacity:,} tokens instead of {setting.kv_tokens:,}")
-    return worker
+        say(f"{configuration.name} has {capacity:,} tokens of KV instead of {setting.kv_tokens:,}")
 
 
 def _write(prepared: Prepared, folder: Path) -> Mapping[bool, Path]:
