@@ -71,6 +71,22 @@ def long_prompts() -> Workload:
     )
 
 
+def three_long_answers() -> Workload:
+    """Three answers that together nearly fill the small pool, among short ones; all lengths are known."""
+    rng = np.random.default_rng(0)
+    lengths, output = np.array([50] * 3 + [200] * 80), np.array([640, 600, 560] + [20] * 80, np.int32)
+    arrival = rng.permutation(len(output))
+    return Workload(
+        tokens=rng.integers(3, 500, lengths.sum(), dtype=np.int32),
+        offsets=np.concatenate([[0], np.cumsum(lengths[arrival])]),
+        output=output[arrival],
+        max_new_tokens=output[arrival],
+        known=np.ones(len(output), np.bool_),
+        source=np.zeros(len(output), np.int16),
+        names=("test",),
+    )
+
+
 def simulated() -> dict[str, Any]:
     from checkpoints import make_llama
     from sglang.srt.hardware_backend.simulated_gpu import device
@@ -135,6 +151,7 @@ def simulated() -> dict[str, Any]:
         "lpm": run("lpm", "mixed", **small),
         "blend": run("blend", "overlapped", **small),
         "blend_long_prompts": run("blend", "overlapped", workload=long_prompts(), **small),
+        "blend_three_long": run("blend", "alternating", workload=three_long_answers(), **small),
         "blend_known": run("blend", "mixed", known=True, **small),
         "fcfs_tiny": run("fcfs", "mixed", known=True, **as_real),
         "blend_tiny": run("blend", "mixed", known=True, **as_real),

@@ -132,6 +132,11 @@ def test_a_paced_prompt_in_chunks_goes_on_when_nothing_else_runs(results):
     assert sum(results["blend_long_prompts"]["prefill_tokens"]) == 1900 + 1900 + 900
 
 
+def test_an_answer_that_outlasts_all_other_work_does_not_wait_for_the_rest(results):
+    # Together they pass the memory side's share. One after the other they would take 1,200 steps.
+    assert len(results["blend_three_long"]["decode_rows"]) < 720
+
+
 def test_an_engine_program_runs_over_a_config_alone(config_folder):
     answer = run(
         "engine_program.py",

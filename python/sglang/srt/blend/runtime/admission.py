@@ -26,6 +26,9 @@ from sglang.srt.mem_cache.prefill_budget import PrefillBudget
 if TYPE_CHECKING:
     from sglang.srt.blend.runtime.startup import Blend
 
+_OUTLASTS = 1.1
+"""How many times longer than all work left an answer must be to take room from the compute side."""
+
 _LATE_STEPS = 2
 """Steps by which the scheduler sees an ended request later than a forecast of its length tells."""
 
@@ -66,6 +69,7 @@ class BlendPrefillAdder(PrefillAdder):
         quota = self.blend.policy.quota
         self._quota = None if quota is None else quota.tokens  # what is left of it
         self._margin = 0  # tokens, with the forecast
+        self._steps_left = 0.0  # of all work, at a full cache; with the forecast
         self._passed_over = 0
         self.blend.leaders.next_step()
         self.blend.log.end_step()
@@ -244,7 +248,7 @@ class BlendPrefillAdder(PrefillAdder):
         remaining = self._remaining(slot, req)
         return all(
             forecast.peak_with(new_tokens, remaining) <= room
-            for forecast, room in self._limits(self.blend.pool.side(slot))
+            for forecast, room in self._limits(self.blend.pool.side(slot), remaining)
         )
 
     def _longest_fit(self, req: Any) -> int:
@@ -255,17 +259,22 @@ class BlendPrefillAdder(PrefillAdder):
         longest = min(forecast.longest(new_tokens, room) for forecast, room in self._limits(Side.MEMORY))
         return max(longest - _LATE_STEPS, 0)
 
-    def _limits(self, side: Side) -> list[tuple[KVForecast, int]]:
+    def _limits(self, side: Side, remaining: int = 0) -> list[tuple[KVForecast, int]]:
         """Forecasts that one more request of a side must keep within so many KV tokens.
 
         Long answers that begin together grow together, past their share. So the memory side alone must stay
         within what the compute side leaves, now and when all who compute now have been followed by others.
+        Not so a request that outlasts all other work: what it displaces can follow beside it, while the pool
+        would have to wait for it alone if it started later.
+
+        Args:
+            remaining: output tokens of the request.
         """
         if self._forecast is None:
             self._forecast, self._memory_forecast = self._make_forecasts()
         room = self.blend.kv_capacity - (self.page_size - 1) * (len(self._forecast) + 1) - self._margin
         limits = [(self._forecast, room)]
-        if side is Side.MEMORY:
+        if side is Side.MEMORY and remaining < self._steps_left:
             limits.append((self._memory_forecast, room - int(self.blend.planner.compute_reserve)))
         return limits
 
@@ -278,6 +287,8 @@ class BlendPrefillAdder(PrefillAdder):
         # A prompt that continues in chunks has not taken its KV yet.
         used += sum(len(r.full_untruncated_fill_ids) - r.prefix_len for r in self.can_run_list)
         self._margin = 0 if pool.everything_fits else int(_DEVIATIONS * progress.spread)
+        work = self.blend.planner.work_left(progress.remaining, progress.context)
+        self._steps_left = _OUTLASTS * work.kv_reads / self.blend.kv_capacity
         remaining, released, memory = (
             progress.remaining + _LATE_STEPS,
             progress.released,
