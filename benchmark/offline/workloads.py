@@ -154,20 +154,20 @@ def with_lengths(spec: TraceSpec, factor: float) -> TraceSpec:
     )
 
 
-def memory_trace(cost: CostModel, placeholder: TraceSpec) -> TraceSpec:
+def memory_trace(cost: CostModel, spec: TraceSpec) -> TraceSpec:
     """The OpenVid-like trace with the shortest answers that make it memory-intensive on this machine.
 
     Frames shrink with the answers; the spread stays the paper trace's.
 
     Args:
-        placeholder: prompts, and the longest mean answer.
+        spec: its prompts, and its mean answer as the longest to try.
     """
-    means = np.arange(64, int(placeholder.output.mean) + 1, 16)
-    prompt = placeholder.prompt
+    means = np.arange(64, int(spec.output.mean) + 1, 16)
+    prompt = spec.prompt
     density = cost.density(prompt.mean, means)
     mean = float(means[min(int(np.sum(density > MEMORY_DENSITY)), len(means) - 1)])
     output = LengthDistribution(mean, 0.4 * mean, low=round(mean / 4), high=round(1.5 * mean))
-    return replace(placeholder, output=output)
+    return replace(spec, output=output)
 
 
 def subjects(target: MixTarget, scale: float) -> int:

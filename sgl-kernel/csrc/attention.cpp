@@ -42,7 +42,8 @@ void weigh_block(
 }
 
 template <typename KV>
-void load_queries(const AttentionArgs<KV>& args, const Task& task, int64_t kv_head, int64_t rows, float* q, int64_t width) {
+void load_queries(
+    const AttentionArgs<KV>& args, const Task& task, int64_t kv_head, int64_t rows, float* q, int64_t width) {
   const int64_t group = args.heads / args.kv_heads;
   for (int64_t r = 0; r < rows; ++r) {
     const int64_t offset = (task.first_query + r / group) * args.q_stride +
