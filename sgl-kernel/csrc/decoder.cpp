@@ -16,16 +16,19 @@ namespace {
 // Products with one layer, in this order; also of `weights` and `biases`.
 enum Product { kQkv, kOutput, kGateUp, kDown, kProducts };
 
-// x W^T + b with a weight that oneDNN has reordered.
+// x W^T + b with a weight that oneDNN or `pack_weight` has reordered.
 Tensor linear(const Tensor& x, const Tensor& packed, const std::optional<Tensor>& bias) {
+  if (!packed.is_mkldnn()) {
+    return product(x, packed, bias);
+  }
   using Signature = Tensor(
       const Tensor&, const Tensor&, const std::optional<Tensor>&, std::string_view,
       c10::List<std::optional<at::Scalar>>, std::optional<std::string_view>);
-  static const auto product = c10::Dispatcher::singleton()
+  static const auto one_dnn = c10::Dispatcher::singleton()
                                   .findSchemaOrThrow("mkldnn::_linear_pointwise", "")
                                   .typed<Signature>();
   static const c10::List<std::optional<at::Scalar>> none;
-  return product.call(x, packed, bias, "none", none, "");
+  return one_dnn.call(x, packed, bias, "none", none, "");
 }
 
 } // namespace

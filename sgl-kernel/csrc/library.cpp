@@ -243,6 +243,8 @@ DEFINE_LIBRARY(PORTABLE_CPU_LIBRARY, m) {
   m.def(
       "rotary_embedding(Tensor positions, Tensor(a!) q, Tensor(b!) k, Tensor cos_sin, int head_dim, bool neox) -> ()",
       &rotary_embedding);
+  m.def("pack_weight(Tensor weight) -> Tensor", &pack_weight);
+  m.def("product(Tensor x, Tensor packed, Tensor? bias) -> Tensor", &product);
   m.def(
       "decoder_layers(Tensor hidden, Tensor positions, Tensor slots, Tensor[] norms, Tensor[] weights, "
       "Tensor?[] biases, Tensor[] k_caches, Tensor[] v_caches, Tensor cos_sin, Tensor table, Tensor tasks, "

@@ -30,6 +30,11 @@ void silu_and_mul(const Tensor& x, Tensor& out);
 void rotary_embedding(
     const Tensor& positions, Tensor& q, Tensor& k, const Tensor& cos_sin, int64_t head_dim, bool neox);
 
+// A weight in the order in which `product` reads it; product.cpp.
+Tensor pack_weight(const Tensor& weight);
+
+Tensor product(const Tensor& x, const Tensor& packed, const std::optional<Tensor>& bias);
+
 // All layers of a decoder in one call; decoder.cpp.
 Tensor decoder_layers(
     const Tensor& hidden, const Tensor& positions, const Tensor& slots, at::TensorList norms,

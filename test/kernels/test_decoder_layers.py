@@ -8,7 +8,7 @@ import torch
 
 from sglang.srt.hardware_backend.portable_cpu import decoder_stack
 from sglang.srt.hardware_backend.portable_cpu.kernels import DecoderWeights
-from sglang.srt.hardware_backend.portable_cpu.packed_linear import can_pack
+from sglang.srt.hardware_backend.portable_cpu.packed_linear import can_pack, multiply, packed_copy
 
 LAYERS, HEADS, KV_HEADS, DIM, SIZE, INNER, SLOTS = 3, 6, 2, 16, 64, 96, 128
 EXTENDS, LENGTHS = torch.tensor([1, 9, 1]), torch.tensor([40, 9, 3])
@@ -23,11 +23,10 @@ def make_weights(dtype: torch.dtype, *, bias: bool) -> DecoderWeights:
         (2 * INNER, SIZE),
         (SIZE, INNER),
     ] * LAYERS
-    pack = torch.ops.mkldnn._reorder_linear_weight
     caches = [torch.randn(SLOTS, KV_HEADS, DIM).to(dtype) for _ in range(2 * LAYERS)]
     return DecoderWeights(
         norms=[torch.rand(SIZE).to(dtype) + 0.5 for _ in range(2 * LAYERS + 1)],
-        products=[pack((torch.randn(*shape) / shape[1] ** 0.5).to(dtype)) for shape in shapes],
+        products=[packed_copy((torch.randn(*shape) / shape[1] ** 0.5).to(dtype)) for shape in shapes],
         biases=[torch.randn(shape[0]).to(dtype) if bias else None for shape in shapes],
         k_caches=caches[:LAYERS],
         v_caches=caches[LAYERS:],
@@ -42,7 +41,7 @@ def make_weights(dtype: torch.dtype, *, bias: bool) -> DecoderWeights:
 
 def one_by_one(kernels, hidden, positions, slots, w, table, plan):
     def linear(x, i):
-        return torch.ops.mkldnn._linear_pointwise(x, w.products[i], w.biases[i], "none", [], "")
+        return multiply(x, w.products[i], w.biases[i])
 
     residual = hidden.clone()
     x = kernels.rms_norm(hidden, w.norms[0], w.eps)

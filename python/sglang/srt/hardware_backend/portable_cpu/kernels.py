@@ -15,6 +15,9 @@ import torch
 
 from sglang.srt.hardware_backend.portable_cpu import kernel_build
 
+# Outputs that one block of a packed weight holds (csrc/product.cpp).
+_PRODUCT_COLUMNS = 32
+
 SUPPORTED_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -53,7 +56,8 @@ class DecoderWeights:
 
     Attributes:
         norms: weights before attention and before the MLP of each layer, and of the final norm, 2 L + 1.
-        products: oneDNN-packed weights of each layer's qkv, output, gate-up and down projections, 4 L.
+        products: packed (``packed_linear``) weights of each layer's qkv, output, gate-up and down
+            projections, 4 L.
         biases: of those, None where there is none.
         k_caches, v_caches: of each layer.
         cos_sin: angles as in ``Kernels.rotary_embedding``.
@@ -163,6 +167,8 @@ class CompiledKernels:
         self._rms_norm = library.rms_norm.default
         self._silu_and_mul = library.silu_and_mul.default
         self._rotary_embedding = library.rotary_embedding.default
+        self._pack_weight = library.pack_weight.default
+        self._product = library.product.default
         self._decoder_layers = library.decoder_layers.default
 
     def plan_attention(
@@ -238,6 +244,29 @@ class CompiledKernels:
         neox: bool,
     ) -> None:
         self._rotary_embedding(positions, q, k, cos_sin, head_dim, neox)
+
+    def can_multiply(self, weight: torch.Tensor) -> bool:
+        """Whether ``product`` takes this weight (outputs, inputs), and is the fastest way here."""
+        return (
+            self.namespace == kernel_build.INSTRUCTION_SETS["avx512_bf16"].namespace
+            # Its tiles multiply many times as fast.
+            and not torch.cpu.get_capabilities().get("amx_bf16", False)
+            and weight.dtype == torch.bfloat16
+            and weight.shape[0] % _PRODUCT_COLUMNS == 0
+            and weight.shape[1] % 2 == 0
+        )
+
+    def pack_weight(self, weight: torch.Tensor) -> torch.Tensor:
+        """The weight as ``product`` reads it, (outputs / 32, inputs / 2, 32, 2); bfloat16, contiguous."""
+        packed: torch.Tensor = self._pack_weight(weight)
+        return packed
+
+    def product(
+        self, x: torch.Tensor, packed: torch.Tensor, bias: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """x W^T + bias of rows (T, inputs), summed in float32; (T, outputs), all bfloat16."""
+        out: torch.Tensor = self._product(x, packed, bias)
+        return out
 
     def decoder_layers(
         self,

@@ -1,9 +1,10 @@
-"""Linear layers with weights in oneDNN's own layout, packed once after loading.
+"""Linear layers with weights in the order in which they are read, packed once after loading.
 
 ``F.linear`` lets the BLAS find its way through a row-major weight at every call, which costs most where there
-are few rows: decoding. PyTorch's oneDNN operators take a weight that was reordered beforehand (what its
-compiler does when it freezes a model). The original stays for whoever reads or updates it, so weights take
-twice the memory; they are left alone where that would take more than half of what is free.
+are few rows: decoding. Weights are packed for ``csrc/product.cpp`` where that is fastest (bfloat16 on CPUs
+with AVX512-BF16 and no AMX), else for PyTorch's oneDNN operators (what its compiler does when it freezes a
+model). The original stays for whoever reads or updates it, so weights take twice the memory; they are left
+alone where that would take more than half of what is free.
 """
 
 import logging
@@ -13,6 +14,7 @@ from typing import Any, cast
 
 import torch
 
+from sglang.srt.hardware_backend.portable_cpu.kernels import CompiledKernels, get_kernels
 from sglang.srt.layers.quantization.unquant import UnquantizedEmbeddingMethod, UnquantizedLinearMethod
 
 logger = logging.getLogger(__name__)
@@ -99,12 +101,33 @@ def packed_product(weight: torch.Tensor) -> Callable[[torch.Tensor], torch.Tenso
     """x -> x W^T as a layer with this weight computes it, packed where that is possible."""
     if not can_pack(weight.dtype):
         return lambda x: torch.nn.functional.linear(x, weight)
-    packed = torch.ops.mkldnn._reorder_linear_weight(weight)
-    return lambda x: torch.ops.mkldnn._linear_pointwise(x, packed, None, "none", [], "")
+    packed = packed_copy(weight)
+    return lambda x: multiply(x, packed)
+
+
+def packed_copy(weight: torch.Tensor) -> torch.Tensor:
+    """The weight as ``multiply`` takes it; ``can_pack`` says for which dtypes."""
+    kernels = get_kernels()
+    if isinstance(kernels, CompiledKernels) and kernels.can_multiply(weight):
+        return kernels.pack_weight(weight.contiguous())
+    packed: torch.Tensor = torch.ops.mkldnn._reorder_linear_weight(weight)
+    return packed
+
+
+def multiply(x: torch.Tensor, packed: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """x W^T + bias over the last dimension of x, with a weight from ``packed_copy`` and of its dtype."""
+    if packed.is_mkldnn:
+        out: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x, packed, bias, "none", [], "")
+        return out
+    kernels = get_kernels()
+    assert isinstance(kernels, CompiledKernels)  # nobody else packs so
+    if x.ndim == 2:
+        return kernels.product(x, packed, bias)
+    return kernels.product(x.flatten(0, -2), packed, bias).unflatten(0, x.shape[:-1])
 
 
 def packed_weight(layer: torch.nn.Module) -> torch.Tensor:
-    """The copy in oneDNN's layout of a layer that ``pack_weights`` has packed."""
+    """The packed copy of a layer that ``pack_weights`` has packed."""
     return cast(torch.Tensor, getattr(layer, _PACKED))
 
 
@@ -114,13 +137,11 @@ def _weight(layer: torch.nn.Module) -> torch.Tensor:
 
 def _pack(layer: torch.nn.Module) -> None:
     with torch.no_grad():
-        packed = torch.ops.mkldnn._reorder_linear_weight(_weight(layer).detach().contiguous())
-    setattr(layer, _PACKED, packed)
+        setattr(layer, _PACKED, packed_copy(_weight(layer).detach().contiguous()))
 
 
 def _linear(layer: torch.nn.Module, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
     weight = _weight(layer)
     if x.dtype != weight.dtype or not x.numel():
         return torch.nn.functional.linear(x, weight, bias)
-    out: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x, packed_weight(layer), bias, "none", [], "")
-    return out
+    return multiply(x, packed_weight(layer), bias)
