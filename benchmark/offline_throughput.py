@@ -10,8 +10,8 @@ examples:
   python -m benchmark.offline_throughput --setup-vllm ~/vllm   make vLLM's environment, once (2 GB)
   python -m benchmark.offline_throughput --vllm-python ~/vllm/bin/python
 
-Run it on an idle machine: each run notes the load average before it. Results go to --out: results.json (every
-run, medians, ratios), throughput.png and the engines' logs.
+Run it on an idle machine. Each run waits until the cores are idle, half a minute at most, and notes how busy
+they were. Results go to --out: results.json (every run, medians, ratios), throughput.png, the engines' logs.
 """
 
 from __future__ import annotations
@@ -144,7 +144,7 @@ def main(argv: list[str] | None = None) -> int:
             runs.append(run)
             say(
                 f"round {run['round']} {run['workload']:<15}{run['configuration']:<25}{run['seconds']:7.1f} s"
-                f"   load {run['load_before']}"
+                f"   {run['busy_before']:.0f}% busy before"
             )
             (arguments.out / "results.json").write_text(json.dumps(record, indent=1) + "\n")
     except WorkerFailed as error:

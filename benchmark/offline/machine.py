@@ -8,9 +8,11 @@ import platform
 import signal
 import subprocess
 import sys
+import time
 from importlib.metadata import version
 from typing import Any
 
+import psutil
 import torch
 
 
@@ -30,6 +32,18 @@ def add_machine_arguments(parser: argparse.ArgumentParser) -> None:
 def exit_on_sigterm() -> None:
     """Leave by SystemExit, so that workers are stopped; they have sessions of their own."""
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+
+
+def wait_until_idle(*, seconds: float = 30.0, busy_percent: float = 5.0) -> float:
+    """Wait until the cores are idle, at most `seconds`; how busy they were in the end, percent of all.
+
+    Engines that have just started, and vLLM's threads for a while after an answer, compute on and would be
+    measured with whoever comes next.
+    """
+    deadline = time.monotonic() + seconds
+    while (busy := psutil.cpu_percent(interval=1.0)) > busy_percent and time.monotonic() < deadline:
+        pass
+    return busy
 
 
 def best_dtype() -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmark.offline.configurations import Configuration, Setting, start_worker
+from benchmark.offline.machine import wait_until_idle
 from benchmark.offline.pool_file import write_pool
 from benchmark.offline.protocol import Worker
 from benchmark.offline.workloads import Prepared
@@ -57,7 +58,7 @@ def measure(
                         _await(configuration, worker, setting, say)
                 for workload in workloads:
                     for configuration in group:
-                        load = os.getloadavg()[0]
+                        busy = wait_until_idle()
                         answer = workers[configuration].call(
                             {"pool": str(pools[workload.name][configuration.depth_first])}
                         )
@@ -65,7 +66,7 @@ def measure(
                             "round": number,
                             "workload": workload.name,
                             "configuration": configuration.name,
-                            "load_before": round(load, 2),
+                            "busy_before": round(busy, 1),
                             **answer,
                         }
                         if number == 1:

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 from benchmark import offline_throughput
+from benchmark.offline import machine
 from benchmark.offline import measure as module
 from benchmark.offline.configurations import Configuration, Setting, sglang_options, variants
 from benchmark.offline.measure import fastest_variants, measure
@@ -39,6 +40,7 @@ def events(monkeypatch):
         )
 
     monkeypatch.setattr(module, "start_worker", start_worker)
+    monkeypatch.setattr(module, "wait_until_idle", lambda: 3.14)
     return happened
 
 
@@ -65,6 +67,17 @@ def test_configurations_alternate_on_each_workload(events, tmp_path):
         ("azure-code", "lpm"),
         ("azure-code", "fcfs"),
     ]
+
+
+def test_each_run_waits_for_idle_cores_and_notes_how_busy_they_were(events, tmp_path):
+    assert [run["busy_before"] for run in runs([FCFS, LPM], tmp_path)] == [3.1] * 4
+
+
+def test_cores_that_become_idle_are_waited_for_others_not_for_ever(monkeypatch):
+    busy = iter([80.0, 30.0, 2.0, 70.0])
+    monkeypatch.setattr(machine.psutil, "cpu_percent", lambda interval: next(busy))
+    assert machine.wait_until_idle() == 2.0
+    assert machine.wait_until_idle(seconds=0.0) == 70.0
 
 
 def test_each_round_starts_with_another_configuration(events, tmp_path):
