@@ -68,7 +68,13 @@ class Setting:
     vllm_python: str | None = None
 
     def record(self) -> dict[str, Any]:
-        return asdict(self)
+        """For results that leave this machine: files by their names alone."""
+        return {
+            **asdict(self),
+            "model_path": Path(self.model_path).name,
+            "hardware": Path(self.hardware).name,
+            "vllm_python": self.vllm_python and Path(self.vllm_python).name,
+        }
 
 
 def sglang_options(configuration: Configuration, setting: Setting) -> dict[str, Any]:

@@ -80,6 +80,18 @@ def test_cores_that_become_idle_are_waited_for_others_not_for_ever(monkeypatch):
     assert machine.wait_until_idle(seconds=0.0) == 70.0
 
 
+def test_the_record_names_files_without_their_folders():
+    record = Setting(
+        "/home/me/model", "float32", 4096, 2, "/tmp/cpu.toml", vllm_python="/opt/bin/python"
+    ).record()
+    assert (record["model_path"], record["hardware"], record["vllm_python"]) == (
+        "model",
+        "cpu.toml",
+        "python",
+    )
+    assert Setting("smollm2", "float32", 4096, 2).record()["vllm_python"] is None
+
+
 def test_each_round_starts_with_another_configuration(events, tmp_path):
     measured = runs([FCFS, LPM], tmp_path, rounds=2, names=("arxiv",))
     assert [r["configuration"] for r in measured] == ["lpm", "fcfs", "fcfs", "lpm"]
