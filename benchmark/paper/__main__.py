@@ -2,7 +2,7 @@
 
     python -m benchmark.paper quick            # four traces, scaled down; what `make paper-quick` runs
     python -m benchmark.paper headline --jobs 2
-    python -m benchmark.paper traces | grid | variance | models | ablations
+    python -m benchmark.paper traces | grid | variance | azure | models | ablations
 
 Every simulation is a process of its own. Finished runs are lines of TABLE.jsonl in the output folder and not
 repeated, so an interrupted table goes on where it stopped; they carry the commit, and runs of another commit
@@ -49,7 +49,7 @@ def main() -> int:
     wanted = [record for run in runs for record in done if _same(run, record)]
     report.write_csv(out / f"{table}.csv", wanted)
     report.draw(out / f"{table}.png", wanted)
-    bars = report.QUICK_BARS if table == "quick" else report.BARS
+    bars = {"headline": report.BARS, "variance": report.VARIANCE_BARS}.get(table, report.QUICK_BARS)
     print(report.text(wanted, bars))
     missed = report.missed(report.summary(report.lines(wanted)), bars)
     return 1 if arguments.check and missed else 0

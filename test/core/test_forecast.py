@@ -25,9 +25,9 @@ def stepped_peak(used, running):
     return peak
 
 
-def forecast(used, running):
+def forecast(used, running, margin=0):
     remaining, released = (np.array([r[i] for r in running], np.int64) for i in range(2))
-    return KVForecast(used, remaining, released)
+    return KVForecast(used, remaining, released, margin)
 
 
 @given(requests, st.integers(0, 100))
@@ -49,10 +49,20 @@ def test_peak_with_an_addition_equals_stepping_until_its_end(running, shared, ad
         assert len(ahead) == len(running)
 
 
-@given(requests, st.integers(0, 100), st.integers(0, 40), st.integers(0, 600))
-def test_the_longest_that_fits_is_the_last_that_fits(running, shared, new, room):
+@given(requests, st.integers(0, 30), st.integers(0, 40), st.integers(0, 200))
+def test_a_margin_is_added_but_never_more_than_if_nobody_ended(running, remaining, new, margin):
+    used = sum(released for _, released in running)
+    nobody_ends = [(remaining, released) for _, released in running] + [(remaining, new)]
+    plain = forecast(used, running).peak_with(new, remaining)
+    careful = forecast(used, running, margin).peak_with(new, remaining)
+    assert careful == min(plain + margin, stepped_peak(used + new, nobody_ends))
+    assert forecast(used, running, margin).peak() == forecast(used, running).peak()
+
+
+@given(requests, st.integers(0, 100), st.integers(0, 40), st.integers(0, 600), st.integers(0, 200))
+def test_the_longest_that_fits_is_the_last_that_fits(running, shared, new, room, margin):
     used = shared + sum(released for _, released in running)
-    ahead = forecast(used, running)
+    ahead = forecast(used, running, margin)
     longest = ahead.longest(new, room)
     if longest >= 0:
         assert ahead.peak_with(new, longest) <= room

@@ -150,6 +150,21 @@ def one_of_each():
     return planner
 
 
+def test_only_answers_that_may_outlive_their_estimate_make_the_forecast_uncertain():
+    planner = planner_for(kv_capacity=10_000)
+    caps, known = np.array([1000, 20, 1000]), np.array([0, 0, 1000])
+    slots = planner.add(
+        np.arange(30, dtype=np.int32), np.array([0, 10, 20, 30]), max_new_tokens=caps, known_output=known
+    )
+    for slot in slots.tolist():
+        planner.admit(slot)
+    held = np.full(3, 10)
+    open_end, capped, fixed = (planner.spread(slots[i : i + 1], held[:1]) for i in range(3))
+    assert open_end > 0.0
+    assert capped == fixed == 0.0
+    assert planner.spread(slots, held) == open_end
+
+
 def test_a_request_admitted_unasked_goes_to_the_side_of_its_density():
     planner = one_of_each()
     assert (planner.side(0), planner.side(1)) == (Side.COMPUTE, Side.MEMORY)

@@ -87,6 +87,21 @@ def three_long_answers() -> Workload:
     )
 
 
+def large_prompts() -> Workload:
+    """24 prompts of a fifth of the small pool; short answers of unknown length, their cap five times longer."""
+    rng = np.random.default_rng(0)
+    lengths, output = rng.integers(100, 800, 24), rng.integers(8, 45, 24).astype(np.int32)
+    return Workload(
+        tokens=rng.integers(3, 500, lengths.sum(), dtype=np.int32),
+        offsets=np.concatenate([[0], np.cumsum(lengths)]),
+        output=output,
+        max_new_tokens=np.full(24, 128, np.int32),
+        known=np.zeros(24, np.bool_),
+        source=np.zeros(24, np.int16),
+        names=("test",),
+    )
+
+
 def simulated() -> dict[str, Any]:
     from checkpoints import make_llama
     from sglang.srt.hardware_backend.simulated_gpu import device
@@ -152,6 +167,8 @@ def simulated() -> dict[str, Any]:
         "blend": run("blend", "overlapped", **small),
         "blend_long_prompts": run("blend", "overlapped", workload=long_prompts(), **small),
         "blend_three_long": run("blend", "alternating", workload=three_long_answers(), **small),
+        "fcfs_large": run("fcfs", "mixed", workload=large_prompts(), **small),
+        "blend_large": run("blend", "mixed", workload=large_prompts(), blend_engine="alternating", **small),
         "blend_known": run("blend", "mixed", known=True, **small),
         "fcfs_tiny": run("fcfs", "mixed", known=True, **as_real),
         "blend_tiny": run("blend", "mixed", known=True, **as_real),

@@ -137,6 +137,13 @@ def test_an_answer_that_outlasts_all_other_work_does_not_wait_for_the_rest(resul
     assert len(results["blend_three_long"]["decode_rows"]) < 720
 
 
+def test_a_few_large_prompts_keep_the_cache_as_full_as_first_come_first_served(results):
+    """A margin for those who outlive their estimates must not exceed what all of them hold in the end."""
+    steps = {policy: len(results[f"{policy}_large"]["decode_rows"]) for policy in ("fcfs", "blend")}
+    assert steps["blend"] <= 1.05 * steps["fcfs"]
+    assert results["blend_large"]["retractions"] == 0
+
+
 def test_an_engine_program_runs_over_a_config_alone(config_folder):
     answer = run(
         "engine_program.py",

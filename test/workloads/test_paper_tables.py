@@ -6,6 +6,8 @@ from benchmark.paper import report
 from benchmark.paper.compare import Run, batches, cost_model, wrong_by
 from benchmark.paper.orders import batchllm_order, density_order
 from benchmark.paper.tables import TABLES
+from benchmark.workloads import synthesis
+from benchmark.workloads.traces import make_trace, with_video_tokens
 
 from sglang.srt.blend.core.workload import Workload
 
@@ -43,6 +45,20 @@ def fast(seconds):
 def test_no_run_is_listed_twice(table):
     runs = TABLES[table]()
     assert len(set(runs)) == len(runs) > 0
+
+
+@pytest.mark.parametrize("table", ["grid", "variance", "azure"])
+def test_traces_mix_to_every_point_of_a_grid(table):
+    runs = TABLES[table]()
+    made = {}
+    for run in runs:
+        specs, cost = with_video_tokens(run.video_tokens), cost_model(run)
+        for name in (run.compute, "openvid", "mmlu"):
+            if name not in made:
+                made[name] = synthesis._averages(make_trace(name, 2000, specs=specs), cost)
+        names = (run.compute, "openvid", "mmlu")
+        shares = synthesis._shares(np.array([made[name] for name in names]), run.target, names)
+        assert shares.sum() == pytest.approx(1.0)
 
 
 def test_one_simulation_answers_for_both_engines_unless_the_policy_looks_at_them():

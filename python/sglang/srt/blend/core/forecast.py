@@ -71,16 +71,20 @@ def _insert(remaining, released, extra_remaining, extra_released):  # type: igno
 class KVForecast:
     """Highest future KV use, in tokens, of the running requests and of those one might add.
 
+    Estimates err: a margin is added to what they say, but never more than what is held if nobody ends at all.
+
     Args:
         used: tokens held now, shared prefixes counted once.
         remaining: int64 (n,) output tokens that each running request is expected to produce yet.
         released: int64 (n,) tokens that only this request holds now; it frees them, and what it has
             yet to produce, when it ends.
+        margin: tokens by which use may turn out higher.
     """
 
-    def __init__(self, used: int, remaining: Ints, released: Ints) -> None:
+    def __init__(self, used: int, remaining: Ints, released: Ints, margin: int = 0) -> None:
         order = np.argsort(remaining, kind="stable")
         self._used = used
+        self._margin = margin
         self._remaining: Ints = np.asarray(remaining, np.int64)[order]
         self._released: Ints = np.asarray(released, np.int64)[order]
 
@@ -88,7 +92,7 @@ class KVForecast:
         return len(self._remaining)
 
     def peak(self) -> int:
-        """Peak if nothing more is admitted."""
+        """Peak if nothing more is admitted, without margin."""
         return int(_peak(self._used, self._remaining, self._released, -1, 0))
 
     def peak_with(self, new_tokens: int, remaining: int) -> int:
@@ -96,11 +100,15 @@ class KVForecast:
 
         What comes after it has left is not its doing.
         """
-        return int(_peak(self._used + new_tokens, self._remaining, self._released, remaining, new_tokens))
+        used = self._used + new_tokens
+        peak = int(_peak(used, self._remaining, self._released, remaining, new_tokens))
+        return min(peak + self._margin, used + remaining * (len(self) + 1))
 
     def longest(self, new_tokens: int, room: int) -> int:
         """Largest `remaining` with which `peak_with` stays within `room`; -1 if none does."""
-        return int(_longest(self._used + new_tokens, self._remaining, self._released, room))
+        used = self._used + new_tokens
+        longest = int(_longest(used, self._remaining, self._released, room - self._margin))
+        return max(longest, (room - used) // (len(self) + 1), -1)
 
     def add(self, new_tokens: int, remaining: int) -> None:
         """Admit that request."""

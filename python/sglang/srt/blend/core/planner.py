@@ -495,13 +495,15 @@ class Planner:
         """Standard deviation of what running requests will hold together, KV tokens, when they should end.
 
         Lengths that are not known are taken for exponential: one that should have ended still holds all its
-        tokens with probability 1/e, and has more of them.
+        tokens with probability 1/e, and has more of them. One that is expected to reach its cap ends there.
 
         Args:
             released: (n,) KV tokens that each of them alone holds now.
         """
-        remaining = np.maximum(self.estimates(slots) - self._generated[slots], 0)
-        held = (released + remaining)[self._known[slots] == 0].astype(np.float64)
+        estimate = self.estimates(slots)
+        remaining = np.maximum(estimate - self._generated[slots], 0)
+        uncertain = (self._known[slots] == 0) & (estimate < self._max_new[slots])
+        held = (released + remaining)[uncertain].astype(np.float64)
         return float(np.sqrt(_OUTLIVES * (1.0 - _OUTLIVES) * (held**2).sum()))
 
     def work_left(self, remaining: Ints, context: Ints) -> WorkLeft:

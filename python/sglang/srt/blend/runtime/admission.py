@@ -68,7 +68,6 @@ class BlendPrefillAdder(PrefillAdder):
         self._memory_forecast: KVForecast
         quota = self.blend.policy.quota
         self._quota = None if quota is None else quota.tokens  # what is left of it
-        self._margin = 0  # tokens, with the forecast
         self._steps_left = 0.0  # of all work, at a full cache; with the forecast
         self._passed_over = 0
         self.blend.leaders.next_step()
@@ -272,7 +271,7 @@ class BlendPrefillAdder(PrefillAdder):
         """
         if self._forecast is None:
             self._forecast, self._memory_forecast = self._make_forecasts()
-        room = self.blend.kv_capacity - (self.page_size - 1) * (len(self._forecast) + 1) - self._margin
+        room = self.blend.kv_capacity - (self.page_size - 1) * (len(self._forecast) + 1)
         limits = [(self._forecast, room)]
         if side is Side.MEMORY and remaining < self._steps_left:
             limits.append((self._memory_forecast, room - int(self.blend.planner.compute_reserve)))
@@ -286,7 +285,7 @@ class BlendPrefillAdder(PrefillAdder):
         used = self.blend.kv_capacity - int(self.memory_budget._available_and_evictable())
         # A prompt that continues in chunks has not taken its KV yet.
         used += sum(len(r.full_untruncated_fill_ids) - r.prefix_len for r in self.can_run_list)
-        self._margin = 0 if pool.everything_fits else int(_DEVIATIONS * progress.spread)
+        margin = 0 if pool.everything_fits else int(_DEVIATIONS * progress.spread)
         work = self.blend.planner.work_left(progress.remaining, progress.context)
         self._steps_left = _OUTLASTS * work.kv_reads / self.blend.kv_capacity
         remaining, released, memory = (
@@ -295,8 +294,8 @@ class BlendPrefillAdder(PrefillAdder):
             progress.memory_side,
         )
         return (
-            KVForecast(used, remaining, released),
-            KVForecast(used - int(released[~memory].sum()), remaining[memory], released[memory]),
+            KVForecast(used, remaining, released, margin),
+            KVForecast(used - int(released[~memory].sum()), remaining[memory], released[memory], margin),
         )
 
     def _new_tokens(self, req: Any, shared: int) -> int:
