@@ -88,7 +88,7 @@ def three_long_answers() -> Workload:
 
 
 def large_prompts() -> Workload:
-    """24 prompts of a fifth of the small pool; short answers of unknown length, their cap five times longer."""
+    """24 prompts of a fifth of the small pool; short answers of unknown length, with a distant cap."""
     rng = np.random.default_rng(0)
     lengths, output = rng.integers(100, 800, 24), rng.integers(8, 45, 24).astype(np.int32)
     return Workload(
