@@ -27,7 +27,8 @@ from numpy.typing import NDArray
 from sglang.srt.blend.core.cost_model import CostModel
 from sglang.srt.blend.core.hardware import load_hardware
 from sglang.srt.blend.core.model_shape import ModelShape
-from sglang.srt.blend.core.planner import Plan, Planner
+from sglang.srt.blend.core.plan import Plan
+from sglang.srt.blend.core.planner import Planner
 from sglang.srt.blend.core.warm_up import compile_kernels
 from sglang.srt.blend.core.workload import concatenate
 

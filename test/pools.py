@@ -14,7 +14,8 @@ from sglang.srt.blend.core import prefix_sort
 from sglang.srt.blend.core.cost_model import CostModel
 from sglang.srt.blend.core.hardware import load_hardware
 from sglang.srt.blend.core.model_shape import ModelShape
-from sglang.srt.blend.core.planner import Planner, PlannerOptions
+from sglang.srt.blend.core.plan import PlannerOptions
+from sglang.srt.blend.core.planner import Planner
 from sglang.srt.blend.core.prefix_tree import ResourceAwarePrefixTree, build_tree
 from sglang.srt.blend.core.token_store import TokenStore
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from pools import mixed_pool, planner_for, pool, random_pool
 from sglang.srt.blend.core.dual_scan import Side
 from sglang.srt.blend.core.pending_index import NEVER
-from sglang.srt.blend.core.planner import PlannerOptions
+from sglang.srt.blend.core.plan import PlannerOptions
 
 seeds = st.integers(0, 10**6)
 
@@ -111,7 +111,7 @@ def test_new_large_subtree_is_sampled_however_many_answers_are_in():
     planner.replan()
     first = planner.propose(1)
     assert first[0] in slots
-    assert sum(planner._sampled[slots]) >= 1
+    assert sum(planner.table.sampled[slots]) >= 1
 
 
 def test_windows_are_drained_in_order_of_arrival():
@@ -142,7 +142,7 @@ def one_of_each():
     planner = planner_for(
         pool(prompts, 1, known=False, max_new=20_000), kv_capacity=10**6, sample_fraction=0.0
     )
-    planner._estimate[:] = [10, 10_000] + [300] * 20
+    planner.table.estimate[:] = [10, 10_000] + [300] * 20
     planner.refresh()
     planner.scanner.load(planner._blend_waiting(planner._planned()).scan)
     planner.admit(0)
@@ -256,7 +256,7 @@ def test_a_server_that_never_needs_a_plan_does_not_grow():
             planner.admit(slot)
             planner.observe(slot, 5)
             planner.remove(slot)
-    assert planner._store.num_slots < 5000
+    assert planner.table.store.num_slots < 5000
     assert len(planner._order) < 5000
 
 
@@ -276,9 +276,13 @@ class Recount:
     def check(self):
         planner = self.planner
         waiting, running = self.of("waiting"), self.of("running")
-        assert planner._num_waiting == len(waiting)
-        assert planner._waiting_tokens == sum(len(self.prompt[s]) + planner._estimate[s] for s in waiting)
-        assert planner._running_tokens == sum(len(self.prompt[s]) + planner._estimate[s] for s in running)
+        assert planner.table.num_waiting == len(waiting)
+        assert planner.table.waiting_tokens == sum(
+            len(self.prompt[s]) + planner.table.estimate[s] for s in waiting
+        )
+        assert planner.table.running_tokens == sum(
+            len(self.prompt[s]) + planner.table.estimate[s] for s in running
+        )
         used = {side: sum(planner._weight(s) for s in running if planner.side(s) == side) for side in Side}
         assert planner.used.compute == pytest.approx(used[Side.COMPUTE], abs=1e-6)
         assert planner.used.memory == pytest.approx(used[Side.MEMORY], abs=1e-6)
@@ -304,11 +308,11 @@ class Recount:
         totals = planner.index.totals(lo, hi)
         assert totals.requests == len(below)
         length = np.array([len(self.prompt[s]) for s in below], np.int64)
-        output = planner._estimate[below]
+        output = planner.table.estimate[below]
         assert totals.comp == pytest.approx(cost.comp(length, output).sum(), rel=1e-9)
         assert totals.mem == pytest.approx(cost.mem(length, output).sum(), rel=1e-9)
         order = planner._blend.slots.tolist() if planner._blend else []
-        place = {s: i for i, s in enumerate(order) if planner._place[s] == i}
+        place = {s: i for i, s in enumerate(order) if planner.table.place[s] == i}
         assert totals.next_use == min((place.get(s, NEVER - 1) for s in below), default=NEVER)
         assert planner.index.next_use_many(np.array([lo]), np.array([hi])).tolist() == [totals.next_use]
         assert all(lo <= planner.index.position(s) < hi for s in below)
@@ -317,8 +321,8 @@ class Recount:
         """The merged order equals sorting from scratch."""
         planner = self.planner
         planner.refresh()
-        present = [s for s in range(planner._store.num_slots) if planner._state[s] != 0]
-        key = {s: (int(planner._space[s]), planner._store.prompt(s).tolist(), s) for s in present}
+        present = [s for s in range(planner.table.store.num_slots) if planner.table.state[s] != 0]
+        key = {s: (int(planner.table.space[s]), planner.table.store.prompt(s).tolist(), s) for s in present}
         assert planner._order.tolist() == sorted(present, key=key.__getitem__)
         for i in range(1, len(planner._order)):
             a, b = key[planner._order[i - 1]], key[planner._order[i]]
@@ -326,7 +330,7 @@ class Recount:
             shared = min(len(a[1]), len(b[1])) if same is None else same
             assert planner._lcp[i] == (shared if a[0] == b[0] else 0)
         for s, prompt in self.prompt.items():
-            assert planner._store.prompt(s).tolist() == prompt
+            assert planner.table.store.prompt(s).tolist() == prompt
 
 
 @settings(max_examples=25)
@@ -367,7 +371,7 @@ def test_counters_index_and_order_equal_a_recount_after_random_events(seed, memo
             planner.progress(slots, rng.integers(0, 3000, len(slots)))
         elif event == "replan":
             planner.replan()
-            assert not planner.stale or not waiting or planner._num_waiting == 0
+            assert not planner.stale or not waiting or planner.table.num_waiting == 0
         elif event in ("abort", "finish") and truth.state:
             slot = int(rng.choice(running if event == "finish" and running else list(truth.state)))
             if event == "finish":
@@ -379,7 +383,7 @@ def test_counters_index_and_order_equal_a_recount_after_random_events(seed, memo
             truth.check_index(rng.integers(0, 3, rng.integers(0, 4)).tolist(), int(rng.integers(0, 3)))
             truth.check_sorted()
         for slot in truth.state:
-            assert 1 <= planner.estimate(slot) <= planner._max_new[slot]
+            assert 1 <= planner.estimate(slot) <= planner.table.max_new[slot]
 
 
 def test_stale_counts_arrivals_and_answers():

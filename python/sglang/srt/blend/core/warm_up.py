@@ -6,7 +6,8 @@ import numpy as np
 
 from sglang.srt.blend.core.cost_model import CostModel
 from sglang.srt.blend.core.forecast import KVForecast
-from sglang.srt.blend.core.planner import Planner, PlannerOptions
+from sglang.srt.blend.core.plan import PlannerOptions
+from sglang.srt.blend.core.planner import Planner
 
 
 def compile_kernels(cost_model: CostModel) -> None:

@@ -13,7 +13,8 @@ from sglang.srt.blend.core.cost_model import CostModel
 from sglang.srt.blend.core.hardware import Hardware, load_hardware
 from sglang.srt.blend.core.model_shape import ModelShape
 from sglang.srt.blend.core.pacing import Pacer
-from sglang.srt.blend.core.planner import Planner, PlannerOptions
+from sglang.srt.blend.core.plan import PlannerOptions
+from sglang.srt.blend.core.planner import Planner
 from sglang.srt.blend.core.step_time import StepTimeModel
 from sglang.srt.blend.core.warm_up import compile_kernels
 from sglang.srt.blend.runtime import radix_cache
