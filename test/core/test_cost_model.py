@@ -102,6 +102,11 @@ def test_comp_is_the_formula(prompt, output):
     assert llama_on_a100().comp(prompt, output) == pytest.approx(expected)
 
 
+def test_a_pass_reads_the_weights_once():
+    cost = llama_on_a100()
+    assert cost.weight_time == pytest.approx(cost.shape.weight_bytes / load_hardware("a100-80gb").bandwidth)
+
+
 def test_request_that_decodes_nothing_is_infinitely_dense():
     assert np.isinf(llama_on_a100().density(10, 0))
 

@@ -165,6 +165,27 @@ def test_only_answers_that_may_outlive_their_estimate_make_the_forecast_uncertai
     assert planner.spread(slots, held) == open_end
 
 
+def test_a_retracted_request_is_planned_with_the_work_that_it_still_is():
+    """It prefills what it had generated, and has less to decode: denser than one that begins."""
+    planner = planner_for(kv_capacity=10_000)
+    slots = planner.add(
+        np.arange(40, dtype=np.int32),
+        np.array([0, 20, 40]),
+        max_new_tokens=np.array([500, 500]),
+        known_output=np.array([500, 500]),
+    )
+    back, fresh = slots.tolist()
+    planner.admit(back)
+    planner.progress(np.array([back]), np.array([400]))
+    planner.retract(back)
+    assert planner.table.waiting_rows == 420 + 100 + 20 + 500
+    planner.replan()
+    assert planner.table.waiting_rows == 420 + 100 + 20 + 500
+    assert planner.order.tolist() == [back, fresh]
+    assert planner._blend.scan.output.tolist() == [100, 500]
+    assert planner._blend.scan.new_tokens.tolist() == [420, 20]
+
+
 def test_a_request_admitted_unasked_goes_to_the_side_of_its_density():
     planner = one_of_each()
     assert (planner.side(0), planner.side(1)) == (Side.COMPUTE, Side.MEMORY)

@@ -166,3 +166,12 @@ def test_every_hook_says_why():
     assert all(hook.reason for hook in plugin.HOOKS)
     source = Path(plugin.__file__).read_text()
     assert source.count("HookRegistry.register(") == 1
+
+
+def test_guests_are_the_first_to_be_retracted():
+    from types import SimpleNamespace
+
+    from sglang.srt.blend.runtime.plugin import _guests_last
+
+    reqs = [SimpleNamespace(blend_guest=guest) for guest in (True, False, True)] + [SimpleNamespace()]
+    assert _guests_last([2, 1, 0, 3], reqs) == [1, 3, 2, 0]  # upstream retracts from the end

@@ -317,3 +317,23 @@ def test_an_image_makes_its_request_more_compute_intensive(make_pool):
     pool.synchronise(queue)
     pool.planner.replan()
     assert pool.planner.order.tolist() == [pool.slot(queue[1]), pool.slot(queue[0])]
+
+
+def test_a_guest_is_marked_until_it_stays_or_leaves(make_pool):
+    pool, queue = make_pool(), [request(100, 500, rid=f"r{i}") for i in range(3)]
+    waiting = list(queue)
+    pool.synchronise(queue)
+    admit(pool, queue, waiting)
+    stays, leaves, ends = waiting
+    for req in waiting:
+        pool.invite(pool.slot(req))
+    assert pool.progress().guest.all()
+    pool.settle(pool.slot(stays))
+    finish(ends, 500)
+    pool.release(ends)
+    pool.release(leaves)
+    queue.append(leaves)
+    pool.synchronise(queue)
+    assert not pool.guests
+    assert not any(req.blend_guest for req in waiting)
+    assert pool.progress().guest.tolist() == [False]

@@ -87,6 +87,22 @@ def three_long_answers() -> Workload:
     )
 
 
+def long_answers(count: int) -> Workload:
+    """Answers of a sixth to a third of the small pool among short ones; all lengths are known."""
+    rng = np.random.default_rng(0)
+    output = np.concatenate([rng.integers(350, 640, count), np.full(30, 20)]).astype(np.int32)
+    lengths = np.where(output > 20, 40, 150)
+    return Workload(
+        tokens=rng.integers(3, 500, lengths.sum(), dtype=np.int32),
+        offsets=np.concatenate([[0], np.cumsum(lengths)]),
+        output=output,
+        max_new_tokens=output,
+        known=np.ones(len(output), np.bool_),
+        source=np.zeros(len(output), np.int16),
+        names=("test",),
+    )
+
+
 def large_prompts() -> Workload:
     """24 prompts of a fifth of the small pool; short answers of unknown length, with a distant cap."""
     rng = np.random.default_rng(0)
@@ -167,6 +183,8 @@ def simulated() -> dict[str, Any]:
         "blend": run("blend", "overlapped", **small),
         "blend_long_prompts": run("blend", "overlapped", workload=long_prompts(), **small),
         "blend_three_long": run("blend", "alternating", workload=three_long_answers(), **small),
+        "blend_guests": run("blend", "alternating", workload=long_answers(10), **small),
+        "blend_overlapped_guests": run("blend", "overlapped", workload=long_answers(10), **small),
         "fcfs_large": run("fcfs", "mixed", workload=large_prompts(), **small),
         "blend_large": run("blend", "mixed", workload=large_prompts(), blend_engine="alternating", **small),
         "blend_known": run("blend", "mixed", known=True, **small),

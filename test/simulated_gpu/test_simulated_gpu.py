@@ -144,6 +144,21 @@ def test_a_few_large_prompts_keep_the_cache_as_full_as_first_come_first_served(r
     assert results["blend_large"]["retractions"] == 0
 
 
+def test_long_answers_begin_in_room_that_is_free_for_a_while(results):
+    """Ten, a sixth to a third of the cache each: 1,282 steps if none begins before it fits to its end."""
+    run = results["blend_guests"]
+    assert len(run["decode_rows"]) < 1050
+    assert run["retractions"] > 0
+    assert sum(run["prefill_tokens"]) > run["prompt_tokens"]  # what they held was computed again
+
+
+def test_nobody_visits_where_prefill_and_steps_hide_behind_each_other(results):
+    assert results["blend_overlapped_guests"]["retractions"] == 0
+    assert (
+        sum(results["blend_overlapped_guests"]["prefill_tokens"]) <= results["blend_guests"]["prompt_tokens"]
+    )
+
+
 def test_an_engine_program_runs_over_a_config_alone(config_folder):
     answer = run(
         "engine_program.py",

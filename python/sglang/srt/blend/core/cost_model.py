@@ -64,6 +64,11 @@ class CostModel:
         return self._per_token * rows / mem if mem > 0 else float("inf")
 
     @property
+    def weight_time(self) -> float:
+        """Seconds to read the weights once: what a pass takes however few rows it has."""
+        return self.shape.weight_bytes / self.hardware.bandwidth
+
+    @property
     def _per_token(self) -> float:
         return 2.0 * self.shape.gemm_params / self.hardware.flops
 

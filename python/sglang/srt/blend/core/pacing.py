@@ -72,6 +72,9 @@ class Pacer:
         engine: "mixed" or "overlapped".
         kv_capacity: tokens.
 
+    Attributes:
+        overlapped: whether compute hides behind memory traffic.
+
     Raises:
         ValueError: an engine whose passes do not hold prefill and decode together cannot be paced.
     """
@@ -80,7 +83,7 @@ class Pacer:
         if engine not in ("mixed", "overlapped"):
             raise ValueError(f"engine {engine!r}: only mixed and overlapped passes can be paced")
         self._times = times
-        self._overlapped = engine == "overlapped"
+        self.overlapped = engine == "overlapped"
         self._capacity = kv_capacity
         # Kernels work on whole tiles (paper A.2: multiples of 128 tokens) where they were measured to.
         self._tile = TILE_ROWS if times.profile is not None else 1
@@ -102,7 +105,7 @@ class Pacer:
         Whole tiles, decode rows included; the remainder is owed to the next step.
         """
         steps = left.steps(self._capacity)
-        if self._overlapped:
+        if self.overlapped:
             fair = left.rows / (steps * max(self.free_rows(left.kv_reads / steps), 1.0))
             rows = max(fair, 1.0) * self.free_rows(kv_tokens)
             # What is hidden anyway need not be made up for, unless it is never a whole tile.

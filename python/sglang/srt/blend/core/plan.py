@@ -103,7 +103,8 @@ def blend_requests(
         slots: (n,) sorted by prompt; lcp: (n,) tokens that each prompt shares with the one before it.
         kv_capacity: tokens.
     """
-    prompt, output = table.store.length[slots], table.estimate[slots]
+    prompt, output = table.work(slots)
+    output = np.maximum(output, 1)
     tree = build_tree(lcp, prompt, output, cost_model, extra_comp=table.extra[slots])
     density = order_by_density(
         tree,

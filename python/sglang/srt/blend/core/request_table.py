@@ -150,6 +150,14 @@ class RequestTable:
             np.minimum(np.where(generated >= estimate, outlived, estimate), self.max_new[slots])
         )
 
+    def work(self, slots: Ints) -> tuple[Ints, Ints]:
+        """Tokens to prefill, sharing not deducted, and to decode, of waiting requests; each (n,).
+
+        One that was retracted prefills what it had generated, and has less to decode.
+        """
+        generated = self.generated[slots]
+        return self.store.length[slots] + generated, self.estimate[slots] - generated
+
     def spread(self, slots: Ints, released: Ints) -> float:
         """Standard deviation of what running requests will hold together, KV tokens, when they should end.
 
@@ -172,7 +180,7 @@ class RequestTable:
         self.state[slot] = State.WAITING
         self.num_waiting += 1
         self._count_one(slot, 1)
-        self.longest_waiting = max(self.longest_waiting, self.estimate.item(slot))
+        self.longest_waiting = max(self.longest_waiting, self.estimate.item(slot) - self.generated.item(slot))
 
     def start_running(self, slot: int, *, shared: int) -> None:
         """A request, already out of the totals, was admitted beside so many tokens of its prompt."""
@@ -206,7 +214,7 @@ class RequestTable:
 
     def count_waiting(self, slots: Ints) -> None:
         """Add waiting requests to the totals of what waits."""
-        prompt, output = self.store.length[slots], self.estimate[slots]
+        prompt, output = self.work(slots)
         self.waiting_tokens += float((prompt + output).sum())
         self.waiting_rows += float((prompt - self.shared[slots] + output).sum())
         self.waiting_reads += float((output * (prompt + (output + 1) / 2)).sum())
@@ -214,7 +222,8 @@ class RequestTable:
 
     def _count_one(self, slot: int, sign: int) -> None:
         """`count_waiting` of one request: admissions and ends come singly, and arrays of one are slow."""
-        prompt, output = self.store.length.item(slot), self.estimate.item(slot)
+        generated = self.generated.item(slot)
+        prompt, output = self.store.length.item(slot) + generated, self.estimate.item(slot) - generated
         self.waiting_tokens += sign * float(prompt + output)
         self.waiting_rows += sign * float(prompt - self.shared.item(slot) + output)
         self.waiting_reads += sign * (output * (prompt + (output + 1) / 2))

@@ -14,7 +14,11 @@ the safety net for forecasts that were too low.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
 
 from sglang.srt.blend.core.dual_scan import UNLIMITED, Side
 from sglang.srt.blend.core.forecast import KVForecast
@@ -35,8 +39,24 @@ _LATE_STEPS = 2
 _DEVIATIONS = 2.0
 """Of what running requests will hold: room kept free, for a retraction computes a prompt again."""
 
+_BROKEN_PROMISES = 1.5
+"""How many times what it costs a guest's visit must bring: others who come meanwhile cut it short."""
+
 MAX_PASSED_OVER = 32
 """Requests that may be passed over in one step: each costs a prefix match."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Outlook:
+    """Forecasts of everybody that runs, and of the memory side alone."""
+
+    everybody: KVForecast
+    memory: KVForecast
+
+    def add(self, side: Side, new_tokens: int, remaining: int) -> None:
+        self.everybody.add(new_tokens, remaining)
+        if side is Side.MEMORY:
+            self.memory.add(new_tokens, remaining)
 
 
 class BlendPrefillAdder(PrefillAdder):
@@ -64,8 +84,9 @@ class BlendPrefillAdder(PrefillAdder):
             self.memory_budget.total_offset = self.memory_budget.current_offset
         # A state slot taken for a request that is then passed over would not be given back.
         self._may_pass_over = not self.tree_cache.supports_mamba()
-        self._forecast: KVForecast | None = None
-        self._memory_forecast: KVForecast
+        self._outlook: _Outlook | None = None  # without guests: they leave when others need their room
+        self._crowd: _Outlook  # with them
+        self._guest = UNKNOWN  # slot of the request that is to be one if it is admitted now
         quota = self.blend.policy.quota
         self._quota = None if quota is None else quota.tokens  # what is left of it
         self._steps_left = 0.0  # of all work, at a full cache; with the forecast
@@ -164,7 +185,7 @@ class BlendPrefillAdder(PrefillAdder):
         preempted = super().preempt_to_schedule(req)
         if self._forecasting:  # their future was never in the offset
             self.memory_budget.total_offset = offset
-            self._forecast = None
+            self._outlook = None
         return preempted
 
     def _side(self, req: Any) -> Side | None:
@@ -183,12 +204,15 @@ class BlendPrefillAdder(PrefillAdder):
 
     def _admitted(self, slot: int, req: Any, *, cached: int, shared: int) -> None:
         blend = self.blend
-        if self._forecast is not None:
+        if self._outlook is not None:
+            side = blend.pool.side(slot)
             new_tokens, remaining = self._new_tokens(req, shared), self._remaining(slot, req)
-            self._forecast.add(new_tokens, remaining)
-            if blend.pool.side(slot) is Side.MEMORY:
-                self._memory_forecast.add(new_tokens, remaining)
+            self._crowd.add(side, new_tokens, remaining)
+            if slot != self._guest:
+                self._outlook.add(side, new_tokens, remaining)
         blend.pool.admit(req, shared_tokens=shared, cached_tokens=cached)
+        if slot == self._guest:
+            blend.pool.invite(slot)
         blend.log.admitted(
             blend.planner,
             slot=slot,
@@ -245,14 +269,38 @@ class BlendPrefillAdder(PrefillAdder):
             return True
         new_tokens = self._new_tokens(req, held_tokens(self.tree_cache, req))
         remaining = self._remaining(slot, req)
-        return all(
+        side = self.blend.pool.side(slot)
+        fits = all(
             forecast.peak_with(new_tokens, remaining) <= room
-            for forecast, room in self._limits(self.blend.pool.side(slot), remaining)
+            for forecast, room in self._limits(side, remaining)
         )
+        as_guest = not fits and side is Side.MEMORY and self._worth_a_visit(new_tokens)
+        self._guest = slot if as_guest else UNKNOWN
+        return fits or as_guest
+
+    def _worth_a_visit(self, new_tokens: int) -> bool:
+        """Whether a request should begin in room that it has to leave to others before it ends.
+
+        Until then its rows share what a step costs however few it has. What it holds when it leaves is
+        computed once more. Not where prefill and steps hide behind each other: nothing is fixed there.
+        """
+        blend = self.blend
+        if blend.policy.overlaps:
+            return False
+        room = self._room(self._crowd)
+        steps = min(
+            self._crowd.everybody.longest(new_tokens, room),
+            self._crowd.memory.longest(new_tokens, room - int(blend.planner.compute_reserve)),
+        )
+        if steps <= _LATE_STEPS:
+            return False
+        cost = blend.planner.cost_model
+        shared = steps * cost.weight_time / (len(self._crowd.everybody) + 1)
+        return shared > _BROKEN_PROMISES * float(cost.prefix_comp(new_tokens + steps))
 
     def _longest_fit(self, req: Any) -> int:
         """Output tokens of the longest memory-side request like this one that would fit; 0 if none would."""
-        if self._forecast is None:
+        if self._outlook is None:
             return 0
         new_tokens = self._new_tokens(req, held_tokens(self.tree_cache, req))
         longest = min(forecast.longest(new_tokens, room) for forecast, room in self._limits(Side.MEMORY))
@@ -269,16 +317,19 @@ class BlendPrefillAdder(PrefillAdder):
         Args:
             remaining: output tokens of the request.
         """
-        if self._forecast is None:
-            self._forecast, self._memory_forecast = self._make_forecasts()
-        room = self.blend.kv_capacity - (self.page_size - 1) * (len(self._forecast) + 1)
-        limits = [(self._forecast, room)]
+        outlook = self._outlook = self._outlook or self._look_ahead()
+        room = self._room(outlook)
+        limits = [(outlook.everybody, room)]
         if side is Side.MEMORY and remaining < self._steps_left:
-            limits.append((self._memory_forecast, room - int(self.blend.planner.compute_reserve)))
+            limits.append((outlook.memory, room - int(self.blend.planner.compute_reserve)))
         return limits
 
-    def _make_forecasts(self) -> tuple[KVForecast, KVForecast]:
-        """Of all running requests, and of the memory side alone."""
+    def _room(self, outlook: _Outlook) -> int:
+        """KV tokens for those of the outlook and one more, with what partly filled pages waste."""
+        return self.blend.kv_capacity - (self.page_size - 1) * (len(outlook.everybody) + 1)
+
+    def _look_ahead(self) -> _Outlook:
+        """Forecasts of all running requests but guests. Guests for whom there is room now stay for good."""
         pool, policy = self.blend.pool, self.blend.policy
         unchanged = pool.admissions == policy.admissions and not self.preempt_list
         progress = policy.progress if unchanged else pool.progress()
@@ -288,15 +339,25 @@ class BlendPrefillAdder(PrefillAdder):
         margin = 0 if pool.everything_fits else int(_DEVIATIONS * progress.spread)
         work = self.blend.planner.work_left(progress.remaining, progress.context)
         self._steps_left = _OUTLASTS * work.kv_reads / self.blend.kv_capacity
-        remaining, released, memory = (
-            progress.remaining + _LATE_STEPS,
-            progress.released,
-            progress.memory_side,
-        )
-        return (
-            KVForecast(used, remaining, released, margin),
-            KVForecast(used - int(released[~memory].sum()), remaining[memory], released[memory], margin),
-        )
+        remaining, released = progress.remaining + _LATE_STEPS, progress.released
+
+        def outlook(present: NDArray[np.bool_]) -> _Outlook:
+            held = used - int(released[~present].sum())
+            memory, compute = present & progress.memory_side, present & ~progress.memory_side
+            return _Outlook(
+                KVForecast(held, remaining[present], released[present], margin),
+                KVForecast(held - int(released[compute].sum()), remaining[memory], released[memory], margin),
+            )
+
+        guest = progress.guest
+        self._crowd = outlook(np.ones_like(guest))
+        self._outlook = without = outlook(~guest)
+        for i in np.flatnonzero(guest).tolist():
+            held, left = int(released[i]), int(remaining[i])
+            if all(f.peak_with(held, left) <= room for f, room in self._limits(Side.MEMORY, left)):
+                pool.settle(int(progress.slots[i]))
+                without.add(Side.MEMORY, held, left)
+        return without
 
     def _new_tokens(self, req: Any, shared: int) -> int:
         return len(req.full_untruncated_fill_ids) - shared

@@ -98,6 +98,11 @@ def _release(_result: Any, req: Any, tree_cache: Any, **_: Any) -> None:
         pool.release(req)
 
 
+def _guests_last(order: list[int], reqs: list[Any]) -> list[int]:
+    """Guests leave first: upstream retracts from the end of this order."""
+    return sorted(order, key=lambda i: getattr(reqs[i], "blend_guest", False))
+
+
 def _report_state(output: Any, scheduler: Any, _request: Any) -> None:
     if _is_blend(scheduler):
         from sglang.srt.blend.runtime.metrics import snapshot
@@ -203,6 +208,13 @@ HOOKS: tuple[Hook, ...] = (
         _release,
         HookType.AFTER,
         "once per request that ends or is retracted: frees its share, reports its output length",
+        _SCHEDULER,
+    ),
+    Hook(
+        "sglang.srt.managers.schedule_batch.ScheduleBatch._get_decode_retraction_order",
+        _guests_last,
+        HookType.AFTER,
+        "requests that run in room promised to others are the first to leave",
         _SCHEDULER,
     ),
     Hook(

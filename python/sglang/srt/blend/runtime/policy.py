@@ -68,6 +68,11 @@ class BlendSchedulePolicy(SchedulePolicy):
         self.quota = self._quota()
         self.proposals = pool.bring_to_front(waiting_queue, self._limit, self.quota)
 
+    @property
+    def overlaps(self) -> bool:
+        """Whether prefill is paced to hide behind memory traffic."""
+        return self.pacer is not None and self.pacer.overlapped
+
     def _quota(self) -> Quota | None:
         """What the pacer asks of this step; nothing while there is no work to spread."""
         pool, progress = self.pool, self.progress

@@ -39,6 +39,8 @@ class Progress:
         released: KV tokens that it alone holds, its whole prompt counted.
         context: KV tokens that it reads per step: its prompt, shared or not, and its output so far.
         memory_side: whether it counts on the memory side.
+        guest: whether it runs in room that is promised to others.
+        slots: requests.
         spread: standard deviation of what they will hold together, KV tokens.
     """
 
@@ -46,6 +48,8 @@ class Progress:
     released: NDArray[np.int64]
     context: NDArray[np.int64]
     memory_side: NDArray[np.bool_]
+    guest: NDArray[np.bool_]
+    slots: NDArray[np.int64]
     spread: float
 
 
@@ -60,6 +64,7 @@ class RequestPool:
 
     Attributes:
         running: admitted requests by slot, in order of admission.
+        guests: slots of those that run in room promised to others.
         everything_fits: whether all that waited at the last look fits beside what runs.
         full_sides: sides whose next request did not fit; emptied when somebody leaves or the plan changes.
         longest_fit: output tokens of the longest memory-side request that fits behind one that did not.
@@ -83,6 +88,7 @@ class RequestPool:
         self.priority_sign = priority_sign
         self.order = QueueOrder(self.waiting_slot)
         self.running: dict[int, Any] = {}
+        self.guests: set[int] = set()
         self.everything_fits = False
         self.full_sides: set[Side] = set()
         self.longest_fit = UNLIMITED
@@ -154,6 +160,7 @@ class RequestPool:
         slot = self.slot(req)
         if slot not in self.running:
             return
+        self.settle(slot)
         if req.finished():
             if not _aborted(req):
                 self.planner.observe(slot, len(req.output_ids))
@@ -162,6 +169,17 @@ class RequestPool:
         else:
             self._released[slot] = req
             self.planner.index.set_waiting(slot, True)  # evictions of this very step spare its prompt
+
+    def invite(self, slot: int) -> None:
+        """A request that was just admitted is the first to leave when memory is short."""
+        self.guests.add(slot)
+        self.running[slot].blend_guest = True
+
+    def settle(self, slot: int) -> None:
+        """A guest stays for good, or has left; nothing for anybody else."""
+        if slot in self.guests:
+            self.guests.remove(slot)
+            self.running[slot].blend_guest = False
 
     def drop(self, req: Any) -> None:
         """A waiting request is aborted, be it one that was retracted since the last look at the queue."""
@@ -193,6 +211,8 @@ class RequestPool:
             released=released,
             context=context,
             memory_side=self.planner.on_memory_side(slots),
+            guest=np.isin(slots, list(self.guests)),
+            slots=slots,
             spread=self.planner.spread(slots, released),
         )
 
