@@ -102,6 +102,22 @@ def test_a_rate_is_the_flop_of_all_layers_by_the_best_time(monkeypatch: pytest.M
     assert products[-1] == ((5, 8), (4, 8))
 
 
+@pytest.mark.parametrize(("seconds", "calls"), [(0.25, 4), (8.0, 1)])
+def test_what_takes_long_is_measured_once(
+    monkeypatch: pytest.MonkeyPatch, seconds: float, calls: int
+) -> None:
+    clock = [0.0]
+    monkeypatch.setattr(calibrate.time, "perf_counter", lambda: clock[0])
+    done = []
+
+    def work() -> None:
+        done.append(None)
+        clock[0] += seconds
+
+    assert calibrate.best_seconds(work, 3) == seconds
+    assert len(done) == calls
+
+
 def test_everything_is_measured_for_real() -> None:
     result = measure([(32, 32)], 2, rounds=1, tokens=(1, 4))
     assert {dtype: len(rates) for dtype, rates in result.gemm.items()} == {"float32": 2, "bfloat16": 2}

@@ -43,6 +43,9 @@ BUSY = 0.5
 Matrix = tuple[int, int]
 """Features in, features out."""
 
+_LONG = 1.0
+"""Seconds from which a measurement is good to a few percent the first time."""
+
 DESCRIPTION = """\
 Time this machine's CPU and write a hardware profile for the planner.
 
@@ -300,14 +303,18 @@ def read_bandwidth(size: int, *, rounds: int) -> float:
 
 
 def best_seconds(work: Callable[[], object], rounds: int) -> float:
-    """Seconds of the fastest of `rounds`, after one that warms up."""
-    work()
-    times = []
-    for _ in range(rounds):
+    """Seconds of the fastest of `rounds`, after one that warms up.
+
+    What takes long is not repeated: bfloat16 on a CPU without instructions for it would take many minutes.
+    """
+
+    def once() -> float:
         start = time.perf_counter()
         work()
-        times.append(time.perf_counter() - start)
-    return min(times)
+        return time.perf_counter() - start
+
+    first = once()
+    return first if first > _LONG else min(once() for _ in range(rounds))
 
 
 def to_toml(profile: Hardware, table: str) -> str:
