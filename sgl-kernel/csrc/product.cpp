@@ -1,4 +1,4 @@
-// Products with weights of a model, x W^T + b in bfloat16, for CPUs with AVX512-BF16 and no matrix unit.
+// Products with weights of a model, x W^T + b in bfloat16, for CPUs with AVX512-BF16; product_amx.cpp where there is AMX.
 //
 // A decoding step reads every weight for a few rows, so it lasts as long as the reading. Weights lie in the order in
 // which they are read, and what the next block needs is fetched while this one is computed. Every result is one sum
@@ -16,17 +16,13 @@
 #endif
 
 #include "operators.h"
+#include "product.h"
 
 namespace portable_cpu::operators {
 namespace {
 
-using BF16 = c10::BFloat16;
-
-// Outputs of a block: two vectors. With 12 rows their sums take 24 of the 32 registers.
-constexpr int64_t kColumns = 32;
+// With 12 rows the sums of a block's two vectors take 24 of the 32 registers.
 constexpr int64_t kRows = 12;
-// Elements of a block that belong to one pair of inputs.
-constexpr int64_t kPairElements = 2 * kColumns;
 
 #if defined(__AVX512BF16__)
 
@@ -112,6 +108,15 @@ void multiply_block(Tile tile, int64_t rows) {
   }
 }
 
+void multiply_in_vectors(const Product& product, int64_t begin, int64_t end) {
+  for (int64_t block = begin; block < end; ++block) {
+    const BF16* bias = product.bias == nullptr ? nullptr : product.bias + block * kColumns;
+    const Tile tile{product.x, product.x_stride, product.weights + block * product.pairs * kPairElements, product.pairs,
+                    bias, product.out + block * kColumns, product.columns, nullptr};
+    multiply_block(tile, product.rows);
+  }
+}
+
 #endif
 
 } // namespace
@@ -149,19 +154,12 @@ Tensor product(const Tensor& x, const Tensor& packed, const std::optional<Tensor
   }
   Tensor out = at::empty({rows, columns}, x.options());
 #if defined(__AVX512BF16__)
-  const BF16* weights = packed.const_data_ptr<BF16>();
-  const BF16* added = bias.has_value() ? bias->const_data_ptr<BF16>() : nullptr;
-  const int64_t pairs = packed.size(1);
-  const Tile whole{x.const_data_ptr<BF16>(), x.stride(0), weights, pairs, nullptr, out.mutable_data_ptr<BF16>(),
-                   columns, nullptr};
+  const Product whole{x.const_data_ptr<BF16>(), rows, x.stride(0), packed.const_data_ptr<BF16>(), packed.size(1),
+                      bias.has_value() ? bias->const_data_ptr<BF16>() : nullptr, out.mutable_data_ptr<BF16>(), columns};
+  const auto multiply =
+      whole.pairs % kTilePairs == 0 && matrix_unit_usable() ? multiply_in_tiles : multiply_in_vectors;
   at::parallel_for(0, rows > 0 ? packed.size(0) : 0, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t block = begin; block < end; ++block) {
-      Tile tile = whole;
-      tile.weights += block * pairs * kPairElements;
-      tile.out += block * kColumns;
-      tile.bias = added == nullptr ? nullptr : added + block * kColumns;
-      multiply_block(tile, rows);
-    }
+    multiply(whole, begin, end);
   });
 #else
   TORCH_CHECK(false, "product: these kernels were built for a CPU without AVX512-BF16");

@@ -82,12 +82,14 @@ class InstructionSet:
 
 _AVX2_FLAGS = ("-mavx2", "-mfma", "-mf16c")
 _AVX512_FLAGS = (*_AVX2_FLAGS, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl")
+# Used only where the CPU turns out to have it; a compiler emits no such instruction by itself.
+_AMX_FLAGS = ("-mamx-tile", "-mamx-bf16")
 _AVX512_MACROS = ("CPU_CAPABILITY=AVX512", "CPU_CAPABILITY_AVX512")
 
 INSTRUCTION_SETS = {
     isa.name: isa
     for isa in (
-        InstructionSet("avx512_bf16", _AVX512_MACROS, (*_AVX512_FLAGS, "-mavx512bf16")),
+        InstructionSet("avx512_bf16", _AVX512_MACROS, (*_AVX512_FLAGS, "-mavx512bf16", *_AMX_FLAGS)),
         InstructionSet("avx512", _AVX512_MACROS, _AVX512_FLAGS),
         InstructionSet("avx2", ("CPU_CAPABILITY=AVX2", "CPU_CAPABILITY_AVX2"), _AVX2_FLAGS),
         InstructionSet(

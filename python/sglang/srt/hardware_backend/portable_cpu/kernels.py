@@ -15,8 +15,9 @@ import torch
 
 from sglang.srt.hardware_backend.portable_cpu import kernel_build
 
-# Outputs that one block of a packed weight holds (csrc/product.cpp).
+# Outputs that one block of a packed weight holds, and inputs in a tile of the matrix unit (csrc/product.h).
 _PRODUCT_COLUMNS = 32
+_TILE_INPUTS = 32
 
 SUPPORTED_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -247,13 +248,13 @@ class CompiledKernels:
 
     def can_multiply(self, weight: torch.Tensor) -> bool:
         """Whether ``product`` takes this weight (outputs, inputs), and is the fastest way here."""
+        # Where there is AMX, oneDNN's is many times as fast as what does not fit our tiles.
+        inputs = _TILE_INPUTS if torch.cpu.get_capabilities().get("amx_bf16", False) else 2
         return (
             self.namespace == kernel_build.INSTRUCTION_SETS["avx512_bf16"].namespace
-            # Its tiles multiply many times as fast.
-            and not torch.cpu.get_capabilities().get("amx_bf16", False)
             and weight.dtype == torch.bfloat16
             and weight.shape[0] % _PRODUCT_COLUMNS == 0
-            and weight.shape[1] % 2 == 0
+            and weight.shape[1] % inputs == 0
         )
 
     def pack_weight(self, weight: torch.Tensor) -> torch.Tensor:

@@ -2,7 +2,7 @@
 
 ``F.linear`` lets the BLAS find its way through a row-major weight at every call, which costs most where there
 are few rows: decoding. Weights are packed for ``csrc/product.cpp`` where that is fastest (bfloat16 on CPUs
-with AVX512-BF16 and no AMX), else for PyTorch's oneDNN operators (what its compiler does when it freezes a
+with AVX512-BF16), else for PyTorch's oneDNN operators (what its compiler does when it freezes a
 model). The original stays for whoever reads or updates it, so weights take twice the memory; they are left
 alone where that would take more than half of what is free.
 """
