@@ -102,7 +102,7 @@ def test_outliers_move_together_and_go_on_sharing():
     prompts = [[*shared, i] for i in range(100)] + [[9, i, i] for i in range(50)]
     output = [2] * 80 + [20_000] * 20 + [200] * 50
     tree = pool(prompts, output).tree()
-    result = order_by_density(tree, llama_on_a100(), sharing_budget=0.99)
+    result = order_by_density(tree, llama_on_a100())
     assert (result.splits, tree.shared_tokens - result.shared_tokens) == (1, 20)
     assert len(rises(result.density)) == 0
 

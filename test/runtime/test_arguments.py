@@ -30,7 +30,7 @@ def test_help_lists_every_flag_with_its_default(parser):
     for flag, default in {
         "--blend-hardware": "auto",
         "--blend-sample-fraction": "0.01",
-        "--blend-sharing-budget": "0.995",
+        "--blend-sharing-budget": "0.99",
         "--blend-replan-interval": "256",
         "--blend-window": "0",
         "--blend-admission-log": "off",

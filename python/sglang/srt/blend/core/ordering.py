@@ -324,7 +324,7 @@ def order_by_density(
     tree: ResourceAwarePrefixTree,
     cost: CostModel,
     *,
-    sharing_budget: float = 0.995,
+    sharing_budget: float = 0.99,
     group_tokens: int = 0,
     split: bool = True,
 ) -> DensityOrder:

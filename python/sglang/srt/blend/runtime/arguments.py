@@ -33,7 +33,7 @@ class BlendOptions:
 
     hardware: str = "auto"
     sample_fraction: float = 0.01
-    sharing_budget: float = 0.995
+    sharing_budget: float = 0.99
     replan_interval: int = 256
     window: int = 0
     engine: str = "auto"
