@@ -1,7 +1,7 @@
-"""Run by test_engine.py in a process of its own: greedy tokens of one engine configuration.
+"""Run by test_engine.py in a process of its own: the tokens of one engine configuration.
 
-Reads {"engine": {...}, "prompts": [[...], ...]} from the file named first, writes the list of answered token
-ids to the file named second.
+Reads {"engine": {...}, "prompts": [[...], ...], "sampling": {...}} from the file named first, writes the
+list of answered token ids to the file named second.
 """
 
 import json
@@ -18,7 +18,7 @@ def main(request_file: str, answers_file: str) -> None:
         answers = engine.generate(
             input_ids=prompts,
             sampling_params=[
-                {"temperature": 0, "max_new_tokens": 16 + index % 13, "ignore_eos": True}
+                {**request["sampling"], "max_new_tokens": 16 + index % 13, "ignore_eos": True}
                 for index in range(len(prompts))
             ],
         )

@@ -27,7 +27,15 @@ def make_prompts() -> list[list[int]]:
     return ragged + [common + tokens(10) for _ in range(8)]
 
 
-def answers(model: Path, folder: Path, *, environment: dict[str, str], **engine: object) -> list[list[int]]:
+def answers(
+    model: Path,
+    folder: Path,
+    *,
+    environment: dict[str, str],
+    sampling: dict[str, float] | None = None,
+    **engine: object,
+) -> list[list[int]]:
+    """Output tokens of each prompt; greedy unless `sampling` says otherwise."""
     folder.mkdir(exist_ok=True)
     request = {
         "engine": {
@@ -39,6 +47,7 @@ def answers(model: Path, folder: Path, *, environment: dict[str, str], **engine:
             **engine,
         },
         "prompts": make_prompts(),
+        "sampling": sampling or {"temperature": 0},
     }
     (folder / "request.json").write_text(json.dumps(request))
     with (folder / LOG).open("w") as log:
@@ -98,3 +107,14 @@ def test_greedy_float32_tokens_are_those_of_torch_native(
     assert got == expected
     in_one_call = "2 decoder layers run in one call" in (tmp_path / "engine" / LOG).read_text()
     assert in_one_call == (kernels == "auto")
+
+
+def test_what_top_p_leaves_is_drawn(model: Path, expected: list[list[int]], tmp_path: Path) -> None:
+    got = answers(
+        model,
+        tmp_path / "engine",
+        environment={},
+        sampling={"temperature": 1.0, "top_p": 1e-6},
+        attention_backend="portable_cpu",
+    )
+    assert got == expected

@@ -8,6 +8,8 @@ if TYPE_CHECKING:
     from sglang.srt.model_executor.model_runner import ModelRunner
 
 ATTENTION_BACKEND = "portable_cpu"
+SAMPLING_BACKEND = "pytorch"
+"""Upstream's name for CPUs, so that its rules for this choice hold for ours."""
 
 
 def add_attention_backend_choice() -> None:
@@ -19,16 +21,19 @@ def add_attention_backend_choice() -> None:
 
 
 def register_kernels(dispatch_key: str) -> None:
-    """Register attention backend and fused operators. Call in every worker, before the model is built.
+    """Register attention backend, fused operators and sampler, in every worker before the model is built.
 
     Args:
         dispatch_key: the platform's ``get_dispatch_key_name()``.
     """
     from sglang.srt.hardware_backend.portable_cpu.fused_ops import register_fused_ops
+    from sglang.srt.hardware_backend.portable_cpu.sampler import PortableSampler
     from sglang.srt.layers.attention.attention_registry import register_attention_backend
+    from sglang.srt.layers.sampler import register_sampler_backend
 
     register_attention_backend(ATTENTION_BACKEND)(_create_attention_backend)
     register_fused_ops(dispatch_key)
+    register_sampler_backend(SAMPLING_BACKEND, PortableSampler)
     _use_torch_for_last_locations()
 
 
