@@ -121,6 +121,8 @@ void multiply_in_tiles(const Product& product, int64_t begin, int64_t end) {
   const int64_t tiles = (product.rows + kTileRows - 1) / kTileRows;
   const int64_t height = (product.rows + tiles - 1) / tiles;
   const TileConfiguration configuration(height);
+  // GCC's intrinsic names the first 8 bytes as what it reads: the others must not be left out.
+  asm volatile("" : : "r"(&configuration) : "memory");
   _tile_loadconfig(&configuration);
   alignas(64) float sums[2][kTileRows * kColumns];
   const int64_t block_elements = product.pairs * kPairElements;
