@@ -11,10 +11,6 @@
 #include <cstring>
 #include <utility>
 
-#if defined(__AVX512BF16__)
-#include <immintrin.h>
-#endif
-
 #include "operators.h"
 #include "product.h"
 
@@ -40,11 +36,6 @@ struct Tile {
 inline void store_rounded(BF16* target, __m512 value) {
   const auto rounded = _mm512_cvtneps_pbh(value);
   std::memcpy(target, &rounded, sizeof rounded);
-}
-
-inline __m512 widen(const BF16* source) {
-  const __m256i half = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(source));
-  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16));
 }
 
 // Rows of x against one block, fetching `Lines` cache lines ahead at every pair.

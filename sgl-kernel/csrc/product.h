@@ -5,6 +5,10 @@
 
 #include <cstdint>
 
+#if defined(__AVX512BF16__)
+#include <immintrin.h>
+#endif
+
 namespace portable_cpu {
 
 using BF16 = c10::BFloat16;
@@ -24,6 +28,16 @@ struct Product {
   BF16* out;             // (rows, columns)
   int64_t columns;
 };
+
+#if defined(__AVX512BF16__)
+
+// Sixteen elements of a bias.
+inline __m512 widen(const BF16* source) {
+  const __m256i half = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(source));
+  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16));
+}
+
+#endif
 
 // Pairs in a tile of the matrix unit; products with it take whole ones.
 constexpr int64_t kTilePairs = 16;

@@ -6,7 +6,6 @@
 #include "product.h"
 
 #if defined(__AVX512BF16__)
-#include <immintrin.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -26,7 +25,7 @@ constexpr int64_t kTileBytes = 64; // of one row of a tile
 constexpr int64_t kLine = 64;
 
 // Tiles by number: four sums, two of inputs, two of weights. The instructions take literals.
-enum Tile { kSums = 0, kInputs = 4, kWeights = 6, kTiles = 8 };
+enum Tile { kWeights = 6, kTiles = 8 };
 
 struct alignas(64) TileConfiguration {
   uint8_t palette = 1;
@@ -43,11 +42,6 @@ struct alignas(64) TileConfiguration {
   }
 };
 static_assert(sizeof(TileConfiguration) == 64);
-
-inline __m512 widen(const BF16* source) {
-  const __m256i half = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(source));
-  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16));
-}
 
 // Sums of one tile of rows to bfloat16, with the bias.
 void store_rows(const float* sums, int64_t height, const BF16* bias, BF16* out, int64_t out_stride) {
