@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sglang.srt.hardware_backend.portable_cpu import fused_ops, kernel_registration
@@ -33,6 +33,7 @@ limits = st.tuples(
 )
 
 
+@settings(derandomize=True, deadline=None, max_examples=300)
 @given(
     st.lists(limits, min_size=1, max_size=4),
     st.sampled_from([0.1, 1.0, 4.0]),
@@ -48,7 +49,8 @@ def test_filtered_as_token_by_token(rows, spread, seed, candidates):
         by_token = [0.0] * VOCABULARY
         for token, weight in zip(tokens[row].tolist(), weights[row].tolist(), strict=True):
             by_token[token] = weight
-        assert by_token == pytest.approx(reference(probs[row].double(), top_k, top_p, min_p))
+        # Rows sum to 1 but for rounding, and top-p 1 may cut what lies beyond that or not.
+        assert by_token == pytest.approx(reference(probs[row].double(), top_k, top_p, min_p), abs=1e-6)
 
 
 def test_the_vocabulary_is_sorted_only_where_needed():
@@ -77,15 +79,18 @@ def test_many_columns_are_drawn_in_proportion_too(columns):
     weights[::3] = 0.0
     drawn = torch.bincount(draw(weights.expand(100_000, -1)), minlength=columns) / 100_000
     assert not drawn[weights == 0].any()
-    assert (drawn - weights / weights.sum()).abs().sum() < 0.12  # 0.08 by chance with 1,000 columns
+    # By chance sqrt(2 * 682 / (pi * 100,000)), 0.07, for the 682 weights of 1,024 columns.
+    assert (drawn - weights / weights.sum()).abs().sum() < 0.12
 
 
-def test_small_weights_behind_large_sums_are_drawn():
-    """In float32 a weight of 1e-9 after a sum of 1 would add nothing."""
-    torch.manual_seed(0)
-    weights = torch.tensor([1.0] + [1e-9] * 1000).expand(1, -1)
-    drawn = torch.cat([draw(weights.expand(2000, -1)) for _ in range(1000)])
-    assert 0 < int((drawn > 0).sum()) < 20  # two are expected
+@pytest.mark.parametrize("column", [0, 1, 2, 10, 255])
+def test_small_weights_behind_large_sums_are_told_apart(column, monkeypatch):
+    """Running sums in float32 would be the same for several of them."""
+    weights = torch.tensor([[1.0] + [2e-8] * 255])
+    sums = weights.double().cumsum(1)
+    middle = sums[0, column] - weights[0, column].double() / 2
+    monkeypatch.setattr(torch, "rand", lambda *_, **__: (1.0 - middle / sums[0, -1]).reshape(1, 1))
+    assert draw(weights).tolist() == [column]
 
 
 def test_not_a_number_stays_in_the_vocabulary():
