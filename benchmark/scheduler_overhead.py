@@ -114,18 +114,19 @@ def measure(
             limit = _limit_admissions(scheduler)
         seconds, sizes, seen = [], [], set()
         schedule: Schedule = []
-        for step in range(2 * steps):
-            if limit is not None and repeat is not None:
-                limit.allowed += len(repeat[step])
-            begin = time.thread_time()
-            in_process.step(scheduler)
-            took = time.thread_time() - begin
-            batch = [int(request.rid) for request in scheduler.last_batch.reqs]
-            schedule.append([number for number in batch if number not in seen])
-            seen.update(schedule[-1])
-            if step >= steps:
-                seconds.append(took)
-                sizes.append((len(batch), len(schedule[-1]), len(scheduler.waiting_queue)))
+        with in_process.queue_kept():
+            for step in range(2 * steps):
+                if limit is not None and repeat is not None:
+                    limit.allowed += len(repeat[step])
+                begin = time.thread_time()
+                in_process.step(scheduler)
+                took = time.thread_time() - begin
+                batch = [int(request.rid) for request in scheduler.last_batch.reqs]
+                schedule.append([number for number in batch if number not in seen])
+                seen.update(schedule[-1])
+                if step >= steps:
+                    seconds.append(took)
+                    sizes.append((len(batch), len(schedule[-1]), len(scheduler.waiting_queue)))
     milliseconds = 1e3 * np.array(seconds)
     figures = {
         "mean_ms": float(milliseconds.mean()),

@@ -4,9 +4,9 @@
     python -m benchmark.paper headline --jobs 2
     python -m benchmark.paper traces | grid | variance | azure | models | ablations
 
-Every simulation is a process of its own. Finished runs are lines of TABLE.jsonl in the output folder and not
-repeated, so an interrupted table goes on where it stopped; they carry the commit, and runs of another commit
-are made again. Exit code 1 if --check is given and a bar is missed.
+Every simulation is a process of its own. Finished runs are lines of TABLE.jsonl in the output folder. Neither
+that table nor another repeats them, so an interrupted table goes on where it stopped; they carry the commit,
+and runs of another commit are made again. Exit code 1 if --check is given and a bar is missed.
 """
 
 from __future__ import annotations
@@ -34,10 +34,13 @@ def main() -> int:
     out.mkdir(parents=True, exist_ok=True)
     table, commit = arguments.table, _commit()
     file = out / f"{table}.jsonl"
-    done = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
-    done = [record for record in done if record["commit"] == commit]
+    files = [other for name in TABLES if (other := out / f"{name}.jsonl").exists()]
+    known = [json.loads(line) for other in files for line in other.read_text().splitlines()]
     runs = [run for run in TABLES[table]() if not arguments.trace or run.trace in arguments.trace]
-    missing = [run for run in runs if not any(_same(run, record) for record in done)]
+    current = [record for record in known if record.get("commit") == commit]
+    done = [next((record for record in current if _same(run, record)), None) for run in runs]
+    missing = [run for run, record in zip(runs, done, strict=True) if record is None]
+    done = [record for record in done if record is not None]
     file.write_text("".join(json.dumps(record) + "\n" for record in done))
     with simulator_processes(arguments.jobs) as executor, file.open("a") as lines:
         futures = [executor.submit(execute, group) for group in batches(missing)]

@@ -103,6 +103,30 @@ def long_answers(count: int) -> Workload:
     )
 
 
+def chance_agreements() -> Workload:
+    """600 random prompts behind a short system prompt, and long answers; all lengths are known.
+
+    The first token of a prompt is one of 600; those in which it is the same share that one token by chance.
+    """
+    rng = np.random.default_rng(0)
+    lengths, output = np.array([60] * 600 + [10] * 6), np.array([4] * 600 + [60] * 6, np.int32)
+    arrival = rng.permutation(len(output))
+    lengths, output = lengths[arrival], output[arrival]
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    tokens = rng.integers(1000, 100_000, lengths.sum(), dtype=np.int32)
+    for at in offsets[:-1][lengths == 60]:
+        tokens[at : at + 6] = [3, 4, 5, 6, 7, 10 + rng.integers(600)]
+    return Workload(
+        tokens=tokens,
+        offsets=offsets,
+        output=output,
+        max_new_tokens=output,
+        known=np.ones(len(output), np.bool_),
+        source=np.zeros(len(output), np.int16),
+        names=("test",),
+    )
+
+
 def large_prompts() -> Workload:
     """24 prompts of a fifth of the small pool; short answers of unknown length, with a distant cap."""
     rng = np.random.default_rng(0)
@@ -120,11 +144,12 @@ def large_prompts() -> Workload:
 
 def simulated() -> dict[str, Any]:
     from checkpoints import make_llama
+    from sglang.srt.blend.runtime import policy
     from sglang.srt.hardware_backend.simulated_gpu import device
     from sglang.srt.hardware_backend.simulated_gpu.simulate import simulate
 
     def run(
-        policy: str,
+        policy_name: str,
         engine: str,
         *,
         known: bool = False,
@@ -144,7 +169,7 @@ def simulated() -> dict[str, Any]:
         with patched(device.SimulatedDevice, "forward", watched):
             result = simulate(
                 workload or pool(1, known=known),
-                policy=policy,
+                policy=policy_name,
                 engine=engine,
                 hardware="a100-80gb",
                 model_config=model_config,
@@ -168,6 +193,9 @@ def simulated() -> dict[str, Any]:
         }
 
     small = SMALL_POOL
+    chance = {"workload": chance_agreements(), "max_total_tokens": 4096, "chunked_prefill_size": 4096}
+    with patched(policy, "SPARE", 0.0):
+        without_spare = run("blend", "overlapped", **chance)
     with tempfile.TemporaryDirectory() as folder:
         tiny = json.loads((make_llama(Path(folder)) / "config.json").read_text())
     # As in `real`: the pacing of prefill depends on the model's step times.
@@ -185,6 +213,8 @@ def simulated() -> dict[str, Any]:
         "blend_three_long": run("blend", "alternating", workload=three_long_answers(), **small),
         "blend_guests": run("blend", "alternating", workload=long_answers(10), **small),
         "blend_overlapped_guests": run("blend", "overlapped", workload=long_answers(10), **small),
+        "blend_chance": run("blend", "overlapped", **chance),
+        "blend_chance_without_spare": without_spare,
         "fcfs_large": run("fcfs", "mixed", workload=large_prompts(), **small),
         "blend_large": run("blend", "mixed", workload=large_prompts(), blend_engine="alternating", **small),
         "blend_known": run("blend", "mixed", known=True, **small),

@@ -14,6 +14,7 @@ the safety net for forecasts that were too low.
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -89,6 +90,7 @@ class BlendPrefillAdder(PrefillAdder):
         self._guest = UNKNOWN  # slot of the request that is to be one if it is admitted now
         quota = self.blend.policy.quota
         self._quota = None if quota is None else quota.tokens  # what is left of it
+        self._spare = self.blend.policy.spare  # what is left of it
         self._steps_left = 0.0  # of all work, at a full cache; with the forecast
         self._passed_over = 0
         self.blend.leaders.next_step()
@@ -103,16 +105,17 @@ class BlendPrefillAdder(PrefillAdder):
             return super().add_one_req(req, has_chunked_req, truncation_align_size)
         if not pool.order.in_front(slot):
             return AddReqResult.OTHER  # the plan's proposals end here
-        side, key = pool.side(slot), uncached_prefix_key(self.tree_cache, req)
-        if self._may_pass_over and not self._nothing_runs:
-            if not pool.may_fit(slot):
-                return self._pass_over(AddReqResult.OTHER)
-            if self.blend.leaders.must_wait(key):
-                self.blend.held += 1
-                return self._pass_over(AddReqResult.OTHER)
+        side = pool.side(slot)
         paced = side is Side.COMPUTE and self._quota is not None and not self._nothing_runs
         if paced and not self._quota:
             return self._pass_over(AddReqResult.OTHER)
+        keys = self._keys(req)
+        if self._may_pass_over and not self._nothing_runs:
+            if not pool.may_fit(slot):
+                return self._pass_over(AddReqResult.OTHER)
+            if self._must_wait(req, keys, paced):
+                self.blend.held += 1
+                return self._pass_over(AddReqResult.OTHER)
         cached = req.prefix_len + req.host_hit_length
         shared = min(held_tokens(self.tree_cache, req), len(req.origin_input_ids))
         withheld = self._withhold() if paced else 0
@@ -124,7 +127,7 @@ class BlendPrefillAdder(PrefillAdder):
             if side is Side.MEMORY and pool.planner.estimate(slot) > pool.longest_fit:
                 pool.longest_fit = UNLIMITED
             self._admitted(slot, req, cached=cached, shared=shared)
-            self.blend.leaders.lead(key)
+            self._lead(keys)
             self._spend(req)
         elif result is AddReqResult.NO_TOKEN and self._may_pass_over:
             pool.full_sides.add(side)
@@ -133,6 +136,30 @@ class BlendPrefillAdder(PrefillAdder):
             if pool.longest_fit > 0 or len(pool.full_sides) < len(Side):
                 return self._pass_over(AddReqResult.NO_TOKEN)
         return result
+
+    def _keys(self, req: Any) -> tuple[Hashable | None, Hashable | None]:
+        """See `uncached_prefix_key`: of what is always worth a step's delay, and of the least there is."""
+        long = uncached_prefix_key(self.tree_cache, req)
+        return long, None if self._quota is None else uncached_prefix_key(self.tree_cache, req, 1)
+
+    def _must_wait(self, req: Any, keys: tuple[Hashable | None, Hashable | None], paced: bool) -> bool:
+        """Whether a request would compute what another of this step computes, and had better wait.
+
+        The policy offers more of a paced side than the step's quota. As long as that lasts, whoever waits is
+        replaced, and even the shortest prefix is worth it.
+        """
+        leaders, (long, short) = self.blend.leaders, keys
+        if leaders.must_wait(long):
+            return True
+        replaceable = len(req.full_untruncated_fill_ids) - req.prefix_len
+        if not paced or replaceable > self._spare or not leaders.must_wait(short):
+            return False
+        self._spare -= replaceable
+        return True
+
+    def _lead(self, keys: tuple[Hashable | None, Hashable | None]) -> None:
+        for key in keys:
+            self.blend.leaders.lead(key)
 
     def _withhold(self) -> int:
         """Leave the chunk budget no larger than the quota; how many tokens are kept back.
@@ -162,7 +189,7 @@ class BlendPrefillAdder(PrefillAdder):
         Upstream's budget has kept room for the rest of the prompt beside everyone's reserved output;
         ours relies on a forecast, so a chunk that does not fit waits, and nobody is admitted past it.
         """
-        self.blend.leaders.lead(uncached_prefix_key(self.tree_cache, req))
+        self._lead(self._keys(req))
         if not self._forecasting or self.rem_chunk_tokens is None:
             return super().add_chunked_req(req)
         room = int(self.memory_budget.remaining_current) // self.page_size * self.page_size

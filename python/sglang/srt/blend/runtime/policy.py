@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from sglang.srt.blend.core.pacing import Pacer, Quota
@@ -12,6 +13,9 @@ from sglang.srt.mem_cache.base_prefix_cache import BasePrefixCache
 MIN_PROPOSALS, MAX_PROPOSALS = 32, 512
 """Requests offered per step, within these bounds twice as many as were lately admitted: each of them is
 moved to the front and looked at again in the next step."""
+
+SPARE = 0.5
+"""Of the quota, see `BlendSchedulePolicy.spare`."""
 
 
 class BlendSchedulePolicy(SchedulePolicy):
@@ -25,6 +29,7 @@ class BlendSchedulePolicy(SchedulePolicy):
             adder stops behind them.
         progress: of the running requests at the last call; admissions: the pool's count then.
         quota: what this step should prefill; None leaves it to upstream's limits.
+        spare: tokens to prefill that are offered beyond the quota, for those who wait for a shared prefix.
     """
 
     def __init__(
@@ -53,6 +58,7 @@ class BlendSchedulePolicy(SchedulePolicy):
         self._limit = max_proposals
         self.progress = pool.progress()
         self.quota: Quota | None = None
+        self.spare = 0
 
     def calc_priority(
         self, waiting_queue: list[Any], running_batch: Any = None, processed_tokens: int = 0
@@ -66,7 +72,11 @@ class BlendSchedulePolicy(SchedulePolicy):
         pool.plan(waiting_queue, self.max_proposals, paced=self.pacer is not None)
         self.progress = pool.progress()
         self.quota = self._quota()
-        self.proposals = pool.bring_to_front(waiting_queue, self._limit, self.quota)
+        self.spare, offered = 0, self.quota
+        if self.quota is not None:
+            self.spare = int(SPARE * self.quota.tokens)
+            offered = replace(self.quota, tokens=self.quota.tokens + self.spare)
+        self.proposals = pool.bring_to_front(waiting_queue, self._limit, offered)
 
     @property
     def overlaps(self) -> bool:

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
 WORTH_WAITING_TOKENS = 32
 """Shared uncached tokens below which a duplicate is not held back: computing them costs less than
-the step's delay (upstream's in-batch prefix check uses the same number)."""
+the step's delay (upstream's in-batch prefix check uses the same number). Where somebody else takes its
+place in the step there is no delay, and one token is worth waiting for."""
 
 
 def held_tokens(tree_cache: BasePrefixCache, req: Req) -> int:
@@ -34,16 +35,18 @@ def held_tokens(tree_cache: BasePrefixCache, req: Req) -> int:
     return int(req.prefix_len)
 
 
-def uncached_prefix_key(tree_cache: BasePrefixCache, req: Req) -> Hashable | None:
+def uncached_prefix_key(
+    tree_cache: BasePrefixCache, req: Req, worth: int = WORTH_WAITING_TOKENS
+) -> Hashable | None:
     """Equal for requests that would compute the same tokens in one step; None: not worth waiting.
 
     Two requests are duplicates when they match up to the same cached node and continue with the
-    same ``WORTH_WAITING_TOKENS`` (rounded up to whole pages). Call after ``init_next_round_input``.
+    same ``worth`` tokens (rounded up to whole pages). Call after ``init_next_round_input``.
     """
     if not tree_cache.supports_prefix_sharing() or req.positional_embed_overrides is not None:
         return None
     page = tree_cache.page_size
-    length = -(-WORTH_WAITING_TOKENS // page) * page
+    length = -(-worth // page) * page
     start = req.prefix_len
     tokens = req.full_untruncated_fill_ids
     if start + length >= len(tokens):  # the last token is always computed, cached or not

@@ -132,8 +132,9 @@ def simulate(
             )
         submitted = time.process_time()
         idle = 0
-        while idle < _STANDSTILL and not (idle and scheduler.is_fully_idle()):
-            idle = 0 if in_process.step(scheduler) else idle + 1
+        with in_process.queue_kept():
+            while idle < _STANDSTILL and not (idle and scheduler.is_fully_idle()):
+                idle = 0 if in_process.step(scheduler) else idle + 1
         stepped = time.process_time()
         missing = np.flatnonzero(np.isnan(finished))
         wrong.extend(f"r{request}: never answered" for request in missing[:8])
