@@ -3,6 +3,7 @@
     python -m benchmark.paper quick            # four traces, scaled down; what `make paper-quick` runs
     python -m benchmark.paper headline --jobs 2
     python -m benchmark.paper traces | grid | variance | azure | models | ablations
+    python -m benchmark.paper headline --report   # print and draw again, simulate nothing
 
 Every simulation is a process of its own. Finished runs are lines of TABLE.jsonl in the output folder. Neither
 that table nor another repeats them, so an interrupted table goes on where it stopped; they carry the commit,
@@ -22,6 +23,8 @@ from typing import Any
 
 from benchmark.paper import report
 from benchmark.paper.compare import Run, batches, execute
+from benchmark.paper.pictures import draw
+from benchmark.paper.published import against_paper
 from benchmark.paper.tables import TABLES
 from tqdm import tqdm
 
@@ -34,13 +37,12 @@ def main() -> int:
     out.mkdir(parents=True, exist_ok=True)
     table, commit = arguments.table, _commit()
     file = out / f"{table}.jsonl"
-    files = [other for name in TABLES if (other := out / f"{name}.jsonl").exists()]
-    known = [json.loads(line) for other in files for line in other.read_text().splitlines()]
     runs = [run for run in TABLES[table]() if not arguments.trace or run.trace in arguments.trace]
-    current = [record for record in known if record.get("commit") == commit]
-    done = [next((record for record in current if _same(run, record)), None) for run in runs]
-    missing = [run for run, record in zip(runs, done, strict=True) if record is None]
-    done = [record for record in done if record is not None]
+    done = _finished(out, table, runs, None if arguments.report else commit)
+    missing = [run for run in runs if not any(_same(run, record) for record in done)]
+    if arguments.report and missing:
+        print(f"{table}: {len(missing)} of {len(runs)} runs are missing in {out}; run it without --report")
+        return 2
     file.write_text("".join(json.dumps(record) + "\n" for record in done))
     with simulator_processes(arguments.jobs) as executor, file.open("a") as lines:
         futures = [executor.submit(execute, group) for group in batches(missing)]
@@ -51,9 +53,12 @@ def main() -> int:
             lines.flush()
     wanted = [record for run in runs for record in done if _same(run, record)]
     report.write_csv(out / f"{table}.csv", wanted)
-    report.draw(out / f"{table}.png", wanted)
+    draw(out / f"{table}.png", wanted)
     bars = {"headline": report.BARS, "variance": report.VARIANCE_BARS}.get(table, report.QUICK_BARS)
     print(report.text(wanted, bars))
+    if not arguments.trace:
+        for figure, paper, here in against_paper(table, wanted):
+            print(f"{figure}: paper {paper}; here {here}")
     missed = report.missed(report.summary(report.lines(wanted)), bars)
     return 1 if arguments.check and missed else 0
 
@@ -68,8 +73,33 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--trace", type=int, action="append", choices=(1, 2, 3, 4), help="only this one")
     parser.add_argument("--jobs", type=int, default=1, help="simulations at a time, about 3 GB each")
     parser.add_argument("--out", default="benchmark/results/paper")
+    parser.add_argument(
+        "--report",
+        action="store_true",
+        help="simulate nothing: print and draw the finished runs of any commit",
+    )
     parser.add_argument("--check", action="store_true", help="exit with 1 if a bar is missed")
     return parser
+
+
+def _finished(out: Path, table: str, runs: list[Run], commit: str | None) -> list[dict[str, Any]]:
+    """The table's own runs of a commit (None: of any), and those of `runs` that other tables have."""
+    files = {name: out / f"{name}.jsonl" for name in (table, *TABLES)}
+    records = {
+        name: [json.loads(line) for line in file.read_text().splitlines()]
+        for name, file in files.items()
+        if file.exists()
+    }
+    current = {
+        name: [record for record in rows if commit is None or record["commit"] == commit]
+        for name, rows in records.items()
+    }
+    done = current.pop(table, [])
+    others = [record for rows in current.values() for record in rows]
+    for run in runs:
+        if not any(_same(run, record) for record in done):
+            done += [record for record in others if _same(run, record)][:1]
+    return done
 
 
 def _commit() -> str:

@@ -67,15 +67,14 @@ def lines(records: Sequence[Record]) -> list[Line]:
     workloads: dict[tuple[Any, ...], dict[tuple[str, str], Record]] = {}
     for record in records:
         if not record["variant"]:
-            key = tuple(record[field] for field in _WORKLOAD)
-            workloads.setdefault(key, {})[record["policy"], record["engine"]] = record
+            workloads.setdefault(_workload(record), {})[record["policy"], record["engine"]] = record
     result = []
     for runs in workloads.values():
         best = runs.get(("blend", "overlapped"))
         any_run = next(iter(runs.values()))
         result.append(
             Line(
-                name=_name(any_run),
+                name=name_of(any_run),
                 overlapped=_ratio(runs, ("dfs", "overlapped"), ("blend", "overlapped")),
                 over_vllm=_ratio(runs, ("dfs", "mixed"), ("blend", "overlapped")),
                 mixed=_ratio(runs, ("dfs", "mixed"), ("blend", "mixed")),
@@ -132,36 +131,46 @@ def text(records: Sequence[Record], bars: Bars = BARS) -> str:
     for name, value in figures.items():
         mark = "" if value >= bars[name] else "   missed"
         out.append(f"{name:<40}{PAPER[name]:>8}{bars[name]:>8.3f}{value:>8.3f}{mark}")
-    out += _every_schedule(records)
-    out += [
-        f"{_name(record)} {record['variant']:<14}{ratio:.3f} of blend's speed"
-        for record in records
-        if record["variant"]
-        for ratio in (_blend(record, records) / record["seconds"],)
-    ]
+    names = list(dict.fromkeys(name_of(record) for record in records))
+    for head, ratios in (
+        (
+            "speed over dfs, mixed",
+            {f"{policy}, {engine}": row for (policy, engine), row in speeds(records).items()},
+        ),
+        ("speed over blend's, overlapped", ablations(records)),
+    ):
+        if ratios:
+            out += ["", f"{head:<32}" + "".join(f"{name:>10}" for name in names)]
+        for label, row in ratios.items():
+            out.append(f"{label:<32}" + "".join(f"{_show(row.get(name), 'x'):>10}" for name in names))
     return "\n".join(out)
 
 
-def _every_schedule(records: Sequence[Record]) -> list[str]:
-    """Speed of each policy on each engine over depth-first order on mixed passes, from three policies on."""
+def speeds(records: Sequence[Record]) -> dict[tuple[str, str], dict[str, float]]:
+    """Speed of each policy on each engine over depth-first order on mixed passes, by workload's name.
+
+    Empty for tables of less than three policies.
+    """
     whole = [record for record in records if not record["variant"]]
-    schedules = list(dict.fromkeys((record["policy"], record["engine"]) for record in whole))
-    workloads = list(dict.fromkeys(tuple(record[field] for field in _WORKLOAD) for record in whole))
-    if len({policy for policy, _ in schedules}) < 3:
-        return []
-    found = {
-        (tuple(record[field] for field in _WORKLOAD), record["policy"], record["engine"]): record
-        for record in whole
-    }
-    names = [_name(next(r for r in whole if tuple(r[f] for f in _WORKLOAD) == key)) for key in workloads]
-    out = ["", f"{'speed over dfs, mixed':<28}" + "".join(f"{name:>10}" for name in names)]
-    for policy, engine in schedules:
-        ratios = []
-        for key in workloads:
-            base, one = found.get((key, "dfs", "mixed")), found.get((key, policy, engine))
-            ratios.append(_show(base["seconds"] / one["seconds"] if base and one else None, "x"))
-        out.append(f"{policy + ', ' + engine:<28}" + "".join(f"{ratio:>10}" for ratio in ratios))
-    return out
+    base = {_workload(r): r["seconds"] for r in whole if (r["policy"], r["engine"]) == ("dfs", "mixed")}
+    table: dict[tuple[str, str], dict[str, float]] = {}
+    for record in whole:
+        if _workload(record) in base:
+            row = table.setdefault((record["policy"], record["engine"]), {})
+            row[name_of(record)] = base[_workload(record)] / record["seconds"]
+    return table if len({policy for policy, _ in table}) >= 3 else {}
+
+
+def ablations(records: Sequence[Record]) -> dict[str, dict[str, float]]:
+    """Speed of each variant over blend's own, by workload's name."""
+    same = (*_WORKLOAD, "policy", "engine")
+    own = {tuple(r[field] for field in same): r["seconds"] for r in records if not r["variant"]}
+    table: dict[str, dict[str, float]] = {}
+    for record in records:
+        if record["variant"]:
+            row = table.setdefault(record["variant"], {})
+            row[name_of(record)] = own[tuple(record[field] for field in same)] / record["seconds"]
+    return table
 
 
 def write_csv(path: Path, records: Sequence[Record]) -> None:
@@ -172,32 +181,8 @@ def write_csv(path: Path, records: Sequence[Record]) -> None:
             writer.writerows(records)
 
 
-def draw(path: Path, records: Sequence[Record]) -> None:
-    """Bars of speed-up over depth-first order on the same engine, one group per workload."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    table = [line for line in lines(records) if line.overlapped or line.mixed]
-    if not table:
-        return
-    figure, axes = plt.subplots(figsize=(max(6.0, 0.45 * len(table)), 3.6), layout="constrained")
-    for offset, (label, values) in enumerate(
-        {"overlapped": [t.overlapped for t in table], "mixed": [t.mixed for t in table]}.items()
-    ):
-        places = [i + 0.4 * offset - 0.2 for i in range(len(table))]
-        axes.bar(places, [value or 0.0 for value in values], width=0.38, label=f"both {label}")
-    axes.axhline(1.0, color="black", linewidth=0.8)
-    axes.set_xticks(range(len(table)), [line.name for line in table], rotation=90 if len(table) > 8 else 0)
-    axes.set_ylabel("blend's speed / depth-first order's")
-    axes.set_title("Simulated")
-    axes.legend()
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
-
-
-def _name(record: Record) -> str:
+def name_of(record: Record) -> str:
+    """Of the workload, for tables."""
     name = f"#{record['trace']}" if record["trace"] else f"{record['density']:.2f}/{record['sharing']:.0%}"
     extras = [
         record[field]
@@ -207,14 +192,8 @@ def _name(record: Record) -> str:
     return " ".join([name, *extras])
 
 
-def _blend(variant: Record, records: Sequence[Record]) -> float:
-    """Seconds of the same run without the variation."""
-    same = (*_WORKLOAD, "policy", "engine")
-    return next(
-        float(r["seconds"])
-        for r in records
-        if not r["variant"] and all(r[field] == variant[field] for field in same)
-    )
+def _workload(record: Record) -> tuple[Any, ...]:
+    return tuple(record[field] for field in _WORKLOAD)
 
 
 def _ratio(

@@ -9,8 +9,8 @@ from itertools import product
 from benchmark.paper.compare import VARIANTS, Run
 from benchmark.paper.models import MODELS
 
-FULL, QUICK, LPM = 40_000, 10_000, 1000
-QUICK_VIDEO_TOKENS = 4096
+FULL, QUICK, GRID, LPM = 40_000, 10_000, 5000, 1000
+QUICK_VIDEO_TOKENS, GRID_VIDEO_TOKENS = 4096, 2048
 
 _ENGINES = ("alternating", "mixed", "overlapped")
 
@@ -53,16 +53,22 @@ def lpm() -> list[Run]:
     ]
 
 
-def _grid(compute: str, densities: list[float], sharings: list[float]) -> list[Run]:
+def _grid(
+    compute: str,
+    densities: list[float],
+    sharings: list[float],
+    requests: int = QUICK,
+    video_tokens: int = QUICK_VIDEO_TOKENS,
+) -> list[Run]:
     points = product(densities, sharings, ("dfs", "blend"))
     return [
         Run(
             0,
             policy,
             "overlapped",
-            QUICK,
+            requests,
             compute=compute,
-            video_tokens=QUICK_VIDEO_TOKENS,
+            video_tokens=video_tokens,
             density=round(density, 2),
             sharing=round(sharing, 2),
         )
@@ -71,8 +77,9 @@ def _grid(compute: str, densities: list[float], sharings: list[float]) -> list[R
 
 
 def grid() -> list[Run]:
-    """Density 0.80 to 1.40 by 0.05, sharing 5% to 45% by 10%: 65 mixes with BurstGPT, scaled."""
-    return _grid("burstgpt", [0.8 + 0.05 * i for i in range(13)], [0.05 + 0.1 * i for i in range(5)])
+    """Density 0.80 to 1.40 by 0.05, sharing 5% to 45% by 10%: 65 BurstGPT mixes, half as large as `quick`."""
+    densities, sharings = [0.8 + 0.05 * i for i in range(13)], [0.05 + 0.1 * i for i in range(5)]
+    return _grid("burstgpt", densities, sharings, GRID, GRID_VIDEO_TOKENS)
 
 
 def variance() -> list[Run]:

@@ -1,10 +1,16 @@
 """The evaluation's tables: what is run, what is simulated once, and what the report says of it."""
 
+import json
+from dataclasses import asdict
+
 import numpy as np
 import pytest
+from benchmark.paper import __main__ as paper
 from benchmark.paper import report
 from benchmark.paper.compare import Run, batches, cost_model, wrong_by
 from benchmark.paper.orders import batchllm_order, density_order
+from benchmark.paper.pictures import draw
+from benchmark.paper.published import against_paper
 from benchmark.paper.tables import TABLES
 from benchmark.workloads import synthesis
 from benchmark.workloads.traces import make_trace, with_video_tokens
@@ -87,6 +93,56 @@ def test_scaled_down_traces_have_a_bar_of_their_own_for_memory():
 def test_speed_is_told_of_every_schedule():
     lines = report.text([*fast(10.0), record("lof", "mixed", 32.0)]).splitlines()
     assert any(line.startswith("lof, mixed") and line.endswith("0.500x") for line in lines)
+
+
+def test_ablations_are_told_as_shares_of_blends_speed(tmp_path):
+    table = [*fast(10.0), record("blend", "overlapped", 12.5, variant="no split")]
+    assert report.ablations(table) == {"no split": {"#1": 0.8}}
+    assert any(
+        line.startswith("no split") and line.endswith("0.800x") for line in report.text(table).splitlines()
+    )
+
+
+def grid_point(density, sharing, gain):
+    mix = {"trace": 0, "density": density, "sharing": sharing}
+    return [
+        record("dfs", "overlapped", 10.0 * gain, **mix),
+        record("blend", "overlapped", 10.0, **mix),
+    ]
+
+
+def test_every_kind_of_table_has_a_picture(tmp_path):
+    grid = [run for i in range(20) for run in grid_point(0.8 + 0.05 * (i % 5), 0.1 * (i // 5), 1.2)]
+    ablation = [*fast(10.0), record("blend", "overlapped", 12.5, variant="no split")]
+    every = [*fast(10.0), *(record("lof", engine, 9.0) for engine in ("mixed", "overlapped"))]
+    for name, table in {"grid": grid, "ablations": ablation, "traces": every, "headline": fast(10.0)}.items():
+        draw(tmp_path / f"{name}.png", table)
+        assert (tmp_path / f"{name}.png").stat().st_size > 5000
+    draw(tmp_path / "nothing.png", [record("blend", "mixed", 1.0)])
+    assert not (tmp_path / "nothing.png").exists()
+
+
+def test_the_papers_figures_stand_beside_ours():
+    points = [*grid_point(0.8, 0.05, 1.1), *grid_point(1.4, 0.05, 1.3)]
+    [(figure, paper, here)] = against_paper("grid", points)
+    assert (figure, here) == ("blend over dfs, overlapped", "1.10x to 1.30x, mean 1.200x")
+    assert "1.225x" in paper
+    assert against_paper("lpm", points) == []
+    runs = [
+        record(policy, "overlapped", seconds, trace=trace, sharing_reached=0.1)
+        for policy, seconds in (("random", 13.0), ("blend", 10.0))
+        for trace in (1, 2)
+    ]
+    assert [row[2] for row in against_paper("traces", runs)] == ["1.30x", "20% to 20%"]
+
+
+def test_a_table_takes_finished_runs_from_another_of_the_same_commit(tmp_path):
+    runs = [Run(trace, "blend", "mixed", 10) for trace in (1, 2, 3)]
+    rows = [{**asdict(run), "commit": commit} for run, commit in zip(runs, "aab", strict=True)]
+    (tmp_path / "quick.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert paper._finished(tmp_path, "traces", runs, "a") == rows[:2]
+    assert paper._finished(tmp_path, "traces", runs, None) == rows
+    assert paper._finished(tmp_path, "quick", runs[:1], "a") == rows[:2]  # nothing of its own is dropped
 
 
 def test_wrong_estimates_leave_alone_what_is_known():
