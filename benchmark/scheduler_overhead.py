@@ -14,7 +14,7 @@ has one in Rust. All run in processes of their own, one after the other, several
 
 Two processes differ by a millisecond and more for reasons of their own. So each run is sampled as well, four
 times per millisecond: is the innermost SGLang function one of blend's? Its tree is mostly upstream's,
-which is not counted there; `fcfs`, which runs none of blend's but a few hooks, shows how far off samples are.
+which is not counted there. `fcfs`, which runs none of blend's but a few hooks, shows how far off samples are.
 """
 
 from __future__ import annotations
@@ -167,16 +167,19 @@ def make_requests(count: int) -> list[tuple[Any, int]]:
 
 
 class _Samples:
-    """How many samples found a function of one folder innermost among SGLang's."""
+    """How many samples found a function of one folder innermost among SGLang's, without the device's."""
 
     def __init__(self, folder: str) -> None:
         self.hits = 0
         self._folder = folder
 
     def take(self, _: int, frame: FrameType | None) -> None:
-        while frame is not None and "/sglang/" not in frame.f_code.co_filename:
+        files = []
+        while frame is not None:
+            files.append(frame.f_code.co_filename)
             frame = frame.f_back
-        self.hits += frame is not None and self._folder in frame.f_code.co_filename
+        innermost = next((file for file in files if "/sglang/" in file), "")
+        self.hits += self._folder in innermost and not any("/simulated_gpu/device" in file for file in files)
 
 
 @contextlib.contextmanager
