@@ -30,6 +30,13 @@ from tqdm import tqdm
 
 from sglang.batch.plan_schedules import simulator_processes
 
+_BARS = {
+    "headline": report.BARS,
+    "quick": report.QUICK_BARS,
+    "traces": report.QUICK_BARS,
+    "variance": report.VARIANCE_BARS,
+}
+
 
 def main() -> int:
     arguments = _parser().parse_args()
@@ -54,7 +61,7 @@ def main() -> int:
     wanted = [record for run in runs for record in done if _same(run, record)]
     report.write_csv(out / f"{table}.csv", wanted)
     draw(out / f"{table}.png", wanted)
-    bars = {"headline": report.BARS, "variance": report.VARIANCE_BARS}.get(table, report.QUICK_BARS)
+    bars = _BARS.get(table, {})
     print(report.text(wanted, bars))
     if not arguments.trace:
         for figure, paper, here in against_paper(table, wanted):

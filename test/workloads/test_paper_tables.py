@@ -90,6 +90,13 @@ def test_scaled_down_traces_have_a_bar_of_their_own_for_memory():
     assert report.missed(figures, report.QUICK_BARS) == ["share of what memory allows, mean"]
 
 
+def test_tables_without_a_bar_miss_none():
+    figures = report.summary(report.lines(fast(20.0)))
+    assert report.missed(figures, {}) == []
+    assert report.missed(figures, report.VARIANCE_BARS) == ["blend over dfs, overlapped, mean"]
+    assert not any(line.endswith("missed") for line in report.text(fast(20.0), {}).splitlines())
+
+
 def test_speed_is_told_of_every_schedule():
     lines = report.text([*fast(10.0), record("lof", "mixed", 32.0)]).splitlines()
     assert any(line.startswith("lof, mixed") and line.endswith("0.500x") for line in lines)
