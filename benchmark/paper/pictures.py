@@ -67,11 +67,8 @@ def _every_schedule(axes: Any, records: Sequence[Record]) -> None:
 
 def _heat_map(axes: Any, records: Sequence[Record]) -> None:
     """Blend over depth-first order, both overlapped, by density and sharing."""
-    gains = {
-        (record["density"], record["sharing"]): line.overlapped
-        for record in records
-        for line in lines([other for other in records if name_of(other) == name_of(record)])
-    }
+    points = dict.fromkeys((record["density"], record["sharing"]) for record in records)
+    gains = dict(zip(points, [line.overlapped for line in lines(records)], strict=True))
     densities, sharings = (sorted({point[axis] for point in gains}) for axis in (0, 1))
     values = [
         [gains.get((density, sharing)) or float("nan") for density in densities] for sharing in sharings
