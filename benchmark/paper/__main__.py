@@ -2,7 +2,7 @@
 
     python -m benchmark.paper quick            # four traces, scaled down; what `make paper-quick` runs
     python -m benchmark.paper headline --jobs 2
-    python -m benchmark.paper traces | grid | variance | azure | models | ablations
+    python -m benchmark.paper traces | grid | variance | azure | models | ablations | chunks
     python -m benchmark.paper headline --report   # print and draw again, simulate nothing
 
 Every simulation is a process of its own. Finished runs are lines of TABLE.jsonl in the output folder. Neither

@@ -67,6 +67,9 @@ class Run:
 WRONG = {"estimates / 4": 0.25, "estimates / 2": 0.5, "estimates x 2": 2.0, "estimates x 4": 4.0}
 """Ablations whose estimates of unknown output lengths are so many times what samples say."""
 
+CHUNKS = {f"chunks of {chunk}": {"chunked_prefill_size": chunk} for chunk in (1024, 2048, 4096, 16384)}
+"""Prefill tokens per step of the baselines, which otherwise have 8192."""
+
 VARIANTS: dict[str, dict[str, Any]] = {
     "": {},
     "no split": {"blend_sharing_budget": 1.0},
@@ -78,6 +81,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "known lengths": {},
     "one end": {},
     **{name: {} for name in WRONG},
+    **CHUNKS,
 }
 """Server arguments of each ablation. "known lengths" tells the policy every output length; "one end" is its
 order without partition and second scanner, first come first served from the compute side."""
@@ -175,8 +179,7 @@ def simulated(run: Run) -> tuple[Workload, SimulationResult]:
         model_config=model.config,
         tensor_parallel=model.tensor_parallel,
         seed=run.seed,
-        chunked_prefill_size=run.chunk,
-        **VARIANTS[run.variant],
+        **{"chunked_prefill_size": run.chunk, **VARIANTS[run.variant]},
     )
     return workload, result
 

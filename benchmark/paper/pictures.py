@@ -85,7 +85,7 @@ def _heat_map(axes: Any, records: Sequence[Record]) -> None:
 
 
 def _ablations(axes: Any, records: Sequence[Record]) -> None:
-    """Speed of each variant over blend's."""
+    """Speed of each variant over the same run without it."""
     table = ablations(records)
     names = list(dict.fromkeys(name for row in table.values() for name in row))
     height = 0.8 / len(names)
@@ -95,5 +95,5 @@ def _ablations(axes: Any, records: Sequence[Record]) -> None:
     axes.axvline(1.0, color="black", linewidth=0.8)
     axes.set_yticks(range(len(table)), list(table))
     axes.invert_yaxis()
-    axes.set_xlabel("speed / blend's, overlapped")
+    axes.set_xlabel("speed / the same run without the variation")
     axes.legend()

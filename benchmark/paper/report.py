@@ -140,7 +140,7 @@ def text(records: Sequence[Record], bars: Bars = BARS) -> str:
             "speed over dfs, mixed",
             {f"{policy}, {engine}": row for (policy, engine), row in speeds(records).items()},
         ),
-        ("speed over blend's, overlapped", ablations(records)),
+        ("speed over the same without", ablations(records)),
     ):
         if ratios:
             out += ["", f"{head:<32}" + "".join(f"{name:>10}" for name in names)]
@@ -165,13 +165,15 @@ def speeds(records: Sequence[Record]) -> dict[tuple[str, str], dict[str, float]]
 
 
 def ablations(records: Sequence[Record]) -> dict[str, dict[str, float]]:
-    """Speed of each variant over blend's own, by workload's name."""
+    """Speed of each variant over the same run without it, by workload's name."""
     same = (*_WORKLOAD, "policy", "engine")
     own = {tuple(r[field] for field in same): r["seconds"] for r in records if not r["variant"]}
     table: dict[str, dict[str, float]] = {}
     for record in records:
         if record["variant"]:
-            row = table.setdefault(record["variant"], {})
+            engine = record["engine"]
+            label = record["variant"] if engine == "overlapped" else f"{record['variant']}, {engine}"
+            row = table.setdefault(label, {})
             row[name_of(record)] = own[tuple(record[field] for field in same)] / record["seconds"]
     return table
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from itertools import product
 
-from benchmark.paper.compare import VARIANTS, Run
+from benchmark.paper.compare import CHUNKS, VARIANTS, Run
 from benchmark.paper.models import MODELS
 
 FULL, QUICK, GRID, LPM = 40_000, 10_000, 5000, 1000
@@ -110,10 +110,17 @@ def ablations() -> list[Run]:
     """Traces 1 and 2, scaled: blend without one of its parts, or told more or less."""
     base = [run for run in quick() if run.trace in (1, 2) and run.engine == "overlapped"]
     blend = [run for run in base if run.policy == "blend"]
-    return base + [replace(run, variant=variant) for variant in VARIANTS if variant for run in blend]
+    variants = [variant for variant in VARIANTS if variant and variant not in CHUNKS]
+    return base + [replace(run, variant=variant) for variant in variants for run in blend]
+
+
+def chunks() -> list[Run]:
+    """Depth-first order on the traces, scaled, with other chunk sizes: is the baseline at its best?"""
+    base = [run for run in quick() if run.policy == "dfs"]
+    return base + [replace(run, variant=variant) for variant in CHUNKS for run in base]
 
 
 TABLES: dict[str, Callable[[], list[Run]]] = {
     table.__name__: table
-    for table in (traces, headline, quick, lpm, grid, variance, azure, models, ablations)
+    for table in (traces, headline, quick, lpm, grid, variance, azure, models, ablations, chunks)
 }
