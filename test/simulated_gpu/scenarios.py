@@ -71,29 +71,10 @@ def long_prompts() -> Workload:
     )
 
 
-def three_long_answers() -> Workload:
-    """Three answers that together nearly fill the small pool, among short ones; all lengths are known."""
-    rng = np.random.default_rng(0)
-    lengths, output = np.array([50] * 3 + [200] * 80), np.array([640, 600, 560] + [20] * 80, np.int32)
-    arrival = rng.permutation(len(output))
+def known_lengths(tokens: np.ndarray, lengths: np.ndarray, output: np.ndarray) -> Workload:
+    """Prompts of so many tokens, back to back, and answers whose lengths the requests fix."""
     return Workload(
-        tokens=rng.integers(3, 500, lengths.sum(), dtype=np.int32),
-        offsets=np.concatenate([[0], np.cumsum(lengths[arrival])]),
-        output=output[arrival],
-        max_new_tokens=output[arrival],
-        known=np.ones(len(output), np.bool_),
-        source=np.zeros(len(output), np.int16),
-        names=("test",),
-    )
-
-
-def long_answers(count: int) -> Workload:
-    """Answers of a sixth to a third of the small pool among short ones; all lengths are known."""
-    rng = np.random.default_rng(0)
-    output = np.concatenate([rng.integers(350, 640, count), np.full(30, 20)]).astype(np.int32)
-    lengths = np.where(output > 20, 40, 150)
-    return Workload(
-        tokens=rng.integers(3, 500, lengths.sum(), dtype=np.int32),
+        tokens=tokens,
         offsets=np.concatenate([[0], np.cumsum(lengths)]),
         output=output,
         max_new_tokens=output,
@@ -101,6 +82,23 @@ def long_answers(count: int) -> Workload:
         source=np.zeros(len(output), np.int16),
         names=("test",),
     )
+
+
+def three_long_answers() -> Workload:
+    """Three answers that together nearly fill the small pool, among short ones; all lengths are known."""
+    rng = np.random.default_rng(0)
+    lengths, output = np.array([50] * 3 + [200] * 80), np.array([640, 600, 560] + [20] * 80, np.int32)
+    arrival = rng.permutation(len(output))
+    tokens = rng.integers(3, 500, lengths.sum(), dtype=np.int32)
+    return known_lengths(tokens, lengths[arrival], output[arrival])
+
+
+def long_answers(count: int) -> Workload:
+    """Answers of a sixth to a third of the small pool among short ones; all lengths are known."""
+    rng = np.random.default_rng(0)
+    output = np.concatenate([rng.integers(350, 640, count), np.full(30, 20)]).astype(np.int32)
+    lengths = np.where(output > 20, 40, 150)
+    return known_lengths(rng.integers(3, 500, lengths.sum(), dtype=np.int32), lengths, output)
 
 
 def chance_agreements() -> Workload:
@@ -112,19 +110,10 @@ def chance_agreements() -> Workload:
     lengths, output = np.array([60] * 600 + [10] * 6), np.array([4] * 600 + [60] * 6, np.int32)
     arrival = rng.permutation(len(output))
     lengths, output = lengths[arrival], output[arrival]
-    offsets = np.concatenate([[0], np.cumsum(lengths)])
     tokens = rng.integers(1000, 100_000, lengths.sum(), dtype=np.int32)
-    for at in offsets[:-1][lengths == 60]:
+    for at in (np.cumsum(lengths) - lengths)[lengths == 60]:
         tokens[at : at + 6] = [3, 4, 5, 6, 7, 10 + rng.integers(600)]
-    return Workload(
-        tokens=tokens,
-        offsets=offsets,
-        output=output,
-        max_new_tokens=output,
-        known=np.ones(len(output), np.bool_),
-        source=np.zeros(len(output), np.int16),
-        names=("test",),
-    )
+    return known_lengths(tokens, lengths, output)
 
 
 def large_prompts() -> Workload:
