@@ -48,7 +48,8 @@ def main() -> int:
     done = _finished(out, table, runs, None if arguments.report else commit)
     missing = [run for run in runs if not any(_same(run, record) for record in done)]
     if arguments.report and missing:
-        print(f"{table}: {len(missing)} of {len(runs)} runs are missing in {out}; run it without --report")
+        problem = f"{table}: {len(missing)} of {len(runs)} runs are missing in {out}; run it without --report"
+        print(problem, file=sys.stderr)
         return 2
     file.write_text("".join(json.dumps(record) + "\n" for record in done))
     with simulator_processes(arguments.jobs) as executor, file.open("a") as lines:

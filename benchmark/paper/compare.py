@@ -35,7 +35,6 @@ class Run:
         trace: 1 to 4, the paper's headline traces; 0 is a mix of its own density and sharing.
         policy: as `simulate` knows them, "batchllm" (see `orders`), or "lpm-unlimited": upstream's longest
             prefix match, which otherwise gives up while more than 128 requests wait.
-        chunk: tokens per prefill chunk.
         video_tokens: mean answer of the memory trace; the paper normalises to 16K.
         variant: a name of `VARIANTS`, what is changed about the policy or about what it knows.
     """
@@ -47,7 +46,6 @@ class Run:
     model: str = "llama-3-8b"
     hardware: str = "a100-80gb"
     compute: str = "burstgpt"
-    chunk: int = 8192
     seed: int = 0
     video_tokens: int = 16384
     density: float = 0.0
@@ -67,8 +65,11 @@ class Run:
 WRONG = {"estimates / 4": 0.25, "estimates / 2": 0.5, "estimates x 2": 2.0, "estimates x 4": 4.0}
 """Ablations whose estimates of unknown output lengths are so many times what samples say."""
 
+CHUNK = 8192
+"""Prefill tokens per step, unless a variant says otherwise."""
+
 CHUNKS = {f"chunks of {chunk}": {"chunked_prefill_size": chunk} for chunk in (1024, 2048, 4096, 16384)}
-"""Prefill tokens per step of the baselines, which otherwise have 8192."""
+"""Variants of the baselines: see `tables.chunks`."""
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "": {},
@@ -83,7 +84,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     **{name: {} for name in WRONG},
     **CHUNKS,
 }
-"""Server arguments of each ablation. "known lengths" tells the policy every output length; "one end" is its
+"""Server arguments of each variant. "known lengths" tells the policy every output length; "one end" is its
 order without partition and second scanner, first come first served from the compute side."""
 
 
@@ -179,7 +180,7 @@ def simulated(run: Run) -> tuple[Workload, SimulationResult]:
         model_config=model.config,
         tensor_parallel=model.tensor_parallel,
         seed=run.seed,
-        **{"chunked_prefill_size": run.chunk, **VARIANTS[run.variant]},
+        **{"chunked_prefill_size": CHUNK, **VARIANTS[run.variant]},
     )
     return workload, result
 

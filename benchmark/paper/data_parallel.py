@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from benchmark.paper.compare import Run, cost_model, workload_of
+from benchmark.paper.compare import CHUNK, Run, cost_model, workload_of
 from benchmark.paper.models import MODELS
 from numpy.typing import NDArray
 
@@ -111,7 +111,7 @@ def execute(replica: Replica) -> dict[str, Any]:
         model_config=model.config,
         tensor_parallel=model.tensor_parallel,
         seed=run.seed,
-        chunked_prefill_size=run.chunk,
+        chunked_prefill_size=CHUNK,
     )
     order = workload.depth_first_order()
     work = PoolWork.of(workload.prompt[order], workload.output[order], workload.tree(cost).lcp)

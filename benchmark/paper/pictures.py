@@ -21,7 +21,7 @@ def draw(path: Path, records: Sequence[Record]) -> None:
     mixes = [record for record in records if not record["trace"]]
     if ablations(records):
         paint, size = _ablations, (7.0, 4.5)
-    elif len(speeds(records)) > 4:
+    elif speeds(records):
         paint, size = _every_schedule, (9.0, 4.0)
     elif len(lines(mixes)) >= _HEAT_MAP_FROM:
         paint, size = _heat_map, (7.0, 3.6)

@@ -102,7 +102,7 @@ def test_speed_is_told_of_every_schedule():
     assert any(line.startswith("lof, mixed") and line.endswith("0.500x") for line in lines)
 
 
-def test_ablations_are_told_as_shares_of_blends_speed(tmp_path):
+def test_ablations_are_told_as_shares_of_blends_speed():
     table = [*fast(10.0), record("blend", "overlapped", 12.5, variant="no split")]
     assert report.ablations(table) == {"no split": {"#1": 0.8}}
     assert any(
