@@ -147,13 +147,14 @@ def batches(runs: Sequence[Run]) -> list[tuple[Run, ...]]:
     """Runs that one simulation answers, together.
 
     Only `blend` looks at the engine's times. Any other policy makes the same steps whether their operators
-    overlap or not; without mixed passes the steps are others.
+    overlap or not; without mixed passes the steps are others. Those of `blend` take longest and go first, so
+    that no process has one to itself at the end.
     """
     groups: dict[Run, list[Run]] = {}
     for run in runs:
         shared = run.policy != "blend" and run.engine in ("mixed", "overlapped")
         groups.setdefault(replace(run, engine="mixed") if shared else run, []).append(run)
-    return [tuple(group) for group in groups.values()]
+    return sorted(map(tuple, groups.values()), key=lambda group: group[0].policy != "blend")
 
 
 def simulated(run: Run) -> tuple[Workload, SimulationResult]:

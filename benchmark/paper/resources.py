@@ -13,7 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from benchmark.paper.compare import WORK, Run, cost_model, simulated
-from benchmark.paper.tables import QUICK, QUICK_VIDEO_TOKENS
+from benchmark.paper.tables import SCALED, SCALED_VIDEO_TOKENS
 
 from sglang.batch.plan_schedules import simulator_processes
 from sglang.batch.plan_timeline import Timeline, timeline
@@ -29,8 +29,8 @@ def main() -> None:
     )
     parser.add_argument("--trace", type=int, choices=(1, 2, 3, 4), default=1)
     parser.add_argument("--engine", choices=("mixed", "overlapped"), default="overlapped")
-    parser.add_argument("--requests", type=int, default=QUICK)
-    parser.add_argument("--video-tokens", type=int, default=QUICK_VIDEO_TOKENS)
+    parser.add_argument("--requests", type=int, default=SCALED)
+    parser.add_argument("--video-tokens", type=int, default=SCALED_VIDEO_TOKENS)
     parser.add_argument("--out", type=Path, default=Path("benchmark/results/paper"))
     arguments = parser.parse_args()
     runs = [

@@ -9,8 +9,10 @@ from itertools import product
 from benchmark.paper.compare import CHUNKS, VARIANTS, Run
 from benchmark.paper.models import MODELS
 
-FULL, QUICK, GRID, LPM = 40_000, 10_000, 5000, 1000
-QUICK_VIDEO_TOKENS, GRID_VIDEO_TOKENS = 4096, 2048
+FULL, SCALED, QUICK, GRID, LPM = 40_000, 10_000, 7500, 5000, 1000
+"""Requests, about."""
+
+SCALED_VIDEO_TOKENS, QUICK_VIDEO_TOKENS, GRID_VIDEO_TOKENS = 4096, 3072, 2048
 
 _ENGINES = ("alternating", "mixed", "overlapped")
 
@@ -25,7 +27,7 @@ def traces() -> list[Run]:
         *(("blend", engine) for engine in _ENGINES),
     ]
     return [
-        Run(trace, *schedule, QUICK, video_tokens=QUICK_VIDEO_TOKENS)
+        Run(trace, *schedule, SCALED, video_tokens=SCALED_VIDEO_TOKENS)
         for trace in (1, 2, 3, 4)
         for schedule in schedules
     ]
@@ -37,8 +39,13 @@ def headline() -> list[Run]:
     return [Run(trace, *schedule, FULL) for schedule in schedules for trace in (1, 2, 3, 4)]
 
 
+def _scaled() -> list[Run]:
+    """`headline` with a quarter of the requests, and videos a quarter as long."""
+    return [replace(run, requests=SCALED, video_tokens=SCALED_VIDEO_TOKENS) for run in headline()]
+
+
 def quick() -> list[Run]:
-    """`headline` scaled down: a quarter of the requests, and videos a quarter as long."""
+    """`headline` scaled down to minutes."""
     return [replace(run, requests=QUICK, video_tokens=QUICK_VIDEO_TOKENS) for run in headline()]
 
 
@@ -47,7 +54,7 @@ def lpm() -> list[Run]:
     policies = ("dfs", "lpm", "lpm-unlimited", "blend")
     return [
         replace(run, policy=policy, requests=LPM)
-        for run in quick()
+        for run in _scaled()
         if run.policy == "dfs" and run.engine == "mixed"
         for policy in policies
     ]
@@ -57,8 +64,8 @@ def _grid(
     compute: str,
     densities: list[float],
     sharings: list[float],
-    requests: int = QUICK,
-    video_tokens: int = QUICK_VIDEO_TOKENS,
+    requests: int = SCALED,
+    video_tokens: int = SCALED_VIDEO_TOKENS,
 ) -> list[Run]:
     points = product(densities, sharings, ("dfs", "blend"))
     return [
@@ -77,7 +84,7 @@ def _grid(
 
 
 def grid() -> list[Run]:
-    """Density 0.80 to 1.40 by 0.05, sharing 5% to 45% by 10%: 65 BurstGPT mixes, half as large as `quick`."""
+    """Density 0.80 to 1.40 by 0.05, sharing 5% to 45% by 10%: 65 BurstGPT mixes, half as large."""
     densities, sharings = [0.8 + 0.05 * i for i in range(13)], [0.05 + 0.1 * i for i in range(5)]
     return _grid("burstgpt", densities, sharings, GRID, GRID_VIDEO_TOKENS)
 
@@ -101,14 +108,14 @@ def models() -> list[Run]:
     return [
         replace(run, model=model, hardware=hardware)
         for model, hardware in product(MODELS, ("a100-80gb", "h100"))
-        for run in quick()
+        for run in _scaled()
         if run.trace == 1 and run.engine == "overlapped"
     ]
 
 
 def ablations() -> list[Run]:
     """Traces 1 and 2, scaled: blend without one of its parts, or told more or less."""
-    base = [run for run in quick() if run.trace in (1, 2) and run.engine == "overlapped"]
+    base = [run for run in _scaled() if run.trace in (1, 2) and run.engine == "overlapped"]
     blend = [run for run in base if run.policy == "blend"]
     variants = [variant for variant in VARIANTS if variant and variant not in CHUNKS]
     return base + [replace(run, variant=variant) for variant in variants for run in blend]
@@ -116,7 +123,7 @@ def ablations() -> list[Run]:
 
 def chunks() -> list[Run]:
     """Depth-first order on the traces, scaled, with other chunk sizes: is the baseline at its best?"""
-    base = [run for run in quick() if run.policy == "dfs"]
+    base = [run for run in _scaled() if run.policy == "dfs"]
     return base + [replace(run, variant=variant) for variant in CHUNKS for run in base]
 
 
