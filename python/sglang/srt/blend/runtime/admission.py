@@ -15,6 +15,7 @@ the safety net for forecasts that were too low.
 from __future__ import annotations
 
 from collections.abc import Hashable
+from copy import copy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -59,6 +60,9 @@ class _Outlook:
         if side is Side.MEMORY:
             self.memory.add(new_tokens, remaining)
 
+    def copy(self) -> _Outlook:
+        return _Outlook(copy(self.everybody), copy(self.memory))
+
 
 class BlendPrefillAdder(PrefillAdder):
     """One prefill step's admissions.
@@ -86,7 +90,7 @@ class BlendPrefillAdder(PrefillAdder):
         # A state slot taken for a request that is then passed over would not be given back.
         self._may_pass_over = not self.tree_cache.supports_mamba()
         self._outlook: _Outlook | None = None  # without guests: they leave when others need their room
-        self._crowd: _Outlook  # with them
+        self._crowd: _Outlook  # with them; the same object while there are none
         self._guest = UNKNOWN  # slot of the request that is to be one if it is admitted now
         quota = self.blend.policy.quota
         self._quota = None if quota is None else quota.tokens  # what is left of it
@@ -234,8 +238,11 @@ class BlendPrefillAdder(PrefillAdder):
         if self._outlook is not None:
             side = blend.pool.side(slot)
             new_tokens, remaining = self._new_tokens(req, shared), self._remaining(slot, req)
+            guest, alone = slot == self._guest, self._crowd is self._outlook
+            if guest and alone:
+                self._crowd = self._outlook.copy()
             self._crowd.add(side, new_tokens, remaining)
-            if slot != self._guest:
+            if not guest and not alone:
                 self._outlook.add(side, new_tokens, remaining)
         blend.pool.admit(req, shared_tokens=shared, cached_tokens=cached)
         if slot == self._guest:
@@ -377,8 +384,8 @@ class BlendPrefillAdder(PrefillAdder):
             )
 
         guest = progress.guest
-        self._crowd = outlook(np.ones_like(guest))
         self._outlook = without = outlook(~guest)
+        self._crowd = outlook(np.ones_like(guest)) if guest.any() else without
         for i in np.flatnonzero(guest).tolist():
             held, left = int(released[i]), int(remaining[i])
             if all(f.peak_with(held, left) <= room for f, room in self._limits(Side.MEMORY, left)):
