@@ -84,14 +84,23 @@ def test_unsorted_ends_are_refused():
 def test_a_quota_limits_the_compute_side_instead_of_its_share():
     """40 tokens are four of these prompts; the memory side is what is less dense than the work left."""
     scan = scanner(1000, [9.0] * 10 + [0.1] * 3)
-    assert scan.propose(50, Quota(40, 1.0)) == [112, 111, 110, 100, 101, 102, 103]
-    assert scan.propose(50, Quota(0, 1.0)) == [112, 111, 110]
+    assert scan.propose(50, Quota(40, 1.0, late=1e9)) == [112, 111, 110, 100, 101, 102, 103]
+    assert scan.propose(50, Quota(0, 1.0, late=1e9)) == [112, 111, 110]
     assert [scan.proposed_side(slot) for slot in (110, 100)] == [Side.MEMORY, None]
 
 
 def test_without_a_memory_side_the_quota_holds_for_all():
     scan = scanner(1000, [9.0] * 10)
-    assert scan.propose(50, Quota(25, 1.0)) == [100, 101, 102]  # the last of them reaches beyond it
+    assert scan.propose(50, Quota(25, 1.0, late=1e9)) == [100, 101, 102]  # the last of them reaches beyond it
+
+
+def test_an_answer_that_would_end_last_does_not_wait_for_the_quota():
+    """Dense or not: who waits until all others have begun leaves a tail of steps with few rows."""
+    scan = scanner(1000, [9.0, 8.0, 3.0, 2.0], output=[10, 10, 700, 900])
+    assert scan.propose(50, Quota(0, 1.0, late=901)) == []
+    assert scan.propose(50, Quota(0, 1.0, late=800)) == [103]
+    assert scan.proposed_side(103) is Side.MEMORY
+    assert scan.propose(50, Quota(10, 1.0, late=600)) == [103, 102, 100]
 
 
 def test_quota_keeps_a_share_full():

@@ -100,7 +100,7 @@ def test_what_a_tile_cuts_off_is_owed():
 
 def test_without_a_measured_profile_there_are_no_tiles():
     work = left(rows=500_000, kv_reads=0.0, longest=10_000)
-    assert pacer("mixed", CPU).quota(work, decode_rows=0, kv_tokens=0) == Quota(50, 1.0)
+    assert pacer("mixed", CPU).quota(work, decode_rows=0, kv_tokens=0) == Quota(50, 1.0, late=9000)
 
 
 def test_more_decode_rows_than_the_step_should_carry_leave_no_prefill():

@@ -407,6 +407,24 @@ def test_counters_index_and_order_equal_a_recount_after_random_events(seed, memo
             assert 1 <= planner.estimate(slot) <= planner.table.max_new[slot]
 
 
+def test_steps_left_are_those_of_the_longest_that_still_waits():
+    planner = planner_for(pool([[i] for i in range(4)], [9, 7, 7, 3]))
+    planner.replan()
+    none = np.zeros(0, np.int64)
+    longest = [planner.work_left(none, none).longest]
+    for slot in range(4):
+        planner.admit(slot)
+        longest.append(planner.work_left(none, none).longest)
+    assert longest == [9, 7, 7, 3, 0]
+    planner.progress(np.array([1, 3]), np.array([2, 1]))
+    for slot, left in ((3, 2), (1, 5)):
+        planner.retract(slot)
+        assert planner.work_left(none, none).longest == left
+    pool([[9], [8]], [5, 4]).add_to(planner)
+    planner.remove(1)
+    assert planner.work_left(none, none).longest == 5
+
+
 def test_stale_counts_arrivals_and_answers():
     planner = planner_for(replan_interval=2)
     assert not planner.stale

@@ -158,6 +158,7 @@ def _scan(  # type: ignore[no-untyped-def]
     limit,
     quota,
     dense,
+    late,
     output,
     longest,
 ):
@@ -190,7 +191,8 @@ def _scan(  # type: ignore[no-untyped-def]
                 quota -= new_tokens[left]
                 left += 1
             else:
-                if room_memory <= 0.0 or (paced and density[right] >= dense):
+                full = room_memory <= 0.0 or (paced and density[right] >= dense)
+                if full and output[right] < late:
                     break
                 if longest < UNLIMITED and count > 0:
                     if density[right] >= root:
@@ -334,7 +336,7 @@ class DualScanner:
 
         Args:
             quota: what the compute side may prefill in this step, instead of its share. Then everything as
-                dense as the work that is left is compute side.
+                dense as the work that is left is compute side, unless its answer would end last.
             longest: output tokens that still fit beside what runs. The memory side's next is offered all the
                 same, longer ones behind it are not: shorter ones fill what they cannot.
         """
@@ -353,6 +355,7 @@ class DualScanner:
             min(max(limit, 0), self.num_waiting),
             -1 if quota is None else quota.tokens,
             np.inf if quota is None else quota.density,
+            np.inf if quota is None else quota.late,
             self._plan.output,
             longest,
         )

@@ -19,6 +19,8 @@ from sglang.srt.blend.core.step_time import StepTimeModel
 _MAX_ROWS = 16384
 # Share of the KV capacity that running requests fill on average: they grow, so they begin with less.
 _FILL = 0.7
+# Share of the steps left from which on an answer has to begin.
+_LATE = 0.9
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,10 +52,13 @@ class Quota:
         tokens: prompt tokens; 0 is a step without prefill.
         density: of the work left. Requests of less density make the reads to hide behind, so the quota does
             not hold them back.
+        late: output tokens; answers of that many or more would end last if they waited, so it does not hold
+            them back either.
     """
 
     tokens: int
     density: float
+    late: float
 
 
 class Pacer:
@@ -117,4 +122,4 @@ class Pacer:
         prefill = whole - decode_rows
         # A step cannot decode less; what it does beyond its rows is not made up for by a later pause.
         self._owed = min(max(wanted - max(whole, decode_rows), 0.0), float(self._tile))
-        return Quota(max(int(prefill), 0), left.density)
+        return Quota(max(int(prefill), 0), left.density, late=_LATE * steps)

@@ -50,7 +50,6 @@ class RequestTable:
         num_waiting: requests that wait.
         waiting_tokens, running_tokens: KV tokens of those that wait or run, when they end; nothing shared.
         waiting_rows, waiting_reads: as `WorkLeft`, of those that wait.
-        longest_waiting: estimated output tokens, at the last plan or later.
     """
 
     _COLUMNS = (
@@ -86,7 +85,8 @@ class RequestTable:
         self.store = TokenStore()
         for name, kind in self._COLUMNS:
             setattr(self, name, np.zeros(0, kind))
-        self.num_waiting = self.longest_waiting = 0
+        self.num_waiting = 0
+        self._longest = self._as_long = 0  # see `longest_waiting`; how many that wait are as long
         self.waiting_tokens = self.waiting_rows = self.waiting_reads = 0.0
         self.running_tokens = 0.0
         self._arrived = 0
@@ -180,7 +180,7 @@ class RequestTable:
         self.state[slot] = State.WAITING
         self.num_waiting += 1
         self._count_one(slot, 1)
-        self.longest_waiting = max(self.longest_waiting, self.estimate.item(slot) - self.generated.item(slot))
+        self._note_longest(self.estimate[slot : slot + 1] - self.generated[slot : slot + 1])
 
     def start_running(self, slot: int, *, shared: int) -> None:
         """A request, already out of the totals, was admitted beside so many tokens of its prompt."""
@@ -210,7 +210,7 @@ class RequestTable:
     def forget_waiting(self) -> None:
         """Start the totals of what waits again; `count_waiting` follows."""
         self.waiting_tokens = self.waiting_rows = self.waiting_reads = 0.0
-        self.longest_waiting = 0
+        self._longest = self._as_long = 0
 
     def count_waiting(self, slots: Ints) -> None:
         """Add waiting requests to the totals of what waits."""
@@ -218,7 +218,22 @@ class RequestTable:
         self.waiting_tokens += float((prompt + output).sum())
         self.waiting_rows += float((prompt - self.shared[slots] + output).sum())
         self.waiting_reads += float((output * (prompt + (output + 1) / 2)).sum())
-        self.longest_waiting = max(self.longest_waiting, int(output.max(initial=0)))
+        self._note_longest(output)
+
+    @property
+    def longest_waiting(self) -> int:
+        """Estimated output tokens that the longest waiting answer has yet to produce; 0 if none waits."""
+        if self.num_waiting and not self._as_long:
+            waiting = self.state == State.WAITING
+            self._longest = 0
+            self._note_longest(self.estimate[waiting] - self.generated[waiting])
+        return self._longest if self.num_waiting else 0
+
+    def _note_longest(self, output: Ints) -> None:
+        longest = int(output.max(initial=0))
+        if longest > self._longest:
+            self._longest, self._as_long = longest, 0
+        self._as_long += int((output == self._longest).sum())
 
     def _count_one(self, slot: int, sign: int) -> None:
         """`count_waiting` of one request: admissions and ends come singly, and arrays of one are slow."""
@@ -227,6 +242,8 @@ class RequestTable:
         self.waiting_tokens += sign * float(prompt + output)
         self.waiting_rows += sign * float(prompt - self.shared.item(slot) + output)
         self.waiting_reads += sign * (output * (prompt + (output + 1) / 2))
+        if sign < 0 and output == self._longest:
+            self._as_long -= 1
 
     def _grow(self) -> None:
         missing = self.store.num_slots - len(self.state)
