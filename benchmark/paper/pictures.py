@@ -96,4 +96,4 @@ def _ablations(axes: Any, records: Sequence[Record]) -> None:
     axes.set_yticks(range(len(table)), list(table))
     axes.invert_yaxis()
     axes.set_xlabel("speed / the same run without the variation")
-    axes.legend()
+    axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))  # there are bars everywhere
