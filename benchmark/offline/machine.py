@@ -6,7 +6,6 @@ import argparse
 import os
 import platform
 import signal
-import subprocess
 import sys
 import time
 from importlib.metadata import version
@@ -14,6 +13,7 @@ from typing import Any
 
 import psutil
 import torch
+from benchmark.provenance import commit
 
 
 def add_machine_arguments(parser: argparse.ArgumentParser) -> None:
@@ -54,12 +54,11 @@ def best_dtype() -> str:
 
 def describe_machine() -> dict[str, Any]:
     """CPU, load, versions and the commit that is measured."""
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
     return {
         "cpu": torch.cpu.get_capabilities().get("cpu_name") or platform.machine(),
         "cores": os.cpu_count(),
         "load_average": round(os.getloadavg()[0], 2),
         "torch": torch.__version__,
         "sglang": version("sglang"),
-        "commit": commit.stdout.strip(),
+        "commit": commit(),
     }

@@ -2,25 +2,26 @@
 
     python -m benchmark.paper quick            # four traces, scaled down; what `make paper-quick` runs
     python -m benchmark.paper headline --jobs 2
-    python -m benchmark.paper traces | grid | variance | azure | models | ablations | chunks
+    python -m benchmark.paper traces | lpm | grid | variance | azure | models | ablations | chunks
     python -m benchmark.paper headline --report   # print and draw again, simulate nothing
 
 Every simulation is a process of its own. Finished runs are lines of TABLE.jsonl in the output folder. Neither
 that table nor another repeats them, so an interrupted table goes on where it stopped; they carry the commit,
-and runs of another commit are made again. Exit code 1 if --check is given and a bar is missed.
+and runs of another commit, or of uncommitted changes, are made again. Exit code 1 if --check is given and a
+bar is missed.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 import sys
 from concurrent.futures import as_completed
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from benchmark import provenance
 from benchmark.paper import report
 from benchmark.paper.compare import Run, batches, execute
 from benchmark.paper.pictures import draw
@@ -42,7 +43,7 @@ def main() -> int:
     arguments = _parser().parse_args()
     out = Path(arguments.out)
     out.mkdir(parents=True, exist_ok=True)
-    table, commit = arguments.table, _commit()
+    table, commit = arguments.table, provenance.commit()
     file = out / f"{table}.jsonl"
     runs = [run for run in TABLES[table]() if not arguments.trace or run.trace in arguments.trace]
     done = _finished(out, table, runs, None if arguments.report else commit)
@@ -92,6 +93,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _finished(out: Path, table: str, runs: list[Run], commit: str | None) -> list[dict[str, Any]]:
     """The table's own runs of a commit (None: of any), and those of `runs` that other tables have."""
+    known = not (commit or "").endswith(provenance.DIRTY)
     files = {name: out / f"{name}.jsonl" for name in (table, *TABLES)}
     records = {
         name: [json.loads(line) for line in file.read_text().splitlines()]
@@ -99,7 +101,7 @@ def _finished(out: Path, table: str, runs: list[Run], commit: str | None) -> lis
         if file.exists()
     }
     current = {
-        name: [record for record in rows if commit is None or record["commit"] == commit]
+        name: [record for record in rows if commit is None or (record["commit"] == commit and known)]
         for name, rows in records.items()
     }
     done = current.pop(table, [])
@@ -108,12 +110,6 @@ def _finished(out: Path, table: str, runs: list[Run], commit: str | None) -> lis
         if not any(_same(run, record) for record in done):
             done += [record for record in others if _same(run, record)][:1]
     return done
-
-
-def _commit() -> str:
-    """Short id of the checkout's commit, "" outside of one."""
-    command = ["git", "rev-parse", "--short", "HEAD"]
-    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
 
 
 def _same(run: Run, record: dict[str, Any]) -> bool:

@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import csv
 import json
-import subprocess
 from concurrent.futures import as_completed
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,6 +23,7 @@ from typing import Any
 import numpy as np
 from benchmark.paper.compare import CHUNK, Run, cost_model, workload_of
 from benchmark.paper.models import MODELS
+from benchmark.provenance import commit
 from numpy.typing import NDArray
 
 from sglang.batch.plan_schedules import simulator_processes
@@ -208,7 +208,7 @@ def main() -> None:
         for replica in range(parts)
     ]
     missing = [replica for replica in wanted if not any(_same(replica, record) for record in done)]
-    origin = {"commit": _commit(), "command": _command(arguments)}
+    origin = {"commit": commit(), "command": _command(arguments)}
     with simulator_processes(arguments.jobs) as executor:
         for future in as_completed([executor.submit(execute, replica) for replica in missing]):
             record = future.result()
@@ -286,11 +286,6 @@ def _command(arguments: argparse.Namespace) -> str:
         f" --video-tokens {arguments.video_tokens} --sample-fraction {arguments.sample_fraction}"
         f" --model {arguments.model} --hardware {arguments.hardware} --seed {arguments.seed}"
     )
-
-
-def _commit() -> str:
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=7"]
-    return subprocess.run(command, capture_output=True, text=True).stdout.strip() or "unknown"
 
 
 def _line(r: dict[str, Any]) -> str:

@@ -152,6 +152,13 @@ def test_a_table_takes_finished_runs_from_another_of_the_same_commit(tmp_path):
     assert paper._finished(tmp_path, "quick", runs[:1], "a") == rows[:2]  # nothing of its own is dropped
 
 
+def test_runs_of_uncommitted_changes_are_made_again(tmp_path):
+    run = Run(1, "blend", "mixed", 10)
+    (tmp_path / "quick.jsonl").write_text(json.dumps({**asdict(run), "commit": "a-dirty"}) + "\n")
+    assert paper._finished(tmp_path, "quick", [run], "a-dirty") == []
+    assert len(paper._finished(tmp_path, "quick", [run], None)) == 1
+
+
 def test_wrong_estimates_leave_alone_what_is_known():
     tree = {"lo": np.array([0]), "hi": np.array([4]), "parent": np.array([-1])}
     estimate = wrong_by(4.0)(
