@@ -34,7 +34,7 @@ from sglang.batch.plan_schedules import simulator_processes
 _BARS = {
     "headline": report.BARS,
     "quick": report.QUICK_BARS,
-    "traces": report.QUICK_BARS,
+    "traces": report.SCALED_BARS,
     "variance": report.VARIANCE_BARS,
 }
 

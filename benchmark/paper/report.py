@@ -23,9 +23,11 @@ BARS: Bars = {
 OUT_OF_REACH = {"share of practical optimum, mean"}
 """The practical optimum has no limit of KV capacity: with one, a memory-bound step reads the weights for
 every cache full of KV once more. See docs/simulation.md; not a reason to fail."""
-QUICK_BARS: Bars = {**BARS, "share of what memory allows, mean": 0.93}
+SCALED_BARS: Bars = {**BARS, "share of what memory allows, mean": 0.93}
 """Of the scaled-down traces. Two or three generations of videos fill the cache there: what it takes to fill
 it at the start, and what is left open at the end, weigh more than at full size (docs/simulation.md)."""
+QUICK_BARS: Bars = {**BARS, "share of what memory allows, mean": 0.90}
+"""Of still smaller ones; 91.7% when they were chosen."""
 VARIANCE_BARS: Bars = {"blend over dfs, overlapped, mean": 1.18}
 """Of answers whose lengths hardly follow from the prompt; the paper gains about 1.1 there."""
 PAPER = {

@@ -85,9 +85,10 @@ def test_scaled_down_traces_have_a_bar_of_their_own_for_memory():
     table = [{**run, "bound_share": 0.94} for run in fast(10.0)]
     figures = report.summary(report.lines(table))
     assert report.missed(figures) == ["share of what memory allows, mean"]
-    assert report.missed(figures, report.QUICK_BARS) == []
+    assert report.missed(figures, report.SCALED_BARS) == []
     figures["share of what memory allows, mean"] = 0.92
-    assert report.missed(figures, report.QUICK_BARS) == ["share of what memory allows, mean"]
+    assert report.missed(figures, report.SCALED_BARS) == ["share of what memory allows, mean"]
+    assert report.missed(figures, report.QUICK_BARS) == []
 
 
 def test_tables_without_a_bar_miss_none():
