@@ -103,6 +103,13 @@ def test_an_answer_that_would_end_last_does_not_wait_for_the_quota():
     assert scan.propose(50, Quota(10, 1.0, late=600)) == [103, 102, 100]
 
 
+def test_an_answer_that_would_end_last_does_not_wait_for_its_sides_share():
+    scan = scanner(100, [9.0, 0.2, 0.1], weight=60.0, output=[10, 700, 900])
+    scan.admit(1, 90.0, Side.MEMORY)
+    assert scan.propose(50, Quota(0, 1.0, late=901)) == []
+    assert scan.propose(50, Quota(0, 1.0, late=800)) == [102]
+
+
 def test_quota_keeps_a_share_full():
     """Paper Algorithm 3: C = N p / d with N = M_side / (p + d / 2)."""
     assert steady_prefill_quota(6000, 100, 200) == pytest.approx(6000 / 200 * 100 / 200)

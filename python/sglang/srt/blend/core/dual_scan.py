@@ -167,7 +167,8 @@ def _scan(  # type: ignore[no-untyped-def]
     The memory side leads: its requests take longest and cost least to prefill. Only a few of them,
     so that the compute side has its turn when memory is what they wait for. With a quota >= 0 the compute
     side has enough when it has so many tokens to prefill, whatever its share, and the memory side ends where
-    densities reach `dense`. Behind the first, the memory side skips outputs above `longest`.
+    densities reach `dense`. Outputs of `late` and more pass over that and over the memory side's share.
+    Behind the first, the memory side skips outputs above `longest`.
     """
     paced = quota >= 0
     places = np.empty(limit, np.int64)
