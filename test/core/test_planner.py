@@ -1,8 +1,8 @@
-"""The planner: plans, counters, index and accounts through any order of events."""
+"""The planner: plans, running requests, slots and when to plan again; see also test_planner_events."""
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pools import mixed_pool, planner_for, pool, random_pool
@@ -281,130 +281,7 @@ def test_a_server_that_never_needs_a_plan_does_not_grow():
     assert len(planner._order) < 5000
 
 
-# ------------------------------------------------------------------ random events
-
-
-class Recount:
-    """The planner's truth, kept the slow way."""
-
-    def __init__(self, planner):
-        self.planner = planner
-        self.prompt, self.state, self.namespace = {}, {}, {}
-
-    def of(self, state):
-        return [slot for slot, s in self.state.items() if s == state]
-
-    def check(self):
-        planner = self.planner
-        waiting, running = self.of("waiting"), self.of("running")
-        assert planner.table.num_waiting == len(waiting)
-        assert planner.table.waiting_tokens == sum(
-            len(self.prompt[s]) + planner.table.estimate[s] for s in waiting
-        )
-        assert planner.table.running_tokens == sum(
-            len(self.prompt[s]) + planner.table.estimate[s] for s in running
-        )
-        used = {side: sum(planner._weight(s) for s in running if planner.side(s) == side) for side in Side}
-        assert planner.used.compute == pytest.approx(used[Side.COMPUTE], abs=1e-6)
-        assert planner.used.memory == pytest.approx(used[Side.MEMORY], abs=1e-6)
-        scanner = planner.scanner
-        still = [p for s, p in scanner._place.items() if scanner._waiting[p]]
-        assert scanner.num_waiting == len(still) == scanner._waiting.sum()
-        assert scanner._comp_left == pytest.approx(scanner.order.comp[still].sum(), rel=1e-6, abs=1e-9)
-        assert scanner._mem_left == pytest.approx(scanner.order.mem[still].sum(), rel=1e-6, abs=1e-9)
-        proposed = planner.propose(10_000)
-        assert len(proposed) == len(set(proposed))
-        assert set(proposed) <= set(waiting)
-
-    def check_index(self, prefix, namespace):
-        """After a refresh: every annotation below a prefix against brute force."""
-        planner, cost = self.planner, self.planner.cost_model
-        planner.refresh()
-        lo, hi = planner.index.narrow(*planner.index.root(namespace), 0, np.array(prefix, np.int64))
-        below = [
-            s
-            for s in self.of("waiting")
-            if self.namespace[s] == namespace and self.prompt[s][: len(prefix)] == prefix
-        ]
-        totals = planner.index.totals(lo, hi)
-        assert totals.requests == len(below)
-        length = np.array([len(self.prompt[s]) for s in below], np.int64)
-        output = planner.table.estimate[below]
-        assert totals.comp == pytest.approx(cost.comp(length, output).sum(), rel=1e-9)
-        assert totals.mem == pytest.approx(cost.mem(length, output).sum(), rel=1e-9)
-        order = planner._blend.slots.tolist() if planner._blend else []
-        place = {s: i for i, s in enumerate(order) if planner.table.place[s] == i}
-        assert totals.next_use == min((place.get(s, NEVER - 1) for s in below), default=NEVER)
-        assert planner.index.next_use_many(np.array([lo]), np.array([hi])).tolist() == [totals.next_use]
-        assert all(lo <= planner.index.position(s) < hi for s in below)
-
-    def check_sorted(self):
-        """The merged order equals sorting from scratch."""
-        planner = self.planner
-        planner.refresh()
-        present = [s for s in range(planner.table.store.num_slots) if planner.table.state[s] != 0]
-        key = {s: (int(planner.table.space[s]), planner.table.store.prompt(s).tolist(), s) for s in present}
-        assert planner._order.tolist() == sorted(present, key=key.__getitem__)
-        for i in range(1, len(planner._order)):
-            a, b = key[planner._order[i - 1]], key[planner._order[i]]
-            same = next((k for k, (x, y) in enumerate(zip(a[1], b[1], strict=False)) if x != y), None)
-            shared = min(len(a[1]), len(b[1])) if same is None else same
-            assert planner._lcp[i] == (shared if a[0] == b[0] else 0)
-        for s, prompt in self.prompt.items():
-            assert planner.table.store.prompt(s).tolist() == prompt
-
-
-@settings(max_examples=25)
-@given(seeds, st.sampled_from([0, 3, 8192]), st.sampled_from([0, 5]))
-def test_counters_index_and_order_equal_a_recount_after_random_events(seed, memory, window):
-    rng = np.random.default_rng(seed)
-    planner = planner_for(
-        kv_capacity=int(rng.integers(1, 20_000)), memory=memory, window=window, sample_fraction=0.1
-    )
-    truth = Recount(planner)
-    for _ in range(120):
-        event = rng.choice(["add", "admit", "propose", "retract", "abort", "finish", "progress", "replan"])
-        waiting, running = truth.of("waiting"), truth.of("running")
-        if event == "add":
-            n = int(rng.integers(0, 6))
-            new = random_pool(int(rng.integers(10**6)), n, longest=5, known=bool(rng.integers(2)))
-            new.namespace[:] = rng.integers(0, 3, n)
-            for slot, prompt, namespace in zip(
-                new.add_to(planner).tolist(), new.prompts, new.namespace.tolist(), strict=True
-            ):
-                assert slot not in truth.state
-                truth.prompt[slot], truth.namespace[slot] = prompt.tolist(), namespace
-                truth.state[slot] = "waiting"
-        elif event == "propose":
-            for slot in planner.propose(3):
-                planner.admit(slot, int(rng.integers(0, 3)))
-                truth.state[slot] = "running"
-        elif event == "admit" and waiting:
-            slot = int(rng.choice(waiting))
-            planner.admit(slot)
-            truth.state[slot] = "running"
-        elif event == "retract" and running:
-            slot = int(rng.choice(running))
-            planner.retract(slot)
-            truth.state[slot] = "waiting"
-        elif event == "progress" and running:
-            slots = rng.choice(list(truth.state), min(3, len(truth.state)), replace=False)
-            planner.progress(slots, rng.integers(0, 3000, len(slots)))
-        elif event == "replan":
-            planner.replan()
-            assert not planner.stale or not waiting or planner.table.num_waiting == 0
-        elif event in ("abort", "finish") and truth.state:
-            slot = int(rng.choice(running if event == "finish" and running else list(truth.state)))
-            if event == "finish":
-                planner.observe(slot, int(rng.integers(0, 500)))
-            planner.remove(slot)
-            del truth.state[slot], truth.prompt[slot], truth.namespace[slot]
-        truth.check()
-        if rng.random() < 0.3:
-            truth.check_index(rng.integers(0, 3, rng.integers(0, 4)).tolist(), int(rng.integers(0, 3)))
-            truth.check_sorted()
-        for slot in truth.state:
-            assert 1 <= planner.estimate(slot) <= planner.table.max_new[slot]
+# ------------------------------------------------------------------ what is left, and when to plan
 
 
 def test_steps_left_are_those_of_the_longest_that_still_waits():
