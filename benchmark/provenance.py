@@ -22,6 +22,11 @@ def commit() -> str:
     return found + DIRTY if changed else found
 
 
+def identifies(code: str) -> bool:
+    """Whether equal names from `commit` mean equal code."""
+    return not code.endswith(DIRTY)
+
+
 def _git(*arguments: str) -> str:
     command = ["git", "-C", str(_CHECKOUT), *arguments]
     return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()

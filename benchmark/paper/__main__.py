@@ -93,7 +93,6 @@ def _parser() -> argparse.ArgumentParser:
 
 def _finished(out: Path, table: str, runs: list[Run], commit: str | None) -> list[dict[str, Any]]:
     """The table's own runs of a commit (None: of any), and those of `runs` that other tables have."""
-    known = not (commit or "").endswith(provenance.DIRTY)
     files = {name: out / f"{name}.jsonl" for name in (table, *TABLES)}
     records = {
         name: [json.loads(line) for line in file.read_text().splitlines()]
@@ -101,7 +100,11 @@ def _finished(out: Path, table: str, runs: list[Run], commit: str | None) -> lis
         if file.exists()
     }
     current = {
-        name: [record for record in rows if commit is None or (record["commit"] == commit and known)]
+        name: [
+            record
+            for record in rows
+            if commit is None or (record["commit"] == commit and provenance.identifies(commit))
+        ]
         for name, rows in records.items()
     }
     done = current.pop(table, [])

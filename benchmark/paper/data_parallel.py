@@ -7,7 +7,7 @@ of a division is that of its slowest replica. Lengths that requests do not fix a
 the paper does (5.1); the time to answer that sample is not counted, and each replica's planner samples again.
 
 Every simulation is a process of its own. Finished ones are lines of data_parallel.jsonl in the output folder
-and are not repeated; remove the file after a change to the scheduler or to the model of time.
+and are not repeated as long as the commit is the same.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 from benchmark.paper.compare import CHUNK, Run, cost_model, workload_of
 from benchmark.paper.models import MODELS
-from benchmark.provenance import commit
+from benchmark.provenance import commit, identifies
 from numpy.typing import NDArray
 
 from sglang.batch.plan_schedules import simulator_processes
@@ -134,6 +134,14 @@ def execute(replica: Replica) -> dict[str, Any]:
     }
 
 
+def finished(file: Path, code: str) -> list[dict[str, Any]]:
+    """Lines of a results file that this commit made."""
+    if not file.exists() or not identifies(code):
+        return []
+    records = [json.loads(line) for line in file.read_text().splitlines()]
+    return [record for record in records if record["commit"] == code]
+
+
 def summarise(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """One row per trace and number of replicas.
 
@@ -169,7 +177,7 @@ def summarise(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
                 "sharing_kept": replicas[0]["sharing_kept"],
                 "imbalance_expected": replicas[0]["imbalance_expected"],
                 "retractions": sum(replica["retractions"] for replica in replicas),
-                "commit": " ".join(sorted({replica["commit"] for replica in [*alone, *replicas]})),
+                "commit": replicas[0]["commit"],
                 "command": replicas[0]["command"],
                 "seed": replicas[0]["seed"],
             }
@@ -186,7 +194,8 @@ def main() -> None:
     out = Path(arguments.out)
     out.mkdir(parents=True, exist_ok=True)
     file = out / "data_parallel.jsonl"
-    done = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+    code = commit()
+    done = finished(file, code)
     wanted = [
         Replica(
             Run(
@@ -208,7 +217,7 @@ def main() -> None:
         for replica in range(parts)
     ]
     missing = [replica for replica in wanted if not any(_same(replica, record) for record in done)]
-    origin = {"commit": commit(), "command": _command(arguments)}
+    origin = {"commit": code, "command": _command(arguments)}
     with simulator_processes(arguments.jobs) as executor:
         for future in as_completed([executor.submit(execute, replica) for replica in missing]):
             record = future.result()
@@ -307,9 +316,6 @@ def _table(rows: list[dict[str, Any]]) -> str:
             f"| {r['trace']} | {r['parts']} | {r['seconds']:.1f} | {r['speedup']:.2f}x | {paper} "
             f"| {r['bound_speedup']:.2f}x | {r['sharing_kept']:.2%} | {r['imbalance_expected']:.2%} |"
         )
-    commits = sorted({r["commit"] for r in rows})
-    if len(commits) > 1 or " " in commits[0]:
-        lines.append(f"lines of different commits are compared: {', '.join(commits)}")
     return "\n".join(lines)
 
 

@@ -1,12 +1,14 @@
 """The evaluation's tables: what is run, what is simulated once, and what the report says of it."""
 
 import json
+import subprocess
 from dataclasses import asdict
 
 import numpy as np
 import pytest
+from benchmark import provenance
 from benchmark.paper import __main__ as paper
-from benchmark.paper import report
+from benchmark.paper import data_parallel, report
 from benchmark.paper.compare import Run, batches, cost_model, wrong_by
 from benchmark.paper.orders import batchllm_order, density_order
 from benchmark.paper.pictures import draw
@@ -72,6 +74,7 @@ def test_one_simulation_answers_for_both_engines_unless_the_policy_looks_at_them
     assert sorted(map(len, batches(runs))) == [1, 1, 2]
     alternating = [Run(1, "dfs", engine, 10) for engine in ("alternating", "mixed")]
     assert sorted(map(len, batches(alternating))) == [1, 1]
+    assert [group[0].policy for group in batches(runs)] == ["blend", "blend", "dfs"]  # the longest first
 
 
 def test_a_missed_bar_is_named():
@@ -89,6 +92,8 @@ def test_scaled_down_traces_have_a_bar_of_their_own_for_memory():
     figures["share of what memory allows, mean"] = 0.92
     assert report.missed(figures, report.SCALED_BARS) == ["share of what memory allows, mean"]
     assert report.missed(figures, report.QUICK_BARS) == []
+    figures["share of what memory allows, mean"] = 0.89
+    assert report.missed(figures, report.QUICK_BARS) == ["share of what memory allows, mean"]
 
 
 def test_tables_without_a_bar_miss_none():
@@ -158,6 +163,30 @@ def test_runs_of_uncommitted_changes_are_made_again(tmp_path):
     (tmp_path / "quick.jsonl").write_text(json.dumps({**asdict(run), "commit": "a-dirty"}) + "\n")
     assert paper._finished(tmp_path, "quick", [run], "a-dirty") == []
     assert len(paper._finished(tmp_path, "quick", [run], None)) == 1
+
+
+def test_replicas_of_another_commit_are_made_again(tmp_path):
+    file = tmp_path / "data_parallel.jsonl"
+    assert data_parallel.finished(file, "a") == []
+    file.write_text("".join(json.dumps({"commit": code}) + "\n" for code in ("a", "b", "a-dirty")))
+    assert data_parallel.finished(file, "a") == [{"commit": "a"}]
+    assert data_parallel.finished(file, "a-dirty") == []
+
+
+def test_a_commit_is_dirty_when_anything_but_results_has_changed(tmp_path, monkeypatch):
+    monkeypatch.setattr(provenance, "_CHECKOUT", tmp_path)
+    assert provenance.commit() == ""
+    for name in ("code.py", "benchmark/results/table.csv"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("1")
+    author = ("-c", "user.name=test", "-c", "user.email=test@example.org")
+    for command in (("init", "--quiet"), ("add", "."), (*author, "commit", "--quiet", "-m", "test")):
+        subprocess.run(["git", "-C", tmp_path, *command], check=True)
+    clean = provenance.commit()
+    (tmp_path / "benchmark/results/table.csv").write_text("2")
+    assert provenance.commit() == clean != ""
+    (tmp_path / "code.py").write_text("2")
+    assert provenance.commit() == clean + provenance.DIRTY
 
 
 def test_wrong_estimates_leave_alone_what_is_known():
