@@ -64,7 +64,7 @@ paper-quick: setup ## The paper's four traces, scaled down, on a simulated GPU (
 paper: setup ## The paper's tables in full, simulated (hours); results in benchmark/results/paper
 	for table in headline traces lpm variance azure models ablations chunks grid; do $(BIN)/python -m benchmark.paper $$table --jobs 2 || exit 1; done
 	$(BIN)/python -m benchmark.paper.data_parallel --jobs 2
-	for trace in 1 2 3 4; do $(BIN)/python -m benchmark.paper.resources --trace $$trace || exit 1; done
+	$(BIN)/python -m benchmark.paper.resources --jobs 2
 
 lint: setup ## Style, types and the import contract
 	$(BIN)/ruff check .

@@ -1,17 +1,19 @@
 """Use of compute and memory over simulated time, depth-first order and blend (paper Figure 10).
 
-    python -m benchmark.paper.resources --trace 1
+    python -m benchmark.paper.resources --jobs 2
 
-Writes resources-TRACE.png and .json: shares of the peak FLOP/s and of the peak bandwidth. Simulated.
+Writes resources-TRACE.png and .csv: shares of the peak FLOP/s and of the peak bandwidth. Simulated.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-from dataclasses import asdict
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+from benchmark import provenance
+from benchmark.paper import report
 from benchmark.paper.compare import WORK, Run, cost_model, simulated
 from benchmark.paper.tables import SCALED, SCALED_VIDEO_TOKENS
 
@@ -21,41 +23,58 @@ from sglang.srt.blend.core.hardware import load_hardware
 from sglang.srt.blend.core.step_time import StepWork
 
 POLICIES = ("dfs", "blend")
+TRACES = (1, 2, 3, 4)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m benchmark.paper.resources", description=__doc__.split("\n")[0]
     )
-    parser.add_argument("--trace", type=int, choices=(1, 2, 3, 4), default=1)
+    parser.add_argument("--trace", type=int, action="append", choices=TRACES, help="only this one")
     parser.add_argument("--engine", choices=("mixed", "overlapped"), default="overlapped")
-    parser.add_argument("--requests", type=int, default=SCALED)
+    parser.add_argument("--requests", type=int, default=SCALED, help="of each trace, about")
     parser.add_argument("--video-tokens", type=int, default=SCALED_VIDEO_TOKENS)
+    parser.add_argument("--jobs", type=int, default=1, help="simulations at a time, about 3 GB each")
     parser.add_argument("--out", type=Path, default=Path("benchmark/results/paper"))
     arguments = parser.parse_args()
     runs = [
-        Run(
-            arguments.trace,
-            policy,
-            arguments.engine,
-            arguments.requests,
-            video_tokens=arguments.video_tokens,
-        )
+        Run(trace, policy, arguments.engine, arguments.requests, video_tokens=arguments.video_tokens)
+        for trace in arguments.trace or TRACES
         for policy in POLICIES
     ]
-    with simulator_processes(1) as executor:
-        lines = list(executor.map(use, runs))
     arguments.out.mkdir(parents=True, exist_ok=True)
-    name = f"resources-{arguments.trace}"
-    (arguments.out / f"{name}.json").write_text(
-        json.dumps([{**asdict(run), **asdict(line)} for run, line in zip(runs, lines, strict=True)]) + "\n"
-    )
-    draw(arguments.out / f"{name}.png", runs, lines)
-    for run, line in zip(runs, lines, strict=True):
-        compute, memory = (sum(part) / len(part) for part in (line.compute, line.memory))
-        print(
-            f"{run.name} {run.policy:<6}{run.engine}: {compute:.1%} of peak FLOP/s, {memory:.1%} of bandwidth"
-        )
+    commit = provenance.commit()
+    with simulator_processes(arguments.jobs) as executor:
+        lines = executor.map(use, runs)
+        for pair in zip(runs[::2], runs[1::2], strict=True):
+            uses = [(run, next(lines)) for run in pair]
+            name = arguments.out / f"resources-{pair[0].trace}"
+            report.write_csv(
+                name.with_suffix(".csv"), [{**row, "commit": commit} for use in uses for row in records(*use)]
+            )
+            draw(name.with_suffix(".png"), uses)
+            for run, line in uses:
+                compute, memory = (sum(part) / len(part) for part in (line.compute, line.memory))
+                print(
+                    f"{run.name} {run.policy:<6}{run.engine}: {compute:.1%} of peak FLOP/s, "
+                    f"{memory:.1%} of bandwidth"
+                )
+
+
+def records(run: Run, line: Timeline) -> Iterator[dict[str, Any]]:
+    """One row per stretch of a run; `seconds` is where the stretch begins."""
+    for stretch, (compute, memory) in enumerate(zip(line.compute, line.memory, strict=True)):
+        yield {
+            "trace": run.trace,
+            "policy": run.policy,
+            "engine": run.engine,
+            "requests": run.requests,
+            "video_tokens": run.video_tokens,
+            "seed": run.seed,
+            "seconds": round(stretch * line.stretch, 4),
+            "compute": compute,
+            "memory": memory,
+        }
 
 
 def use(run: Run) -> Timeline:
@@ -66,14 +85,14 @@ def use(run: Run) -> Timeline:
     return timeline(steps["seconds"], work, cost.shape, load_hardware(run.hardware))
 
 
-def draw(path: Path, runs: list[Run], lines: list[Timeline]) -> None:
+def draw(path: Path, uses: list[tuple[Run, Timeline]]) -> None:
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(len(runs), sharex=True, sharey=True, figsize=(8, 4.5), layout="constrained")
-    for axis, run, line in zip(axes, runs, lines, strict=True):
+    figure, axes = plt.subplots(len(uses), sharex=True, sharey=True, figsize=(8, 4.5), layout="constrained")
+    for axis, (run, line) in zip(axes, uses, strict=True):
         seconds = [line.stretch * i for i in range(len(line.compute))]
         axis.plot(seconds, line.compute, label="compute, of peak FLOP/s")
         axis.plot(seconds, line.memory, label="memory, of peak bandwidth")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from benchmark import provenance
 from benchmark.paper import __main__ as paper
-from benchmark.paper import data_parallel, report
+from benchmark.paper import data_parallel, report, resources
 from benchmark.paper.compare import Run, batches, cost_model, wrong_by
 from benchmark.paper.orders import batchllm_order, density_order
 from benchmark.paper.pictures import draw
@@ -17,6 +17,7 @@ from benchmark.paper.tables import TABLES
 from benchmark.workloads import synthesis
 from benchmark.workloads.traces import make_trace, with_video_tokens
 
+from sglang.batch.plan_timeline import Timeline
 from sglang.srt.blend.core.workload import Workload
 
 
@@ -225,3 +226,12 @@ def test_batchllm_takes_groups_of_long_answers_first():
     prompts = [np.append(prefix, 1), np.array([90, 1]), np.append(prefix, 2), np.array([90, 2])]
     workload = workload_of(prompts, [9, 100, 9, 200])
     assert batchllm_order(workload, cost_model(Run(1, "any", "mixed", 1))).tolist() == [3, 1, 0, 2]
+
+
+def test_use_over_time_is_a_table_and_a_picture(tmp_path):
+    run, line = Run(2, "blend", "overlapped", 10), Timeline(0.5, (0.6, 0.4), (0.2, 0.9))
+    rows = list(resources.records(run, line))
+    assert [(row["seconds"], row["compute"], row["memory"]) for row in rows] == [(0, 0.6, 0.2), (0.5, 0.4, 0.9)]
+    assert {(row["trace"], row["policy"], row["engine"]) for row in rows} == {(2, "blend", "overlapped")}
+    resources.draw(tmp_path / "use.png", [(run, line), (run, line)])
+    assert (tmp_path / "use.png").stat().st_size > 0
