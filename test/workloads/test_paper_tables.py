@@ -231,7 +231,8 @@ def test_batchllm_takes_groups_of_long_answers_first():
 def test_use_over_time_is_a_table_and_a_picture(tmp_path):
     run, line = Run(2, "blend", "overlapped", 10), Timeline(0.5, (0.6, 0.4), (0.2, 0.9))
     rows = list(resources.records(run, line))
-    assert [(row["seconds"], row["compute"], row["memory"]) for row in rows] == [(0, 0.6, 0.2), (0.5, 0.4, 0.9)]
+    uses = [(row["seconds"], row["compute"], row["memory"]) for row in rows]
+    assert uses == [(0, 0.6, 0.2), (0.5, 0.4, 0.9)]
     assert {(row["trace"], row["policy"], row["engine"]) for row in rows} == {(2, "blend", "overlapped")}
     resources.draw(tmp_path / "use.png", [(run, line), (run, line)])
     assert (tmp_path / "use.png").stat().st_size > 0
