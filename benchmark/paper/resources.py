@@ -50,7 +50,8 @@ def main() -> None:
             uses = [(run, next(lines)) for run in pair]
             name = arguments.out / f"resources-{pair[0].trace}"
             report.write_csv(
-                name.with_suffix(".csv"), [{**row, "commit": commit} for use in uses for row in records(*use)]
+                name.with_suffix(".csv"),
+                [{**row, "commit": commit} for run, line in uses for row in records(run, line)],
             )
             draw(name.with_suffix(".png"), uses)
             for run, line in uses:
