@@ -110,6 +110,19 @@ def test_an_answer_that_would_end_last_does_not_wait_for_its_sides_share():
     assert scan.propose(50, Quota(0, 1.0, late=800)) == [102]
 
 
+def test_demand_is_what_the_dense_that_wait_will_hold():
+    scan = scanner(1000, [9.0, 8.0, 3.0, 0.1], weight=[10.0, 20.0, 40.0, 80.0], output=[8, 18, 28, 98])
+    assert scan.root_density == pytest.approx(20.1 / 4)
+    assert (scan.demand.weight, scan.demand.hold) == (30.0, 10.0 * 10 + 20.0 * 20)
+    scan.withdraw(101)
+    assert (scan.demand.weight, scan.demand.steps) == (10.0, 10.0)
+    scan.restore(101)
+    scan.withdraw(103)
+    assert scan.demand.weight == 30.0
+    scan.load(scan.order, 3.0)
+    assert scan.demand.weight == 70.0
+
+
 def test_quota_keeps_a_share_full():
     """Paper Algorithm 3: C = N p / d with N = M_side / (p + d / 2)."""
     assert steady_prefill_quota(6000, 100, 200) == pytest.approx(6000 / 200 * 100 / 200)

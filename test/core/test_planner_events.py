@@ -40,6 +40,10 @@ class Recount:
         assert scanner.num_waiting == len(still) == scanner._waiting.sum()
         assert scanner._comp_left == pytest.approx(scanner.order.comp[still].sum(), rel=1e-6, abs=1e-9)
         assert scanner._mem_left == pytest.approx(scanner.order.mem[still].sum(), rel=1e-6, abs=1e-9)
+        dense = [p for p in still if scanner._weight[p] > 0]
+        assert scanner.demand.weight == pytest.approx(scanner.order.weight[dense].sum(), rel=1e-6, abs=1e-3)
+        hold = scanner.order.weight[dense] * (scanner.order.output[dense] + 2)
+        assert scanner.demand.hold == pytest.approx(hold.sum(), rel=1e-6, abs=1e-3)
         proposed = planner.propose(10_000)
         assert len(proposed) == len(set(proposed))
         assert set(proposed) <= set(waiting)

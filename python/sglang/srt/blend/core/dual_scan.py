@@ -14,7 +14,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import ArrayLike, NDArray
 
-from sglang.srt.blend.core.pacing import Quota
+from sglang.srt.blend.core.pacing import Demand, Quota
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -280,6 +280,7 @@ class DualScanner:
 
     Attributes:
         num_waiting: requests of the order that still wait.
+        demand: of those among them that were dense when the order was loaded.
     """
 
     def __init__(self, capacity: float) -> None:
@@ -293,9 +294,15 @@ class DualScanner:
         self._used = [0.0, 0.0]
         self._proposed: dict[int, Side] = {}
         self._plan = _NOTHING
+        self._weight = self._hold = _NO_FLOATS
+        self.demand = Demand()
 
-    def load(self, plan: ScanOrder) -> None:
-        """Start over with a new order of waiting requests; running requests keep their accounts."""
+    def load(self, plan: ScanOrder, dense: float | None = None) -> None:
+        """Start over with a new order of waiting requests; running requests keep their accounts.
+
+        Args:
+            dense: density from which on requests count as compute side in `demand`; by default the root's.
+        """
         self._plan = plan
         self._waiting = np.ones(len(plan.slots), np.bool_)
         self.num_waiting = len(plan.slots)
@@ -303,6 +310,10 @@ class DualScanner:
         self._left, self._right = 0, len(plan.slots) - 1
         self._comp_left, self._mem_left = float(plan.comp.sum()), float(plan.mem.sum())
         self._proposed = {}
+        dense = self.root_density if dense is None else dense
+        self._weight = np.where(plan.density >= dense, plan.weight, 0.0)
+        self._hold = self._weight * (plan.output + _IDLE_STEPS)
+        self.demand = Demand(float(self._weight.sum()), float(self._hold.sum()))
 
     @property
     def order(self) -> ScanOrder:
@@ -408,6 +419,10 @@ class DualScanner:
         self.num_waiting += sign
         self._comp_left = max(self._comp_left + sign * float(self._plan.comp[place]), 0.0)
         self._mem_left = max(self._mem_left + sign * float(self._plan.mem[place]), 0.0)
+        self.demand = Demand(
+            max(self.demand.weight + sign * self._weight.item(place), 0.0),
+            max(self.demand.hold + sign * self._hold.item(place), 0.0),
+        )
         if waiting:
             self._left, self._right = min(self._left, place), max(self._right, place)
 

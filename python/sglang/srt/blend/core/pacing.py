@@ -11,6 +11,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from numba import njit
+from numpy.typing import NDArray
 
 from sglang.srt.blend.core.gemm_profile import TILE_ROWS
 from sglang.srt.blend.core.step_time import StepTimeModel
@@ -19,8 +21,28 @@ from sglang.srt.blend.core.step_time import StepTimeModel
 _MAX_ROWS = 16384
 # Share of the KV capacity that running requests fill on average: they grow, so they begin with less.
 _FILL = 0.7
+# Share of the KV capacity that the compute side leaves to the memory side however little time it has.
+_LEAST_MEMORY = 0.05
 # Share of the steps left from which on an answer has to begin.
 _LATE = 0.9
+
+
+@dataclass(frozen=True, slots=True)
+class Demand:
+    """KV that requests will hold.
+
+    Attributes:
+        weight: KV tokens that they count for, summed; see `share_weight`.
+        hold: the same times the steps that each of them takes, summed.
+    """
+
+    weight: float = 0.0
+    hold: float = 0.0
+
+    @property
+    def steps(self) -> float:
+        """That one of them takes on average, by weight; 0 of nothing."""
+        return self.hold / self.weight if self.weight > 0.0 else 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,16 +54,26 @@ class WorkLeft:
         kv_reads: KV tokens that decoding will read, summed over steps.
         longest: output tokens of the longest answer to come; it takes a step for each.
         density: Comp / Mem of all of it.
+        compute: of those that wait and are at least as dense as that.
     """
 
     rows: float
     kv_reads: float
     longest: float
     density: float
+    compute: Demand = Demand()
 
     def steps(self, kv_capacity: float) -> float:
         """Passes that this takes at least, 1 or more."""
         return max(self.longest, self.kv_reads / (_FILL * kv_capacity), 1.0)
+
+    def prefill_steps(self, kv_capacity: float) -> float:
+        """Passes among which to spread prefill, 1 or more: its last ones must end before the last pass."""
+        return max(self.steps(kv_capacity) - self.compute.steps, 1.0)
+
+    def compute_reserve(self, kv_capacity: float) -> float:
+        """KV tokens that the compute side goes on holding if it is prefilled at an even pace."""
+        return min(self.compute.hold / self.prefill_steps(kv_capacity), (1.0 - _LEAST_MEMORY) * kv_capacity)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +93,22 @@ class Quota:
     late: float
 
 
+@njit(cache=True)
+def _lower_hull(x, y):  # type: ignore[no-untyped-def]
+    """Indices of the points below which no mixture of two others lies; x increases."""
+    hull = np.empty(len(x), np.int64)
+    n = 0
+    for i in range(len(x)):
+        while n > 1:
+            a, b = hull[n - 2], hull[n - 1]
+            if (y[b] - y[a]) * (x[i] - x[a]) < (y[i] - y[a]) * (x[b] - x[a]):
+                break
+            n -= 1
+        hull[n] = i
+        n += 1
+    return hull[:n]
+
+
 class Pacer:
     """Turns what is left into prefill tokens for the next step.
 
@@ -71,6 +119,10 @@ class Pacer:
 
     A `mixed` engine hides nothing but the weights: rows are spread evenly, so that no step reads the
     weights for a few decode rows alone.
+
+    Kernels work on tiles, and some numbers of tiles are dear for what they do. A step gets one of the sizes
+    that no mixture of steps of other sizes beats, and a tile that its decode rows begin is filled: the rest
+    of it costs nothing.
 
     Args:
         times: step times of the model on its hardware.
@@ -90,7 +142,7 @@ class Pacer:
         self._times = times
         self.overlapped = engine == "overlapped"
         self._capacity = kv_capacity
-        # Kernels work on whole tiles (paper A.2: multiples of 128 tokens) where they were measured to.
+        # Paper A.2: multiples of 128 tokens, where kernels were measured to work on them.
         self._tile = TILE_ROWS if times.profile is not None else 1
         self._rows = np.arange(0, _MAX_ROWS + 1, TILE_ROWS, dtype=np.float64)
         compute = times.gemm(self._rows, 1) + times.other(self._rows) + times.all_reduce(self._rows)
@@ -101,25 +153,36 @@ class Pacer:
 
     def free_rows(self, kv_tokens: float) -> float:
         """Rows whose compute is hidden by a step's reads: the weights and `kv_tokens` of KV cache."""
-        memory = self._weights + float(self._times.decode_attention(kv_tokens))
-        return float(np.interp(memory, self._compute, self._rows))
+        return float(np.interp(self._memory(kv_tokens), self._compute, self._rows))
+
+    def _memory(self, kv_tokens: float) -> float:
+        return self._weights + float(self._times.decode_attention(kv_tokens))
 
     def quota(self, left: WorkLeft, *, decode_rows: int, kv_tokens: float) -> Quota:
         """Prefill for a step that decodes `decode_rows` requests with `kv_tokens` of KV.
 
         Whole tiles, decode rows included; the remainder is owed to the next step.
         """
-        steps = left.steps(self._capacity)
+        steps, prefill_steps = left.steps(self._capacity), left.prefill_steps(self._capacity)
         if self.overlapped:
-            fair = left.rows / (steps * max(self.free_rows(left.kv_reads / steps), 1.0))
+            fair = left.rows / (prefill_steps * max(self.free_rows(left.kv_reads / steps), 1.0))
             rows = max(fair, 1.0) * self.free_rows(kv_tokens)
-            # What is hidden anyway need not be made up for, unless it is never a whole tile.
-            owed = self._owed if fair > 1.0 or rows < self._tile else 0.0
+            owed = self._owed if fair > 1.0 else 0.0  # what is hidden anyway need not be made up for
         else:
-            rows, owed = left.rows / steps, self._owed
+            rows, owed = left.rows / prefill_steps, self._owed
         wanted = min(rows + owed, _MAX_ROWS)
-        whole = wanted // self._tile * self._tile
-        prefill = whole - decode_rows
+        whole = wanted
+        if self._tile > 1:
+            sizes = self._sizes(kv_tokens)
+            begun = -(-decode_rows // self._tile) * self._tile
+            whole = max(float(sizes[np.searchsorted(sizes, wanted, side="right") - 1]), float(begun))
         # A step cannot decode less; what it does beyond its rows is not made up for by a later pause.
-        self._owed = min(max(wanted - max(whole, decode_rows), 0.0), float(self._tile))
-        return Quota(max(int(prefill), 0), left.density, late=_LATE * steps)
+        self._owed = max(wanted - max(whole, decode_rows), 0.0)
+        return Quota(max(int(whole) - decode_rows, 0), left.density, late=_LATE * steps)
+
+    def _sizes(self, kv_tokens: float) -> NDArray[np.float64]:
+        """Rows of which a step should have one number, increasing from 0."""
+        seconds = self._compute
+        if self.overlapped:
+            seconds = np.maximum(seconds, self._memory(kv_tokens))
+        return np.append(0.0, self._rows[1:][_lower_hull(self._rows[1:], seconds[1:])])

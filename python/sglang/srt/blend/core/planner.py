@@ -203,7 +203,7 @@ class Planner:
         table.shared[blend.slots] = blend.density.shared
         table.forget_waiting()
         table.count_waiting(self._order[table.state[self._order] == State.WAITING])
-        self.scanner.load(blend.scan)
+        self.scanner.load(blend.scan, self._density_left())
         self._rebuild_index()
 
     def plan(self) -> Plan:
@@ -266,7 +266,10 @@ class Planner:
 
     @property
     def compute_reserve(self) -> float:
-        """KV tokens that the compute side will go on using while any of it waits."""
+        """KV tokens that the compute side goes on using while any of it waits, if it fills its share.
+
+        Where prefill is paced, `WorkLeft.compute_reserve` is what it will use.
+        """
         return self.scanner.partition.compute if self.scanner.num_waiting else 0.0
 
     @property
@@ -381,6 +384,7 @@ class Planner:
             kv_reads=reads,
             longest=float(max(table.longest_waiting, remaining.max(initial=0))),
             density=self.cost_model.work_density(rows, reads),
+            compute=self.scanner.demand,
         )
 
     def side(self, slot: int) -> Side:
@@ -392,6 +396,14 @@ class Planner:
         return self.table.waiting_tokens + self.table.running_tokens <= self.kv_capacity
 
     # ---------------------------------------------------------------- inside
+
+    def _density_left(self) -> float:
+        """Comp / Mem of what running and waiting requests will still do."""
+        table = self.table
+        running = np.flatnonzero(table.state == State.RUNNING)
+        generated = table.generated[running]
+        remaining = np.maximum(table.expected_many(running) - generated, 0)
+        return self.work_left(remaining, table.store.length[running] + generated).density
 
     def _forget(self, slot: int) -> None:
         self.table.state[slot] = State.ABSENT

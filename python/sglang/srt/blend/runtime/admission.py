@@ -38,7 +38,7 @@ _OUTLASTS = 1.1
 _LATE_STEPS = 2
 """Steps by which the scheduler sees an ended request later than a forecast of its length tells."""
 
-_DEVIATIONS = 2.0
+_DEVIATIONS = 3.0
 """Of what running requests will hold: room kept free, for a retraction computes a prompt again."""
 
 _BROKEN_PROMISES = 1.5
@@ -96,6 +96,7 @@ class BlendPrefillAdder(PrefillAdder):
         self._quota = None if quota is None else quota.tokens  # what is left of it
         self._spare = self.blend.policy.spare  # what is left of it
         self._steps_left = 0.0  # of all work, at a full cache; with the forecast
+        self._reserve = 0  # KV tokens that the memory side leaves to the compute side; with the forecast
         self._passed_over = 0
         self.blend.leaders.next_step()
         self.blend.log.end_step()
@@ -324,7 +325,7 @@ class BlendPrefillAdder(PrefillAdder):
         room = self._room(self._crowd)
         steps = min(
             self._crowd.everybody.longest(new_tokens, room),
-            self._crowd.memory.longest(new_tokens, room - int(blend.planner.compute_reserve)),
+            self._crowd.memory.longest(new_tokens, room - self._reserve),
         )
         if steps <= _LATE_STEPS:
             return False
@@ -355,7 +356,7 @@ class BlendPrefillAdder(PrefillAdder):
         room = self._room(outlook)
         limits = [(outlook.everybody, room)]
         if side is Side.MEMORY and remaining < self._steps_left:
-            limits.append((outlook.memory, room - int(self.blend.planner.compute_reserve)))
+            limits.append((outlook.memory, room - self._reserve))
         return limits
 
     def _room(self, outlook: _Outlook) -> int:
@@ -373,6 +374,9 @@ class BlendPrefillAdder(PrefillAdder):
         margin = 0 if pool.everything_fits else int(_DEVIATIONS * progress.spread)
         work = self.blend.planner.work_left(progress.remaining, progress.context)
         self._steps_left = _OUTLASTS * work.kv_reads / self.blend.kv_capacity
+        paced = policy.quota is not None
+        reserve = work.compute_reserve(self.blend.kv_capacity) if paced else pool.planner.compute_reserve
+        self._reserve = int(reserve)
         remaining, released = progress.remaining + _LATE_STEPS, progress.released
 
         def outlook(present: NDArray[np.bool_]) -> _Outlook:
