@@ -14,12 +14,12 @@ from dataclasses import fields
 
 import numpy as np
 from benchmark.paper.compare import Run, cost_model, workload_of
+from benchmark.paper.tables import FULL
 
 from sglang.srt.blend.core.engines import PoolWork, practical_optimum
 from sglang.srt.blend.core.step_time import StepTimeModel
 from sglang.srt.hardware_backend.simulated_gpu.srt_platform import STATIC_MEMORY_FRACTION
 
-REQUESTS = 40_000
 COPIES = (1, 4, 10)
 
 
@@ -29,7 +29,7 @@ def main() -> None:
     )
     print("| --- | --- | --- | --- | --- | --- |")
     for trace in (1, 2, 3, 4):
-        run = Run(trace, "any", "overlapped", REQUESTS)
+        run = Run(trace, "any", "overlapped", FULL)
         workload, cost = workload_of(run), cost_model(run)
         order = workload.depth_first_order()
         once = PoolWork.of(workload.prompt[order], workload.output[order], workload.tree(cost).lcp)

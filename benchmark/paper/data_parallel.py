@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 from benchmark.paper.compare import CHUNK, Run, cost_model, workload_of
 from benchmark.paper.models import MODELS
+from benchmark.paper.tables import FULL
 from benchmark.provenance import commit, identifies
 from numpy.typing import NDArray
 
@@ -268,7 +269,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m benchmark.paper.data_parallel", description=__doc__.split("\n")[0]
     )
-    parser.add_argument("--requests", type=int, default=40_000, help="about so many per trace")
+    parser.add_argument("--requests", type=int, default=FULL, help="about so many per trace")
     parser.add_argument("--video-tokens", type=int, default=16384, help="mean answer of the memory trace")
     parser.add_argument("--trace", type=int, action="append", choices=(1, 2, 3, 4), help="default: all")
     parser.add_argument("--parts", type=int, action="append", help="replicas beside 1; default: 2 and 4")
