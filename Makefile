@@ -65,6 +65,7 @@ paper: setup ## The paper's tables in full, simulated (hours); results in benchm
 	for table in headline traces lpm variance azure models ablations chunks grid; do $(BIN)/python -m benchmark.paper $$table --jobs 2 || exit 1; done
 	$(BIN)/python -m benchmark.paper.data_parallel --jobs 2
 	$(BIN)/python -m benchmark.paper.resources --jobs 2
+	$(BIN)/python -m benchmark.paper.time_model
 
 lint: setup ## Style, types and the import contract
 	$(BIN)/ruff check .
