@@ -23,6 +23,7 @@ from typing import Any
 
 from benchmark import provenance
 from benchmark.paper import report
+from benchmark.paper.arguments import add_jobs
 from benchmark.paper.compare import Run, batches, execute
 from benchmark.paper.pictures import draw
 from benchmark.paper.published import against_paper
@@ -80,7 +81,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("table", choices=TABLES)
     parser.add_argument("--trace", type=int, action="append", choices=(1, 2, 3, 4), help="only this one")
-    parser.add_argument("--jobs", type=int, default=1, help="simulations at a time, about 3 GB each")
+    add_jobs(parser)
     parser.add_argument("--out", default="benchmark/results/paper")
     parser.add_argument(
         "--report",

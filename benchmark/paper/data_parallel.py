@@ -21,11 +21,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from benchmark.paper.arguments import add_jobs, at_least_one
 from benchmark.paper.compare import CHUNK, Run, cost_model, workload_of
 from benchmark.paper.models import MODELS
 from benchmark.paper.tables import FULL
 from benchmark.provenance import commit, identifies
+from benchmark.workloads import ImpossibleMix
 from numpy.typing import NDArray
+from tqdm import tqdm
 
 from sglang.batch.plan_schedules import simulator_processes
 from sglang.srt.blend.core.engines import PoolWork, practical_optimum
@@ -188,10 +191,6 @@ def summarise(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def main() -> None:
     arguments = _parser().parse_args()
-    try:
-        from matplotlib.figure import Figure  # noqa: F401  # before hours of simulation, not after
-    except ImportError:
-        raise SystemExit("the picture needs matplotlib; pip install matplotlib") from None
     out = Path(arguments.out)
     out.mkdir(parents=True, exist_ok=True)
     file = out / "data_parallel.jsonl"
@@ -220,12 +219,16 @@ def main() -> None:
     missing = [replica for replica in wanted if not any(_same(replica, record) for record in done)]
     origin = {"commit": code, "command": _command(arguments)}
     with simulator_processes(arguments.jobs) as executor:
-        for future in as_completed([executor.submit(execute, replica) for replica in missing]):
-            record = future.result()
+        futures = [executor.submit(execute, replica) for replica in missing]
+        for future in tqdm(as_completed(futures), total=len(futures), unit="simulation", disable=not futures):
+            try:
+                record = future.result()
+            except ImpossibleMix as error:
+                raise SystemExit(f"error: {error}") from None
             done.append({**record, **origin})
             with file.open("a") as lines:
                 lines.write(json.dumps(done[-1]) + "\n")
-            print(_line(record), flush=True)
+            tqdm.write(_line(record))
     rows = summarise([record for record in done if any(_same(replica, record) for replica in wanted)])
     with (out / "data_parallel.csv").open("w", newline="") as table:
         writer = csv.DictWriter(table, list(rows[0]))
@@ -269,17 +272,21 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m benchmark.paper.data_parallel", description=__doc__.split("\n")[0]
     )
-    parser.add_argument("--requests", type=int, default=FULL, help="about so many per trace")
-    parser.add_argument("--video-tokens", type=int, default=16384, help="mean answer of the memory trace")
+    parser.add_argument("--requests", type=at_least_one, default=FULL, help="about so many per trace")
+    parser.add_argument(
+        "--video-tokens", type=at_least_one, default=16384, help="mean answer of the memory trace"
+    )
     parser.add_argument("--trace", type=int, action="append", choices=(1, 2, 3, 4), help="default: all")
-    parser.add_argument("--parts", type=int, action="append", help="replicas beside 1; default: 2 and 4")
+    parser.add_argument(
+        "--parts", type=at_least_one, action="append", help="replicas beside 1; default: 2 and 4"
+    )
     parser.add_argument(
         "--sample-fraction", type=float, default=0.01, help="1 tells the division all lengths"
     )
     parser.add_argument("--model", default="llama-3-8b", choices=sorted(MODELS))
     parser.add_argument("--hardware", default="a100-80gb")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--jobs", type=int, default=1, help="simulations at a time, about 3 GB each")
+    add_jobs(parser)
     parser.add_argument("--out", default="benchmark/results/paper")
     return parser
 

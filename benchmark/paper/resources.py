@@ -14,8 +14,11 @@ from typing import Any
 
 from benchmark import provenance
 from benchmark.paper import report
+from benchmark.paper.arguments import add_jobs, at_least_one
 from benchmark.paper.compare import WORK, Run, cost_model, simulated
 from benchmark.paper.tables import SCALED, SCALED_VIDEO_TOKENS
+from benchmark.workloads import ImpossibleMix
+from tqdm import tqdm
 
 from sglang.batch.plan_schedules import simulator_processes
 from sglang.batch.plan_timeline import Timeline, timeline
@@ -32,9 +35,9 @@ def main() -> None:
     )
     parser.add_argument("--trace", type=int, action="append", choices=TRACES, help="only this one")
     parser.add_argument("--engine", choices=("mixed", "overlapped"), default="overlapped")
-    parser.add_argument("--requests", type=int, default=SCALED, help="of each trace, about")
-    parser.add_argument("--video-tokens", type=int, default=SCALED_VIDEO_TOKENS)
-    parser.add_argument("--jobs", type=int, default=1, help="simulations at a time, about 3 GB each")
+    parser.add_argument("--requests", type=at_least_one, default=SCALED, help="of each trace, about")
+    parser.add_argument("--video-tokens", type=at_least_one, default=SCALED_VIDEO_TOKENS)
+    add_jobs(parser)
     parser.add_argument("--out", type=Path, default=Path("benchmark/results/paper"))
     arguments = parser.parse_args()
     runs = [
@@ -45,9 +48,12 @@ def main() -> None:
     arguments.out.mkdir(parents=True, exist_ok=True)
     commit = provenance.commit()
     with simulator_processes(arguments.jobs) as executor:
-        lines = executor.map(use, runs)
+        lines = iter(tqdm(executor.map(use, runs), total=len(runs), unit="simulation"))
         for pair in zip(runs[::2], runs[1::2], strict=True):
-            uses = [(run, next(lines)) for run in pair]
+            try:
+                uses = [(run, next(lines)) for run in pair]
+            except ImpossibleMix as error:
+                raise SystemExit(f"error: {error}") from None
             name = arguments.out / f"resources-{pair[0].trace}"
             report.write_csv(
                 name.with_suffix(".csv"),
@@ -56,7 +62,7 @@ def main() -> None:
             draw(name.with_suffix(".png"), uses)
             for run, line in uses:
                 compute, memory = (sum(part) / len(part) for part in (line.compute, line.memory))
-                print(
+                tqdm.write(
                     f"{run.name} {run.policy:<6}{run.engine}: {compute:.1%} of peak FLOP/s, "
                     f"{memory:.1%} of bandwidth"
                 )

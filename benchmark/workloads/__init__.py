@@ -4,7 +4,7 @@ All give a `sglang.srt.blend.core.workload.Workload`; density and sharing are co
 planner's own prefix tree.
 """
 
-from benchmark.workloads.synthesis import PAPER_TRACES, MixTarget, synthesise
+from benchmark.workloads.synthesis import PAPER_TRACES, ImpossibleMix, MixTarget, synthesise
 from benchmark.workloads.traces import TRACES, make_trace
 
-__all__ = ["PAPER_TRACES", "TRACES", "MixTarget", "make_trace", "synthesise"]
+__all__ = ["PAPER_TRACES", "TRACES", "ImpossibleMix", "MixTarget", "make_trace", "synthesise"]

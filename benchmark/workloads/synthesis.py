@@ -35,6 +35,10 @@ class MixTarget:
     sharing: float
 
 
+class ImpossibleMix(ValueError):
+    """No mix of the traces has the density and the sharing that are wanted."""
+
+
 PAPER_TRACES = (MixTarget(1.4, 0.35), MixTarget(0.9, 0.35), MixTarget(1.4, 0.05), MixTarget(0.9, 0.05))
 """The four headline traces, #1 to #4."""
 
@@ -59,7 +63,7 @@ def synthesise(
         compute, memory, sharing: names in `specs`.
 
     Raises:
-        ValueError: no mix of these traces has that density and sharing.
+        ImpossibleMix: no mix of these traces has that density and sharing.
     """
     names = (compute, memory, sharing)
     make = partial(make_trace, seed=seed, specs=specs)
@@ -69,7 +73,7 @@ def synthesise(
     for _ in range(6):  # averages change a little with the number of requests: measure and solve again
         try:
             counts = _counts(averages, target, memory_requests, names)
-        except ValueError:
+        except ImpossibleMix:
             if best is None:
                 raise
             averages = (averages + before) / 2  # so few requests that their averages jump: go half as far
@@ -110,7 +114,7 @@ def _shares(averages: Floats, target: MixTarget, names: tuple[str, ...]) -> Floa
     shares = np.linalg.solve(conditions, [0.0, 0.0, 1.0])
     if np.any(shares < 0):
         wanted = ", ".join(f"{name} {share:.4f}" for name, share in zip(names, shares, strict=True))
-        raise ValueError(
+        raise ImpossibleMix(
             f"density {target.density} with sharing {target.sharing}: no mix of these traces reaches it "
             f"(shares would be {wanted}); choose other traces or targets"
         )

@@ -269,3 +269,21 @@ def test_the_time_models_report_fails_when_its_bar_is_missed(monkeypatch, tmp_pa
     assert capsys.readouterr().out.count("missed") == end.value.code
     assert len((tmp_path / "time_model.csv").read_text().splitlines()) == 1120 + 6 + 1
     assert (tmp_path / "time_model.png").stat().st_size > 0
+
+
+@pytest.mark.parametrize("module", [data_parallel, resources])
+@pytest.mark.parametrize("argument", ["--requests=0", "--video-tokens=many", "--jobs=-1"])
+def test_bad_numbers_are_refused_before_anything_is_simulated(monkeypatch, capsys, module, argument):
+    monkeypatch.setattr("sys.argv", ["table", argument])
+    with pytest.raises(SystemExit) as end:
+        module.main()
+    assert end.value.code == 2
+    assert "whole number of at least 1" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("module", [data_parallel, resources])
+def test_a_mix_that_cannot_be_ends_with_what_is_wrong(monkeypatch, tmp_path, module):
+    arguments = ["--requests=300", "--video-tokens=64", "--trace=1", f"--out={tmp_path}"]
+    monkeypatch.setattr("sys.argv", ["table", *arguments])
+    with pytest.raises(SystemExit, match="error: density 1.4 with sharing 0.35: no mix"):
+        module.main()

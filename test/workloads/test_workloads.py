@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from benchmark.workloads import PAPER_TRACES, TRACES, MixTarget, make_trace, synthesise
+from benchmark.workloads import PAPER_TRACES, TRACES, ImpossibleMix, MixTarget, make_trace, synthesise
 from benchmark.workloads.lengths import LengthDistribution
 from benchmark.workloads.loaders import (
     load_lengths,
@@ -97,7 +97,7 @@ def test_equal_seeds_give_equal_workloads_and_others_do_not():
 
 
 def test_an_impossible_target_is_refused_with_the_shares_it_would_take():
-    with pytest.raises(ValueError, match=r"no mix of these traces.*openvid"):
+    with pytest.raises(ImpossibleMix, match=r"no mix of these traces.*openvid"):
         synthesise(MixTarget(500.0, 0.1), 1000, COST)
     with pytest.raises(ValueError, match="choose one of sharegpt"):
         make_trace("imagenet", 10)
