@@ -9,12 +9,10 @@ from sglang.srt.blend.core.dual_scan import (
     DualScanner,
     ScanOrder,
     Side,
-    partition_capacity,
     scan_to_the_end,
-    share_weight,
-    steady_prefill_quota,
 )
 from sglang.srt.blend.core.pacing import Quota
+from sglang.srt.blend.core.partition import partition_capacity, share_weight, steady_prefill_quota
 
 densities = st.floats(1e-3, 1e3)
 

@@ -1,4 +1,4 @@
-"""Memory partition and dual scanner (paper 5.3, equations above Figure 6 and Algorithm 3).
+"""Dual scanner (paper 5.3, Algorithm 3).
 
 Two cursors walk the density order from both ends, and each side fills its share of the KV capacity.
 """
@@ -8,24 +8,25 @@ from __future__ import annotations
 import heapq
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Any
 
 import numpy as np
 from numba import njit
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from sglang.srt.blend.core.pacing import Demand, Quota
+from sglang.srt.blend.core.partition import (
+    DENSEST,
+    IDLE_STEPS,
+    Partition,
+    compute_share,
+    partition_capacity,
+)
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
-# Steps that a request holds KV without decoding: its prefill, and the step that returns its last token
-# after which the scheduler sees it finished. Short answers would otherwise overstay their share.
-_IDLE_STEPS = 2.0
 # Memory-side requests offered before the compute side has its turn in a step.
 _LEAD = 8
-# Infinite densities (nothing decoded) take part in the equations as this.
-_DENSEST = 1e9
 # No output is too long.
 UNLIMITED = 1 << 40
 
@@ -38,82 +39,6 @@ class Side(IntEnum):
 
 
 _SIDES = tuple(Side)
-
-
-@dataclass(frozen=True, slots=True)
-class Partition:
-    """KV tokens of each side.
-
-    Attributes:
-        compute: tokens for requests admitted from the compute side (left).
-        memory: tokens for requests admitted from the memory side (right).
-    """
-
-    compute: float
-    memory: float
-
-    @property
-    def total(self) -> float:
-        return self.compute + self.memory
-
-
-@njit(cache=True)
-def _compute_share(root, compute_side, memory_side):  # type: ignore[no-untyped-def]
-    """M_L / M, clamped to [0, 1]; 1/2 when both ends have (nearly) the same density."""
-    high, low = min(compute_side, _DENSEST), min(memory_side, _DENSEST)
-    if high - low <= 1e-9 * max(high, 1e-12):
-        return 0.5
-    return min(max((min(root, _DENSEST) - low) / (high - low), 0.0), 1.0)
-
-
-def partition_capacity(capacity: float, *, root: float, compute_side: float, memory_side: float) -> Partition:
-    """Split KV capacity so that the blended density equals the root's.
-
-    Solves M_L + M_R = M and M_L * rho_L + M_R * rho_R = M * rho_root. When both ends have the same
-    density any split works and the halves are returned; a root outside the two densities (possible
-    after many completions) is clamped, so one side gets everything.
-
-    Args:
-        capacity: KV capacity M, in tokens.
-        root, compute_side, memory_side: densities Comp/Mem, dimensionless and >= 0; infinity is a
-            request that decodes nothing.
-
-    Raises:
-        ValueError: if compute_side < memory_side (the leaves are not sorted).
-    """
-    if compute_side < memory_side:
-        raise ValueError(f"compute side density {compute_side} is below the memory side's {memory_side}")
-    compute = capacity * float(_compute_share(root, compute_side, memory_side))
-    return Partition(compute, capacity - compute)
-
-
-def share_weight(new_tokens: ArrayLike, output: ArrayLike) -> Floats:
-    """KV tokens that a request counts for in its side's share.
-
-    On average it holds what it adds to the cache plus half its output (paper 5.3: N = M_side /
-    (p + d/2)), for d decoding steps and a few idle ones; only the decoding ones make density.
-
-    Args:
-        new_tokens: prompt tokens not shared with KV that is there anyway.
-        output: output tokens.
-    """
-    return np.asarray(share_of_one(np.asarray(new_tokens, np.float64), np.asarray(output, np.float64)))
-
-
-def share_of_one(new_tokens: Any, output: Any) -> Any:
-    """`share_weight` of floats, without the price of arrays."""
-    return (new_tokens + output / 2.0) * output / (output + _IDLE_STEPS)
-
-
-def steady_prefill_quota(share: float, prompt: float, output: float) -> float:
-    """Prefill tokens per step that keep one side's share full (paper Algorithm 3: C = N p / d).
-
-    Args:
-        share: KV tokens of the side.
-        prompt, output: mean tokens of its requests; an output below 1 counts as 1.
-    """
-    output = max(output, 1.0)
-    return share / (prompt + output / 2.0) * prompt / output
 
 
 @njit(cache=True)
@@ -132,7 +57,7 @@ def _rooms(left, right, density, root, capacity, used_compute, used_memory):  # 
     With nothing running the larger share may take a request whatever its size, so that none is too
     large to be admitted.
     """
-    share = _compute_share(root, density[left], density[right])
+    share = compute_share(root, density[left], density[right])
     room_compute = capacity * share - used_compute
     room_memory = capacity * (1.0 - share) - used_memory
     if room_compute <= 0.0 and room_memory <= 0.0 and used_compute + used_memory <= 0.0:
@@ -229,7 +154,7 @@ def _run_dry(weight, density, output, comp, mem, capacity):  # type: ignore[no-u
     left, right, now, count = 0, n - 1, 0.0, 0
     while count < n:
         left, right = _advance(waiting, left, right)
-        root = comp_left / mem_left if mem_left > 0.0 else _DENSEST
+        root = comp_left / mem_left if mem_left > 0.0 else DENSEST
         rooms = _rooms(left, right, density, root, capacity, used[0], used[1])
         side = 1 if rooms[1] > 0.0 else 0
         if rooms[side] <= 0.0:
@@ -243,7 +168,7 @@ def _run_dry(weight, density, output, comp, mem, capacity):  # type: ignore[no-u
         used[side] += weight[place]
         comp_left -= comp[place]
         mem_left = max(mem_left - mem[place], 0.0)
-        heapq.heappush(ends, (now + output[place] + _IDLE_STEPS, np.int64(place), np.int64(side)))
+        heapq.heappush(ends, (now + output[place] + IDLE_STEPS, np.int64(place), np.int64(side)))
         places[count], sides[count], steps[count] = place, side, now
         count += 1
     return places, sides, steps
@@ -312,7 +237,7 @@ class DualScanner:
         self._proposed = {}
         dense = self.root_density if dense is None else dense
         self._weight = np.where(plan.density >= dense, plan.weight, 0.0)
-        self._hold = self._weight * (plan.output + _IDLE_STEPS)
+        self._hold = self._weight * (plan.output + IDLE_STEPS)
         self.demand = Demand(float(self._weight.sum()), float(self._hold.sum()))
 
     @property

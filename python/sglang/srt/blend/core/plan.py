@@ -8,8 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sglang.srt.blend.core.cost_model import CostModel
-from sglang.srt.blend.core.dual_scan import ScanOrder, share_weight
+from sglang.srt.blend.core.dual_scan import ScanOrder
 from sglang.srt.blend.core.ordering import DensityOrder, order_by_density
+from sglang.srt.blend.core.partition import share_weight
 from sglang.srt.blend.core.prefix_tree import build_tree
 from sglang.srt.blend.core.request_table import RequestTable
 

@@ -18,13 +18,12 @@ from sglang.srt.blend.core.cost_model import CostModel
 from sglang.srt.blend.core.dual_scan import (
     UNLIMITED,
     DualScanner,
-    Partition,
     Side,
     scan_to_the_end,
-    share_of_one,
 )
 from sglang.srt.blend.core.output_length import choose_samples, estimate_outputs
 from sglang.srt.blend.core.pacing import Quota, WorkLeft
+from sglang.srt.blend.core.partition import Partition, share_of_one
 from sglang.srt.blend.core.pending_index import PendingIndex
 from sglang.srt.blend.core.plan import Blend, Plan, PlannerOptions, blend_requests
 from sglang.srt.blend.core.prefix_tree import build_tree, densities
