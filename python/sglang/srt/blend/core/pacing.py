@@ -63,9 +63,13 @@ class WorkLeft:
     density: float
     compute: Demand = Demand()
 
+    def read_steps(self, kv_capacity: float) -> float:
+        """Passes that it takes to read all KV with a cache as full as it is on average."""
+        return self.kv_reads / (_FILL * kv_capacity)
+
     def steps(self, kv_capacity: float) -> float:
         """Passes that this takes at least, 1 or more."""
-        return max(self.longest, self.kv_reads / (_FILL * kv_capacity), 1.0)
+        return max(self.longest, self.read_steps(kv_capacity), 1.0)
 
     def prefill_steps(self, kv_capacity: float) -> float:
         """Passes among which to spread prefill, 1 or more: its last ones must end before the last pass."""

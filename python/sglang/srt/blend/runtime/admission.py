@@ -32,9 +32,6 @@ from sglang.srt.mem_cache.prefill_budget import PrefillBudget
 if TYPE_CHECKING:
     from sglang.srt.blend.runtime.startup import Blend
 
-_OUTLASTS = 1.1
-"""How many times longer than all work left an answer must be to take room from the compute side."""
-
 _LATE_STEPS = 2
 """Steps by which the scheduler sees an ended request later than a forecast of its length tells."""
 
@@ -95,7 +92,7 @@ class BlendPrefillAdder(PrefillAdder):
         quota = self.blend.policy.quota
         self._quota = None if quota is None else quota.tokens  # what is left of it
         self._spare = self.blend.policy.spare  # what is left of it
-        self._steps_left = 0.0  # of all work, at a full cache; with the forecast
+        self._read_steps = 0.0  # of all work left; with the forecast
         self._reserve = 0  # KV tokens that the memory side leaves to the compute side; with the forecast
         self._passed_over = 0
         self.blend.leaders.next_step()
@@ -355,7 +352,7 @@ class BlendPrefillAdder(PrefillAdder):
         outlook = self._outlook = self._outlook or self._look_ahead()
         room = self._room(outlook)
         limits = [(outlook.everybody, room)]
-        if side is Side.MEMORY and remaining < self._steps_left:
+        if side is Side.MEMORY and remaining < self._read_steps:
             limits.append((outlook.memory, room - self._reserve))
         return limits
 
@@ -373,7 +370,7 @@ class BlendPrefillAdder(PrefillAdder):
         used += sum(len(r.full_untruncated_fill_ids) - r.prefix_len for r in self.can_run_list)
         margin = 0 if pool.everything_fits else int(_DEVIATIONS * progress.spread)
         work = self.blend.planner.work_left(progress.remaining, progress.context)
-        self._steps_left = _OUTLASTS * work.kv_reads / self.blend.kv_capacity
+        self._read_steps = work.read_steps(self.blend.kv_capacity)
         paced = policy.quota is not None
         reserve = work.compute_reserve(self.blend.kv_capacity) if paced else pool.planner.compute_reserve
         self._reserve = int(reserve)
