@@ -45,11 +45,11 @@ QUICK_POLICIES := --only fcfs $(foreach policy,fcfs lof blend,--only "$(policy),
 
 # A small version of docs/performance.md: one round, fewer requests of half the length.
 bench-cpu-quick: setup ## Ratios of policies and kernels on this CPU, under 10 minutes (VLLM_PYTHON=path adds vLLM)
-	$(BIN)/python -m benchmark.cpu_steps --rounds 1 --steps 8 --out $(QUICK)/steps
+	$(BIN)/python -m benchmark.cpu.steps --rounds 1 --steps 8 --out $(QUICK)/steps
 	$(BIN)/python -m benchmark.offline_throughput --rounds 1 --scale 0.2 --length-scale 0.5 --kv-tokens 2048 $(QUICK_POLICIES) \
 		$(foreach trace,1 2 3 4,--workload trace$(trace)) --out $(QUICK)/offline \
 		$(if $(VLLM_PYTHON),--vllm-python $(VLLM_PYTHON))
-	$(BIN)/python -m benchmark.cpu_figures --steps $(QUICK)/steps/results.json --offline $(QUICK)/offline/results.json
+	$(BIN)/python -m benchmark.cpu.figures --steps $(QUICK)/steps/results.json --offline $(QUICK)/offline/results.json
 
 # Both libraries must be loaded before anything else. Leaks are not looked for: Python and PyTorch free little
 # when they exit.

@@ -33,9 +33,9 @@ from benchmark.offline.vllm_environment import create_vllm_environment
 from benchmark.offline.workloads import REQUESTS, Prepared, prepare
 
 from sglang.batch.smollm2 import ModelUnavailable, resolve_model_path
-from sglang.srt.blend.core.cost_model import CostModel
-from sglang.srt.blend.core.hardware import load_hardware
-from sglang.srt.blend.core.model_shape import ModelShape
+from sglang.srt.blend.core.cost.cost_model import CostModel
+from sglang.srt.blend.core.cost.hardware import load_hardware
+from sglang.srt.blend.core.cost.model_shape import ModelShape
 
 DESCRIPTION, _, EPILOG = (__doc__ or "").partition("\nexamples:")
 

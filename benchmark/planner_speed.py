@@ -24,13 +24,13 @@ from benchmark.paper.models import MODELS
 from benchmark.workloads import make_trace
 from numpy.typing import NDArray
 
-from sglang.srt.blend.core.cost_model import CostModel
-from sglang.srt.blend.core.hardware import load_hardware
-from sglang.srt.blend.core.model_shape import ModelShape
-from sglang.srt.blend.core.plan import Plan
+from sglang.srt.blend.core.cost.cost_model import CostModel
+from sglang.srt.blend.core.cost.hardware import load_hardware
+from sglang.srt.blend.core.cost.model_shape import ModelShape
+from sglang.srt.blend.core.order.plan import Plan
 from sglang.srt.blend.core.planner import Planner
+from sglang.srt.blend.core.pool.workload import concatenate
 from sglang.srt.blend.core.warm_up import compile_kernels
-from sglang.srt.blend.core.workload import concatenate
 
 SHARES = {"wildchat": 0.5, "mmlu": 0.25, "burstgpt": 0.25}
 KV_CAPACITY = 440_000  # tokens: what an A100-80GB holds beside Llama-3-8B

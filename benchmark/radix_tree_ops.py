@@ -24,8 +24,8 @@ sys.path.append(str(Path(__file__).parents[1] / "test"))  # the cache without a 
 from pools import llama_on_a100
 from radix_pool import Request, RequestPool, make_cache, server_arguments
 from sglang.srt.blend.core.planner import Planner
-from sglang.srt.blend.runtime import radix_cache
-from sglang.srt.blend.runtime.radix_namespaces import Namespaces
+from sglang.srt.blend.runtime.radix import cache as radix_cache
+from sglang.srt.blend.runtime.radix.namespaces import Namespaces
 
 OPERATIONS = ("match_prefix", "insert", "evict")
 

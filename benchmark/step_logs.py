@@ -4,10 +4,10 @@
     git switch --detach AFTER  && python -m benchmark.step_logs write --out build/after
     python -m benchmark.step_logs compare build/before build/after
 
-A folder holds one file per schedule: every scenario of `test/simulated_gpu/scenarios.py` (JSON, what each step
-held and cost, who was admitted in which order) and every simulation of `make paper-quick` (a NumPy array, one row
-per forward pass with the columns of `StepLog`, then one with the second at which each request ended). Wall times
-are left out; nothing else may differ. Exit code 1 if anything does.
+A folder holds one file per schedule: every scenario of `test/simulated_gpu/scenarios.py` (JSON: what each
+step held and cost, who was admitted in which order) and every simulation of `make paper-quick` (a NumPy array
+with one row per forward pass and the columns of `StepLog`, then one with the second at which each request
+ended). Wall times are left out; nothing else may differ. Exit code 1 if anything does.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from benchmark.paper.compare import Run, batches, simulated
 from benchmark.paper.tables import quick
 from tqdm import tqdm
 
-from sglang.batch.plan_schedules import simulator_processes
+from sglang.batch.plan.schedules import simulator_processes
 
 SCENARIOS = Path(__file__).parents[1] / "test" / "simulated_gpu" / "scenarios.py"
 PLATFORM = {"simulated": "simulated_gpu", "real": "portable_cpu"}
@@ -91,7 +91,8 @@ def compare(before: Path, after: Path) -> int:
     different = [name for name in names if not _equal(before / name, after / name)]
     for name in different:
         print(f"differs: {name}")
-    print(f"{commits[0]} and {commits[1]}: {len(names) - len(different)} of {len(names)} step logs are identical")
+    same = len(names) - len(different)
+    print(f"{commits[0]} and {commits[1]}: {same} of {len(names)} step logs are identical")
     return 1 if different or not names else 0
 
 

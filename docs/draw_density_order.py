@@ -12,8 +12,8 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "test"))
 from pools import llama_on_a100, mixed_pool
-from sglang.srt.blend.core.ordering import order_by_density
-from sglang.srt.blend.core.prefix_tree import densities
+from sglang.srt.blend.core.order.ordering import order_by_density
+from sglang.srt.blend.core.pool.prefix_tree import densities
 
 REQUESTS, SEED = 4000, 1
 

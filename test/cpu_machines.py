@@ -1,8 +1,8 @@
 """Cost models of the embedded model on two kinds of CPU, for tests of the CPU benchmark."""
 
-from sglang.srt.blend.core.cost_model import CostModel
-from sglang.srt.blend.core.hardware import Hardware
-from sglang.srt.blend.core.model_shape import ModelShape
+from sglang.srt.blend.core.cost.cost_model import CostModel
+from sglang.srt.blend.core.cost.hardware import Hardware
+from sglang.srt.blend.core.cost.model_shape import ModelShape
 
 SMOLLM2 = {
     "hidden_size": 576,

@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sglang.srt.blend.core import prefix_sort
-from sglang.srt.blend.core.cost_model import CostModel
-from sglang.srt.blend.core.hardware import load_hardware
-from sglang.srt.blend.core.model_shape import ModelShape
-from sglang.srt.blend.core.plan import PlannerOptions
+from sglang.srt.blend.core.cost.cost_model import CostModel
+from sglang.srt.blend.core.cost.hardware import load_hardware
+from sglang.srt.blend.core.cost.model_shape import ModelShape
+from sglang.srt.blend.core.order.plan import PlannerOptions
 from sglang.srt.blend.core.planner import Planner
-from sglang.srt.blend.core.prefix_tree import ResourceAwarePrefixTree, build_tree
-from sglang.srt.blend.core.token_store import TokenStore
+from sglang.srt.blend.core.pool import prefix_sort
+from sglang.srt.blend.core.pool.prefix_tree import ResourceAwarePrefixTree, build_tree
+from sglang.srt.blend.core.pool.token_store import TokenStore
 
 LLAMA_3_8B: dict[str, Any] = {
     "model_type": "llama",

@@ -16,14 +16,14 @@ from unittest import mock
 import numpy as np
 import torch
 
-from sglang.srt.blend.core.cost_model import CostModel
-from sglang.srt.blend.core.hardware import load_hardware
-from sglang.srt.blend.core.model_shape import ModelShape
-from sglang.srt.blend.core.pending_index import NEVER
+from sglang.srt.blend.core.cost.cost_model import CostModel
+from sglang.srt.blend.core.cost.hardware import load_hardware
+from sglang.srt.blend.core.cost.model_shape import ModelShape
 from sglang.srt.blend.core.planner import Planner
-from sglang.srt.blend.runtime import radix_cache
-from sglang.srt.blend.runtime.radix_annotations import Annotation
-from sglang.srt.blend.runtime.radix_namespaces import Namespaces
+from sglang.srt.blend.core.pool.pending_index import NEVER
+from sglang.srt.blend.runtime.radix import cache as radix_cache
+from sglang.srt.blend.runtime.radix.annotations import Annotation
+from sglang.srt.blend.runtime.radix.namespaces import Namespaces
 from sglang.srt.blend.runtime.token_ids import fold
 from sglang.srt.mem_cache.allocator import PagedTokenToKVPoolAllocator, TokenToKVPoolAllocator
 from sglang.srt.mem_cache.base_prefix_cache import EvictParams, InsertParams, MatchPrefixParams

@@ -5,6 +5,8 @@ regular top-level package only where that package itself lies, which for an over
 """
 
 import ast
+import graphlib
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -17,9 +19,13 @@ PORTABLE_CPU = "sglang.srt.hardware_backend.portable_cpu"
 PLATFORMS = (PORTABLE_CPU, "sglang.srt.hardware_backend.simulated_gpu")
 BATCH = "sglang.batch"
 
+# Core's own packages, each of which may import those before it.
+LAYERS = tuple(f"{CORE}.{name}" for name in ("cost", "pool", "step", "order"))
+
 # Package: what it must not import, apart from the allowed packages inside that.
 FORBIDDEN: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     CORE: (("torch", "sglang", "transformers"), (CORE,)),
+    **{layer: ((CORE,), LAYERS[: i + 1]) for i, layer in enumerate(LAYERS)},
     RUNTIME: ((*PLATFORMS, BATCH), ()),
     **dict.fromkeys(PLATFORMS, ((BATCH,), ())),
     BATCH: ((PORTABLE_CPU, "benchmark"), ()),
@@ -28,8 +34,25 @@ FORBIDDEN: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 
 def imported_modules(source: str, package: str) -> set[str]:
     """Absolute dotted names of what `source`, a module of `package`, imports: modules or names in them."""
+    return _imported(ast.walk(ast.parse(source)), package)
+
+
+def imported_at_start(source: str, package: str) -> set[str]:
+    """The same without what functions import when they run, and what only a type checker reads."""
+    return _imported(_run_at_import(ast.parse(source)), package)
+
+
+def _run_at_import(tree: ast.AST) -> Iterator[ast.AST]:
+    for node in ast.iter_child_nodes(tree):
+        typing_only = isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING")
+        if not typing_only and not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            yield node
+            yield from _run_at_import(node)
+
+
+def _imported(nodes: Iterable[ast.AST], package: str) -> set[str]:
     found = set()
-    for node in ast.walk(ast.parse(source)):
+    for node in nodes:
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -58,6 +81,28 @@ def violations(package: str) -> list[str]:
 @pytest.mark.parametrize("package", FORBIDDEN)
 def test_imports_point_one_way(package: str) -> None:
     assert violations(package) == []
+
+
+def test_no_module_imports_itself_through_others() -> None:
+    modules = {_name(file): file for file in PYTHON.rglob("*.py")}
+    imports: dict[str, set[str | None]] = {}
+    for name, file in modules.items():
+        found = imported_at_start(file.read_text(), _package(file))
+        imports[name] = {_module(one, modules) for one in found} - {None, name}
+    graphlib.TopologicalSorter(imports).prepare()  # raises CycleError, which names the modules
+
+
+def _package(file: Path) -> str:
+    return ".".join(file.parent.relative_to(PYTHON).parts)
+
+
+def _name(file: Path) -> str:
+    return _package(file) if file.stem == "__init__" else f"{_package(file)}.{file.stem}"
+
+
+def _module(found: str, modules: dict[str, Path]) -> str | None:
+    """The module of ours that an imported name is, or is in; None for others."""
+    return next((name for name in (found, found.rpartition(".")[0]) if name in modules), None)
 
 
 def test_imports_are_found_wherever_they_stand() -> None:

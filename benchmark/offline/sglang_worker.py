@@ -59,7 +59,7 @@ class MeasuredEngine:
         }
 
     async def _answer(self, pool: Pool) -> tuple[float, list[Any]]:
-        from sglang.batch.barrier import SchedulerBarrier
+        from sglang.batch.run.barrier import SchedulerBarrier
 
         barrier = SchedulerBarrier(self._engine.tokenizer_manager)
         await barrier.close()

@@ -14,8 +14,8 @@ from benchmark.workloads import PAPER_TRACES, MixTarget, make_trace, synthesise
 from benchmark.workloads.lengths import LengthDistribution
 from benchmark.workloads.traces import TraceSpec
 
-from sglang.srt.blend.core.cost_model import CostModel
-from sglang.srt.blend.core.workload import Workload
+from sglang.srt.blend.core.cost.cost_model import CostModel
+from sglang.srt.blend.core.pool.workload import Workload
 
 MEMORY_DENSITY = 0.45
 """Of the memory-intensive trace: half of the lowest target, so that a mix can reach it."""

@@ -30,7 +30,7 @@ from benchmark.paper.published import against_paper
 from benchmark.paper.tables import TABLES
 from tqdm import tqdm
 
-from sglang.batch.plan_schedules import simulator_processes
+from sglang.batch.plan.schedules import simulator_processes
 
 _BARS = {
     "headline": report.BARS,

@@ -16,8 +16,8 @@ import numpy as np
 from benchmark.paper.compare import Run, cost_model, workload_of
 from benchmark.paper.tables import FULL
 
-from sglang.srt.blend.core.engines import PoolWork, practical_optimum
-from sglang.srt.blend.core.step_time import StepTimeModel
+from sglang.srt.blend.core.cost.engines import PoolWork, practical_optimum
+from sglang.srt.blend.core.cost.step_time import StepTimeModel
 from sglang.srt.hardware_backend.simulated_gpu.srt_platform import STATIC_MEMORY_FRACTION
 
 COPIES = (1, 4, 10)

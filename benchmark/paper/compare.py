@@ -15,13 +15,13 @@ from benchmark.workloads.traces import with_video_tokens
 from numpy.typing import NDArray
 
 from sglang.srt.blend.core import planner
-from sglang.srt.blend.core.cost_model import CostModel
-from sglang.srt.blend.core.engines import PoolWork, load_engine, practical_optimum
-from sglang.srt.blend.core.hardware import load_hardware
-from sglang.srt.blend.core.model_shape import ModelShape
-from sglang.srt.blend.core.output_length import estimate_outputs
-from sglang.srt.blend.core.step_time import StepTimeModel, StepWork
-from sglang.srt.blend.core.workload import Workload
+from sglang.srt.blend.core.cost.cost_model import CostModel
+from sglang.srt.blend.core.cost.engines import PoolWork, load_engine, practical_optimum
+from sglang.srt.blend.core.cost.hardware import load_hardware
+from sglang.srt.blend.core.cost.model_shape import ModelShape
+from sglang.srt.blend.core.cost.step_time import StepTimeModel, StepWork
+from sglang.srt.blend.core.order.output_length import estimate_outputs
+from sglang.srt.blend.core.pool.workload import Workload
 
 if TYPE_CHECKING:
     from sglang.srt.hardware_backend.simulated_gpu.simulate import SimulationResult

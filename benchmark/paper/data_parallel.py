@@ -30,12 +30,12 @@ from benchmark.workloads import ImpossibleMix
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from sglang.batch.plan_schedules import simulator_processes
-from sglang.srt.blend.core.engines import PoolWork, practical_optimum
-from sglang.srt.blend.core.output_length import choose_samples, estimate_outputs
-from sglang.srt.blend.core.sharding import Shards, shard
-from sglang.srt.blend.core.step_time import StepTimeModel
-from sglang.srt.blend.core.workload import Workload
+from sglang.batch.plan.schedules import simulator_processes
+from sglang.srt.blend.core.cost.engines import PoolWork, practical_optimum
+from sglang.srt.blend.core.cost.step_time import StepTimeModel
+from sglang.srt.blend.core.order.output_length import choose_samples, estimate_outputs
+from sglang.srt.blend.core.order.sharding import Shards, shard
+from sglang.srt.blend.core.pool.workload import Workload
 
 PAPER_SPEEDUPS = {2: (1.85, 1.93), 4: (3.78, 3.88)}
 """BlendServe, data parallel: range over the four traces."""

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from sglang.srt.blend.core.cost_model import CostModel
+from sglang.srt.blend.core.cost.cost_model import CostModel
 from sglang.srt.blend.core.planner import Planner
-from sglang.srt.blend.core.workload import Workload
+from sglang.srt.blend.core.pool.workload import Workload
 
 GROUP_TOKENS = 32
 """A common prefix shorter than this makes no group: a trace's own system prompt of five tokens does not."""

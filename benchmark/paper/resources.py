@@ -20,10 +20,10 @@ from benchmark.paper.tables import SCALED, SCALED_VIDEO_TOKENS
 from benchmark.workloads import ImpossibleMix
 from tqdm import tqdm
 
-from sglang.batch.plan_schedules import simulator_processes
-from sglang.batch.plan_timeline import Timeline, timeline
-from sglang.srt.blend.core.hardware import load_hardware
-from sglang.srt.blend.core.step_time import StepWork
+from sglang.batch.plan.schedules import simulator_processes
+from sglang.batch.plan.timeline import Timeline, timeline
+from sglang.srt.blend.core.cost.hardware import load_hardware
+from sglang.srt.blend.core.cost.step_time import StepWork
 
 POLICIES = ("dfs", "blend")
 TRACES = (1, 2, 3, 4)

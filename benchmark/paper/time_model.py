@@ -20,8 +20,8 @@ from statistics import fmean
 from benchmark.paper import report
 from benchmark.paper.compare import Run, cost_model
 
-from sglang.srt.blend.core.gemm_profile import gemm_profiles
-from sglang.srt.blend.core.step_time import StepTimeModel
+from sglang.srt.blend.core.cost.gemm_profile import gemm_profiles
+from sglang.srt.blend.core.cost.step_time import StepTimeModel
 
 BAR = 0.06
 HELD_BACK, PAPER = "profiles, rows held back", "paper Table 1"

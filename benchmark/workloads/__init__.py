@@ -1,6 +1,6 @@
 """Workloads for measurements: synthetic traces with the paper's statistics, their mixes, and loaders.
 
-All give a `sglang.srt.blend.core.workload.Workload`; density and sharing are computed there, by the
+All give a `sglang.srt.blend.core.pool.workload.Workload`; density and sharing are computed there, by the
 planner's own prefix tree.
 """
 

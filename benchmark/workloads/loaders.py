@@ -20,7 +20,7 @@ import numpy as np
 from benchmark.workloads.traces import VOCABULARY
 from numpy.typing import ArrayLike, NDArray
 
-from sglang.srt.blend.core.workload import Workload
+from sglang.srt.blend.core.pool.workload import Workload
 
 Encode = Callable[[str], Sequence[int]]
 """Text to token ids, without special tokens."""

@@ -15,8 +15,8 @@ import numpy as np
 from benchmark.workloads.traces import TRACES, TraceSpec, make_trace
 from numpy.typing import NDArray
 
-from sglang.srt.blend.core.cost_model import CostModel
-from sglang.srt.blend.core.workload import Workload, concatenate
+from sglang.srt.blend.core.cost.cost_model import CostModel
+from sglang.srt.blend.core.pool.workload import Workload, concatenate
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]

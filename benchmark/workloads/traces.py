@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from benchmark.workloads.lengths import LengthDistribution
 
-from sglang.srt.blend.core.workload import Workload
+from sglang.srt.blend.core.pool.workload import Workload
 
 VOCABULARY = 32_000
 """Token ids are drawn from 1000 to here: valid for every model of the paper, away from special tokens."""

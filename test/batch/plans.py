@@ -6,15 +6,15 @@ from typing import Any
 
 import numpy as np
 
-from sglang.batch.plan_pool import Answers, find_groups
-from sglang.batch.plan_prompts import PlannedModel, Prompts
-from sglang.batch.plan_report import PlanReport, Sample
-from sglang.batch.plan_schedules import Schedule, Simulated
-from sglang.batch.plan_timeline import Timeline
-from sglang.srt.blend.core.cost_model import CostModel
-from sglang.srt.blend.core.hardware import load_hardware
-from sglang.srt.blend.core.model_shape import ModelShape
-from sglang.srt.blend.core.workload import Workload
+from sglang.batch.plan.pool import Answers, find_groups
+from sglang.batch.plan.prompts import PlannedModel, Prompts
+from sglang.batch.plan.report import PlanReport, Sample
+from sglang.batch.plan.schedules import Schedule, Simulated
+from sglang.batch.plan.timeline import Timeline
+from sglang.srt.blend.core.cost.cost_model import CostModel
+from sglang.srt.blend.core.cost.hardware import load_hardware
+from sglang.srt.blend.core.cost.model_shape import ModelShape
+from sglang.srt.blend.core.pool.workload import Workload
 
 CONFIG = {
     "architectures": ["LlamaForCausalLM"],

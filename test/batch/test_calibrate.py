@@ -10,8 +10,8 @@ import torch
 from sglang.batch import calibrate, cli
 from sglang.batch.arguments import BadUsage
 from sglang.batch.calibrate import Calibration, gemm_rates, layer_matrices, measure, to_toml
-from sglang.srt.blend.core.hardware import load_hardware
-from sglang.srt.blend.core.model_shape import ModelShape
+from sglang.srt.blend.core.cost.hardware import load_hardware
+from sglang.srt.blend.core.cost.model_shape import ModelShape
 from sglang.srt.blend.runtime.arguments import BlendOptions
 from sglang.srt.hardware_backend.portable_cpu.srt_platform import PortableCpuPlatform
 

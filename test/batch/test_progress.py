@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from sglang.batch.job import Tally
 from sglang.batch.progress import progress_bar
+from sglang.batch.run.job import Tally
 
 
 class Terminal(io.StringIO):

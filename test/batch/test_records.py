@@ -9,7 +9,6 @@ from fake_engine import FakeEngine, line
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sglang.batch.job import UTF8_MARK, BatchJob
 from sglang.batch.records import (
     URLS,
     Answer,
@@ -19,6 +18,7 @@ from sglang.batch.records import (
     failure_record,
     parse_line,
 )
+from sglang.batch.run.job import UTF8_MARK, BatchJob
 
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),

@@ -6,9 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pools import mixed_pool, planner_for, pool, random_pool
-from sglang.srt.blend.core.dual_scan import Side
-from sglang.srt.blend.core.pending_index import NEVER
-from sglang.srt.blend.core.plan import PlannerOptions
+from sglang.srt.blend.core.order.plan import PlannerOptions
+from sglang.srt.blend.core.pool.pending_index import NEVER
+from sglang.srt.blend.core.step.dual_scan import Side
 
 seeds = st.integers(0, 10**6)
 

@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pools import planner_for, random_pool
-from sglang.srt.blend.core.dual_scan import Side
-from sglang.srt.blend.core.pending_index import NEVER
+from sglang.srt.blend.core.pool.pending_index import NEVER
+from sglang.srt.blend.core.step.dual_scan import Side
 
 seeds = st.integers(0, 10**6)
 

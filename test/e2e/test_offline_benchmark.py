@@ -10,7 +10,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the benchmark pa
 from benchmark.offline.configurations import Configuration, Setting, sglang_options, start_sglang
 from benchmark.offline.pool_file import write_pool
 
-from sglang.srt.blend.core.workload import Workload
+from sglang.srt.blend.core.pool.workload import Workload
 
 GROUPS, OF_EACH, SHARED, OWN = 3, 6, 64, 16
 CAP = 200  # no answer is that long

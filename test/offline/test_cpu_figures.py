@@ -2,7 +2,7 @@
 
 import json
 
-from benchmark import cpu_figures
+from benchmark.cpu import figures as cpu_figures
 
 OFFLINE = {
     "blend over the best other policy": {

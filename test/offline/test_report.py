@@ -1,7 +1,7 @@
 """Medians, ratios and choices, from made-up runs."""
 
 import pytest
-from benchmark.cpu_steps import same_length_pool, summarise
+from benchmark.cpu.steps import same_length_pool, summarise
 from benchmark.offline.report import Results, figures_text
 
 TOKENS = {"trace1": 1000, "arxiv": 600}

@@ -8,10 +8,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from sglang.srt.blend.core.cost_model import CostModel
-from sglang.srt.blend.core.hardware import load_hardware
-from sglang.srt.blend.core.model_shape import ModelShape
-from sglang.srt.blend.core.plan import PlannerOptions
+from sglang.srt.blend.core.cost.cost_model import CostModel
+from sglang.srt.blend.core.cost.hardware import load_hardware
+from sglang.srt.blend.core.cost.model_shape import ModelShape
+from sglang.srt.blend.core.order.plan import PlannerOptions
 from sglang.srt.blend.core.planner import Planner
 from sglang.srt.blend.runtime.encoder_cost import EncoderCost, media_tokens
 from sglang.srt.blend.runtime.pool import UNKNOWN, RequestPool, known_output

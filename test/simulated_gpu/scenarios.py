@@ -16,7 +16,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from sglang.srt.blend.core.workload import Workload
+from sglang.srt.blend.core.pool.workload import Workload
 
 LLAMA_3_8B = {
     "architectures": ["LlamaForCausalLM"],

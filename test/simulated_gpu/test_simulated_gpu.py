@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sglang.srt.blend.core.engines import load_engine
-from sglang.srt.blend.core.hardware import load_hardware
-from sglang.srt.blend.core.model_shape import ModelShape
-from sglang.srt.blend.core.step_time import StepTimeModel, StepWork
+from sglang.srt.blend.core.cost.engines import load_engine
+from sglang.srt.blend.core.cost.hardware import load_hardware
+from sglang.srt.blend.core.cost.model_shape import ModelShape
+from sglang.srt.blend.core.cost.step_time import StepTimeModel, StepWork
 
 HERE = Path(__file__).parent
 

@@ -17,8 +17,8 @@ from benchmark.paper.tables import TABLES
 from benchmark.workloads import synthesis
 from benchmark.workloads.traces import make_trace, with_video_tokens
 
-from sglang.batch.plan_timeline import Timeline
-from sglang.srt.blend.core.workload import Workload
+from sglang.batch.plan.timeline import Timeline
+from sglang.srt.blend.core.pool.workload import Workload
 
 
 def record(policy, engine, seconds, **changed):

@@ -19,10 +19,10 @@ from benchmark.workloads.traces import FRAME_TOKENS
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sglang.srt.blend.core.cost_model import CostModel
-from sglang.srt.blend.core.hardware import load_hardware
-from sglang.srt.blend.core.model_shape import ModelShape
-from sglang.srt.blend.core.workload import Workload, concatenate
+from sglang.srt.blend.core.cost.cost_model import CostModel
+from sglang.srt.blend.core.cost.hardware import load_hardware
+from sglang.srt.blend.core.cost.model_shape import ModelShape
+from sglang.srt.blend.core.pool.workload import Workload, concatenate
 
 LLAMA_3_8B = {
     "hidden_size": 4096,

@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from sglang.batch.arguments import BadUsage
 from sglang.batch.smollm2 import NAME, resolve_model_path
-from sglang.srt.blend.core.hardware import Hardware
+from sglang.srt.blend.core.cost.hardware import Hardware
 
 if TYPE_CHECKING:  # at run time inside functions: the command line's --help does not wait for it
     import torch

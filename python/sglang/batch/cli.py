@@ -12,8 +12,9 @@ import sys
 import warnings
 from collections.abc import Sequence
 
-from sglang.batch import arguments, calibrate, plan_arguments
+from sglang.batch import arguments, calibrate
 from sglang.batch.arguments import BAD_USAGE, BadUsage
+from sglang.batch.plan import arguments as plan_arguments
 from sglang.batch.smollm2 import ModelUnavailable, resolve_model_path
 
 
@@ -42,7 +43,7 @@ def _main(argv: Sequence[str] | None) -> int:
             return calibrate.run(options)
         if options.command == "plan":
             checked_plan = plan_arguments.check_plan(options, rest)
-            from sglang.batch.plan import plan
+            from sglang.batch.plan.command import plan
 
             return plan(checked_plan)
         if options.help_server:
@@ -54,7 +55,7 @@ def _main(argv: Sequence[str] | None) -> int:
         print(f"sglang-batch {options.command}: error: {error}", file=sys.stderr)
         return BAD_USAGE
 
-    from sglang.batch.run import run
+    from sglang.batch.run.command import run
 
     return run(checked, server_args)
 

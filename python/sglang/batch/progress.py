@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from sglang.batch.job import Tally
+from sglang.batch.run.job import Tally
 
 
 @contextmanager

@@ -13,21 +13,21 @@ from itertools import islice
 import numpy as np
 from numpy.typing import NDArray
 
-from sglang.srt.blend.core import prefix_sort
-from sglang.srt.blend.core.cost_model import CostModel
-from sglang.srt.blend.core.dual_scan import (
+from sglang.srt.blend.core.cost.cost_model import CostModel
+from sglang.srt.blend.core.order.output_length import choose_samples, estimate_outputs
+from sglang.srt.blend.core.order.plan import Blend, Plan, PlannerOptions, blend_requests
+from sglang.srt.blend.core.pool import prefix_sort
+from sglang.srt.blend.core.pool.pending_index import PendingIndex
+from sglang.srt.blend.core.pool.prefix_tree import build_tree, densities
+from sglang.srt.blend.core.pool.request_table import UNPLANNED, RequestTable, State
+from sglang.srt.blend.core.step.dual_scan import (
     UNLIMITED,
     DualScanner,
     Side,
     scan_to_the_end,
 )
-from sglang.srt.blend.core.output_length import choose_samples, estimate_outputs
-from sglang.srt.blend.core.pacing import Quota, WorkLeft
-from sglang.srt.blend.core.partition import Partition, share_of_one
-from sglang.srt.blend.core.pending_index import PendingIndex
-from sglang.srt.blend.core.plan import Blend, Plan, PlannerOptions, blend_requests
-from sglang.srt.blend.core.prefix_tree import build_tree, densities
-from sglang.srt.blend.core.request_table import UNPLANNED, RequestTable, State
+from sglang.srt.blend.core.step.pacing import Quota, WorkLeft
+from sglang.srt.blend.core.step.partition import Partition, share_of_one
 
 Ints = NDArray[np.int64]
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from sglang.srt.blend.core.cost_model import CostModel
-from sglang.srt.blend.core.forecast import KVForecast
-from sglang.srt.blend.core.plan import PlannerOptions
+from sglang.srt.blend.core.cost.cost_model import CostModel
+from sglang.srt.blend.core.order.plan import PlannerOptions
 from sglang.srt.blend.core.planner import Planner
+from sglang.srt.blend.core.step.forecast import KVForecast
 
 
 def compile_kernels(cost_model: CostModel) -> None:

@@ -1,1 +1,11 @@
+"""Translators onto SGLang's seams: the decisions are `core`'s.
 
+* `plugin`: every hook on upstream, with its reason; `compatibility`: what upstream must have.
+* `startup`: what a scheduler gets when it starts with the policy; `arguments`: the `--blend-*` flags.
+* `policy`: the order of the waiting queue; `queue_order`: where each request stands in it.
+* `prefill_adder`: who is admitted in a prefill step.
+* `pool`: upstream's requests and the planner's slots.
+* `encoder_cost`, `token_ids`: multimodal requests and odd token ids as the planner wants them.
+* `metrics`, `admission_log`: what a user can see.
+* `radix/`: the RadixAttention tree with resource annotations, and its eviction.
+"""

@@ -13,8 +13,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sglang.srt.blend.core.engines import engine_names
-from sglang.srt.blend.core.hardware import hardware_names, load_hardware
+from sglang.srt.blend.core.cost.engines import engine_names
+from sglang.srt.blend.core.cost.hardware import hardware_names, load_hardware
 
 POLICY = "blend"
 """Value of --schedule-policy."""

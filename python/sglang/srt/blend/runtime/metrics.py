@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from sglang.srt.blend.core.partition import Partition
+from sglang.srt.blend.core.step.partition import Partition
 
 if TYPE_CHECKING:
     from sglang.srt.blend.runtime.startup import Blend

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from sglang.srt.blend.core.pacing import Pacer, Quota
+from sglang.srt.blend.core.step.pacing import Pacer, Quota
 from sglang.srt.blend.runtime.pool import RequestPool
 from sglang.srt.managers.schedule_policy import SchedulePolicy
 from sglang.srt.mem_cache.base_prefix_cache import BasePrefixCache

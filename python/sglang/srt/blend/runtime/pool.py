@@ -17,12 +17,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sglang.srt.blend.core.dual_scan import UNLIMITED, Side
-from sglang.srt.blend.core.pacing import Quota
 from sglang.srt.blend.core.planner import Planner
+from sglang.srt.blend.core.step.dual_scan import UNLIMITED, Side
+from sglang.srt.blend.core.step.pacing import Quota
 from sglang.srt.blend.runtime.encoder_cost import EncoderCost, media_tokens
 from sglang.srt.blend.runtime.queue_order import QueueOrder
-from sglang.srt.blend.runtime.radix_namespaces import Namespaces
+from sglang.srt.blend.runtime.radix.namespaces import Namespaces
 from sglang.srt.blend.runtime.token_ids import fold
 
 UNKNOWN = -1

@@ -9,24 +9,24 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from sglang.srt.blend.core.cost_model import CostModel
-from sglang.srt.blend.core.hardware import Hardware, load_hardware
-from sglang.srt.blend.core.model_shape import ModelShape
-from sglang.srt.blend.core.pacing import Pacer
-from sglang.srt.blend.core.plan import PlannerOptions
+from sglang.srt.blend.core.cost.cost_model import CostModel
+from sglang.srt.blend.core.cost.hardware import Hardware, load_hardware
+from sglang.srt.blend.core.cost.model_shape import ModelShape
+from sglang.srt.blend.core.cost.step_time import StepTimeModel
+from sglang.srt.blend.core.order.plan import PlannerOptions
 from sglang.srt.blend.core.planner import Planner
-from sglang.srt.blend.core.step_time import StepTimeModel
+from sglang.srt.blend.core.step.pacing import Pacer
 from sglang.srt.blend.core.warm_up import compile_kernels
-from sglang.srt.blend.runtime import radix_cache
-from sglang.srt.blend.runtime.admission import adder_class
 from sglang.srt.blend.runtime.admission_log import AdmissionLog
 from sglang.srt.blend.runtime.arguments import POLICY, flag, get_options
 from sglang.srt.blend.runtime.encoder_cost import EncoderCost
 from sglang.srt.blend.runtime.metrics import PrometheusGauges
 from sglang.srt.blend.runtime.policy import BlendSchedulePolicy
 from sglang.srt.blend.runtime.pool import RequestPool
-from sglang.srt.blend.runtime.radix_namespaces import Namespaces
-from sglang.srt.blend.runtime.radix_sharing import PrefixLeaders
+from sglang.srt.blend.runtime.prefill_adder import adder_class
+from sglang.srt.blend.runtime.radix import cache as radix_cache
+from sglang.srt.blend.runtime.radix.namespaces import Namespaces
+from sglang.srt.blend.runtime.radix.sharing import PrefixLeaders
 from sglang.srt.runtime_context import get_disagg, get_exec, get_parallel
 
 if TYPE_CHECKING:

@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-from sglang.srt.blend.core.engines import load_engine
-from sglang.srt.blend.core.step_time import StepTimeModel, StepWork
+from sglang.srt.blend.core.cost.engines import load_engine
+from sglang.srt.blend.core.cost.step_time import StepTimeModel, StepWork
 from sglang.srt.hardware_backend.simulated_gpu.step_log import StepLog
 from sglang.srt.managers.utils import GenerationBatchResult
 

@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 
-from sglang.srt.blend.core.model_shape import ModelShape
-from sglang.srt.blend.core.step_time import StepTimeModel
+from sglang.srt.blend.core.cost.model_shape import ModelShape
+from sglang.srt.blend.core.cost.step_time import StepTimeModel
 from sglang.srt.hardware_backend.simulated_gpu.settings import SimulationSettings
 from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 

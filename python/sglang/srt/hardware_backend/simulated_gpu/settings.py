@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 
-from sglang.srt.blend.core.engines import load_engine
-from sglang.srt.blend.core.hardware import Hardware, load_hardware
+from sglang.srt.blend.core.cost.engines import load_engine
+from sglang.srt.blend.core.cost.hardware import Hardware, load_hardware
 
 HARDWARE = "SGLANG_SIMULATED_GPU"
 ENGINE = "SGLANG_SIMULATED_GPU_ENGINE"

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sglang.srt.blend.core.workload import Workload
+from sglang.srt.blend.core.pool.workload import Workload
 from sglang.srt.hardware_backend.simulated_gpu import in_process
 from sglang.srt.hardware_backend.simulated_gpu.step_log import StepLog
 

@@ -1,0 +1,168 @@
+"""Which flags to start SGLang with, and why, from simulated times."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from sglang.batch.plan.schedules import Schedule
+
+WORTH_IT = 1.02
+"""A flag must gain this much: smaller differences are below the time model's error of 3 to 4%."""
+
+WORTH_PDMUX = 1.05
+"""PD multiplexing costs chunked prefill and SGLang's overlap schedule, which no simulation shows."""
+
+SERVER_POLICY = {"dfs": "fcfs", "random": "fcfs"}
+"""Orders of the file, which the server then serves as it comes."""
+
+
+@dataclass(frozen=True)
+class Flag:
+    """A recommendation; `text` is empty where it is to leave something as it is."""
+
+    text: str
+    why: str
+
+
+@dataclass(frozen=True)
+class Advice:
+    """Flags for the best schedule, and what to try beyond."""
+
+    flags: tuple[Flag, ...]
+    try_too: tuple[Flag, ...]
+
+    @property
+    def command_line(self) -> str:
+        return " ".join(flag.text for flag in self.flags if flag.text)
+
+    def lines(self) -> Iterator[str]:
+        yield f"\n  recommended: {self.command_line}"
+        for flag in self.flags:
+            yield f"    {flag.text or '(no flag)'}: {flag.why}"
+        for flag in self.try_too:
+            yield f"  worth a try: {flag.text}"
+            yield f"    {flag.why}"
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What the simulations ran with.
+
+    Attributes:
+        chunk: tokens per prefill chunk; chunk_efficiency: share of the best GEMM rate in a pass of that size.
+        static: share of the memory for weights and KV cache; spare_bytes: the rest.
+        tensor_parallel_chosen: the user did not name a number of GPUs.
+        nvidia: PD multiplexing exists.
+    """
+
+    chunk: int
+    chunk_efficiency: float
+    static: float
+    spare_bytes: float
+    weight_bytes: float
+    tensor_parallel: int
+    tensor_parallel_chosen: bool
+    nvidia: bool
+
+
+def advise(seconds: Mapping[Schedule, float], machine: Machine, *, everything_fits: bool) -> Advice:
+    """Choose among simulated schedules.
+
+    Args:
+        seconds: simulated; at least one.
+        everything_fits: all requests have room in the KV cache at once.
+    """
+    engine, engine_flag = _engine(seconds)
+    policy_flag = _policy(seconds, engine, everything_fits=everything_fits)
+    return Advice(
+        flags=(policy_flag, engine_flag, *_sizes(machine)),
+        try_too=tuple(_pdmux(seconds, engine)) if machine.nvidia else (),
+    )
+
+
+def _best(seconds: Mapping[Schedule, float], engine: str) -> float:
+    times = (time for schedule, time in seconds.items() if schedule.engine == engine)
+    return min(times, default=float("inf"))
+
+
+def _engine(seconds: Mapping[Schedule, float]) -> tuple[str, Flag]:
+    alternating, mixed = _best(seconds, "alternating"), _best(seconds, "mixed")
+    engines = {schedule.engine for schedule in seconds}
+    if len(engines & {"alternating", "mixed"}) < 2:
+        only = min(engines)  # alternating or mixed before overlapped
+        text = "--enable-mixed-chunk" if only == "mixed" else ""
+        return only, Flag(text, f"nothing but {', '.join(sorted(engines))} was simulated.")
+    gain = alternating / mixed
+    if gain >= WORTH_IT:
+        why = f"prefill and decode in one pass read the weights once for both: {gain:.2f}x (simulated)."
+        return "mixed", Flag("--enable-mixed-chunk", why)
+    change = f"--enable-mixed-chunk would change the simulated time by {1 / gain - 1:+.1%}"
+    small = ", within the model's error" if gain > 1 / WORTH_IT else ""
+    return "alternating", Flag("", f"{change}{small}.")
+
+
+def _policy(seconds: Mapping[Schedule, float], engine: str, *, everything_fits: bool) -> Flag:
+    times = {schedule.policy: time for schedule, time in seconds.items() if schedule.engine == engine}
+    others = {policy: time for policy, time in times.items() if policy != "blend"}
+    fits = " All requests fit into the KV cache at once, so order matters little." if everything_fits else ""
+    if "blend" not in times:
+        best = min(others, key=lambda policy: others[policy])
+        return Flag(_policy_text(best), f"{_prepared(best)}the fastest of those simulated.{fits}")
+    if not others:
+        return Flag(_policy_text("blend"), "nothing was simulated to compare it with.")
+    best = min(others, key=lambda policy: others[policy])
+    gain = others[best] / times["blend"]
+    gains = ", ".join(f"{time / times['blend']:.2f}x over {policy}" for policy, time in others.items())
+    if gain >= WORTH_IT:
+        return Flag(_policy_text("blend"), f"{gains} on the {engine} engine (simulated).")
+    if gain > 1 / WORTH_IT:
+        return Flag(
+            _policy_text("blend"),
+            f"as fast as the best other order, {best}, within the model's error, whatever the order of the"
+            f" file: {gains} (simulated).{fits}",
+        )
+    why = f"{_prepared(best)}blend takes {1 / gain:.2f}x its simulated time on this pool.{fits}"
+    return Flag(_policy_text(best), why)
+
+
+def _policy_text(policy: str) -> str:
+    return f"--schedule-policy {SERVER_POLICY.get(policy, policy)}"
+
+
+def _prepared(policy: str) -> str:
+    return {"dfs": "with the file sorted by prompt; ", "random": "with the file shuffled; "}.get(policy, "")
+
+
+def _sizes(machine: Machine) -> Iterator[Flag]:
+    yield Flag(
+        f"--chunked-prefill-size {machine.chunk}",
+        f"as simulated; a pass of that size reaches {machine.chunk_efficiency:.0%} of the best modelled rate."
+        if machine.chunk > 0
+        else "as simulated; prompts are prefilled whole.",
+    )
+    yield Flag(
+        f"--mem-fraction-static {machine.static:.2f}",
+        f"as simulated; leaves {machine.spare_bytes / 1e9:.1f} GB for activations and CUDA graphs. Lower it,"
+        " or the chunk size, if memory runs out.",
+    )
+    reason = "as few GPUs as hold the model" if machine.tensor_parallel_chosen else "as asked for"
+    yield Flag(
+        f"--tp-size {machine.tensor_parallel}",
+        f"{reason}; each keeps {machine.weight_bytes / 1e9:.1f} GB of weights.",
+    )
+
+
+def _pdmux(seconds: Mapping[Schedule, float], engine: str) -> Iterator[Flag]:
+    overlapped = {run.policy: time for run, time in seconds.items() if run.engine == "overlapped"}
+    if not overlapped:
+        return
+    policy = min(overlapped, key=lambda name: overlapped[name])
+    gain = _best(seconds, engine) / overlapped[policy]
+    if gain >= WORTH_PDMUX or engine == "overlapped":
+        yield Flag(
+            f"{_policy_text(policy)} --enable-pdmux --disable-overlap-schedule --chunked-prefill-size -1",
+            f"{_prepared(policy)}{gain:.2f}x over the above (simulated) if the GPU overlaps compute with"
+            " memory traffic as modelled. SGLang's PD multiplexing comes nearest to that, but without"
+            " chunked prefill and the overlap schedule, which is not simulated: measure it first.",
+        )

@@ -1,0 +1,177 @@
+"""The command line of `sglang-batch plan`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from sglang.batch.arguments import BadUsage, check_input
+from sglang.srt.blend.core.cost.engines import engine_names
+from sglang.srt.blend.core.cost.hardware import Hardware, hardware_names, load_hardware
+
+USAGE = "sglang-batch plan -i FILE --model-path MODEL --hardware GPU [options] [server flags]"
+
+POLICIES = ("fcfs", "lpm", "dfs", "random", "blend")
+"""What can be compared: SGLang's own, the two orders of a file that others use, and ours."""
+
+DEFAULT_POLICIES = ("fcfs", "dfs", "blend")
+
+SIMULATE_REQUESTS = 5_000
+"""Requests that are simulated at most."""
+
+
+@dataclass(frozen=True)
+class PlanArguments:
+    """`sglang-batch plan`, checked. `server` is what is left for the server's own parser.
+
+    Attributes:
+        output_tokens: assumed length of an answer, None for as long as max_tokens allows.
+        tensor_parallel: GPUs that share the model, 0 for as few as hold it.
+        simulate_requests: larger pools are sampled; 0 simulates nothing.
+        jobs: simulations at a time.
+    """
+
+    input: Path
+    hardware: Hardware
+    hardware_name: str
+    output_tokens: int | None
+    tensor_parallel: int
+    policies: tuple[str, ...]
+    engines: tuple[str, ...]
+    simulate_requests: int
+    jobs: int
+    json: Path | None
+    chart: Path | None
+    quiet: bool
+    server: list[str]
+
+
+def add_plan_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "-i", "--input", type=Path, metavar="FILE", help="requests, OpenAI Batch input format"
+    )
+    parser.add_argument(
+        "--hardware",
+        metavar="GPU",
+        help=f"{', '.join(hardware_names())}, or a .toml file with flops, bandwidth and memory",
+    )
+    parser.add_argument(
+        "--tp-size",
+        "--tp",
+        dest="tensor_parallel",
+        type=int,
+        default=0,
+        metavar="N",
+        help="GPUs that share the model (default: as few as hold it)",
+    )
+    parser.add_argument(
+        "--output-tokens",
+        type=int,
+        metavar="N",
+        help="assumed length of an answer where the request does not fix it, less where max_tokens is less"
+        " (default: as long as max_tokens allows; see the report for requests without it)",
+    )
+    parser.add_argument(
+        "--policies",
+        default=",".join(DEFAULT_POLICIES),
+        metavar="LIST",
+        help=f"orders to simulate, of {', '.join(POLICIES)} (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--engines",
+        default=",".join(engine_names()),
+        metavar="LIST",
+        help="engines to simulate (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--simulate-requests",
+        type=int,
+        default=SIMULATE_REQUESTS,
+        metavar="N",
+        help="simulate a sample of whole prefix groups where there are more requests; 0 gives only the"
+        " practical optimum, a bound (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--jobs",
+        type=int,
+        default=min(4, os.cpu_count() or 1),
+        metavar="N",
+        help="simulations at a time (default: %(default)s)",
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the whole result as JSON too")
+    parser.add_argument(
+        "--chart",
+        type=Path,
+        metavar="FILE",
+        help="draw simulated compute and memory use over time, .png or .html (needs matplotlib)",
+    )
+    parser.add_argument("--quiet", action="store_true", help="no progress on stderr")
+
+
+def check_plan(options: argparse.Namespace, server: Sequence[str]) -> PlanArguments:
+    """Check what can be checked before anything is read.
+
+    Raises:
+        BadUsage: something is missing, unknown, unreadable or in the way.
+    """
+    for flag in ("input", "hardware"):
+        if getattr(options, flag) is None:
+            raise BadUsage(f"--{flag} is required")
+    try:
+        hardware = load_hardware(options.hardware)
+    except ValueError as error:
+        raise BadUsage(f"--hardware: {error}") from None
+    for flag, minimum in (
+        ("output_tokens", 1),
+        ("tensor_parallel", 0),
+        ("simulate_requests", 0),
+        ("jobs", 1),
+    ):
+        value = getattr(options, flag)
+        if value is not None and value < minimum:
+            name = "tp-size" if flag == "tensor_parallel" else flag.replace("_", "-")
+            raise BadUsage(f"--{name} {value}: must be at least {minimum}")
+    check_input(options.input)
+    for flag, path in (("--json", options.json), ("--chart", options.chart)):
+        if path is not None and not path.parent.is_dir():
+            raise BadUsage(f"{flag} {path}: folder {path.parent} does not exist; create it first")
+    if options.chart is not None:
+        _check_chart(options.chart, simulated=options.simulate_requests > 0)
+    return PlanArguments(
+        input=options.input,
+        hardware=hardware,
+        hardware_name=options.hardware,
+        output_tokens=options.output_tokens,
+        tensor_parallel=options.tensor_parallel,
+        policies=_choices("--policies", options.policies, POLICIES),
+        engines=_choices("--engines", options.engines, engine_names()),
+        simulate_requests=options.simulate_requests,
+        jobs=options.jobs,
+        json=options.json,
+        chart=options.chart,
+        quiet=options.quiet,
+        server=list(server),
+    )
+
+
+def _choices(flag: str, text: str, known: Sequence[str]) -> tuple[str, ...]:
+    chosen = tuple(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
+    unknown = [name for name in chosen if name not in known]
+    if unknown or not chosen:
+        raise BadUsage(f"{flag} {text!r}: choose one or more of {', '.join(known)}")
+    return chosen
+
+
+def _check_chart(path: Path, *, simulated: bool) -> None:
+    """Minutes of simulation should not end in a chart that cannot be drawn."""
+    if path.suffix not in (".png", ".html"):
+        raise BadUsage(f"--chart {path}: the name must end in .png or .html")
+    if not simulated:
+        raise BadUsage(f"--chart {path}: only simulations have something to draw; drop --simulate-requests 0")
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError:
+        raise BadUsage(f"--chart {path}: needs matplotlib; pip install matplotlib") from None

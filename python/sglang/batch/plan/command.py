@@ -1,0 +1,217 @@
+"""`sglang-batch plan`: what a batch will take on a GPU, before one is rented.
+
+Needs the model's config and tokenizer. The pool is analysed with the planner's own cost model and prefix
+tree; times come from SGLang's scheduler on a simulated GPU. The practical optimum is a bound.
+"""
+
+from __future__ import annotations
+
+import sys
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+
+import numpy as np
+from tqdm import tqdm
+
+from sglang.batch.arguments import BadUsage
+from sglang.batch.plan.advice import Machine, advise
+from sglang.batch.plan.arguments import PlanArguments
+from sglang.batch.plan.pool import assume_answers, find_groups, sample
+from sglang.batch.plan.prompts import PlannedModel, Prompts, read_prompts
+from sglang.batch.plan.report import PlanReport, Sample
+from sglang.batch.plan.schedules import NotSimulated, Schedule, Simulated, simulate_all, simulator_processes
+from sglang.srt.blend.core.cost.cost_model import CostModel
+from sglang.srt.blend.core.cost.engines import PoolWork, practical_optimum
+from sglang.srt.blend.core.cost.hardware import Hardware
+from sglang.srt.blend.core.cost.step_time import StepTimeModel
+from sglang.srt.blend.core.pool.workload import Workload
+
+PLANNED, SOME_BAD, NOT_SIMULATED = 0, 1, 3
+"""Exit codes: all well; some lines cannot be run; the simulations failed."""
+
+DEGREES = (1, 2, 4, 8)
+"""GPUs of one node that are tried."""
+
+LEAST_KV = 0.1
+"""Share of the static memory that the KV cache must get for a number of GPUs to be enough."""
+
+
+def plan(arguments: PlanArguments) -> int:
+    """Print the plan, write its files; returns the exit code (see `cli`)."""
+    with simulator_processes(arguments.jobs) as processes:
+        prompts = _read(arguments, processes)
+        report = _report(arguments, prompts, processes)
+    if report is None:
+        return SOME_BAD
+    print(report.text())
+    try:
+        _write(arguments, report)
+    except OSError as error:
+        raise BadUsage(f"{error.filename}: cannot be written ({error.strerror})") from error
+    if report.failed:
+        return NOT_SIMULATED
+    return SOME_BAD if report.bad_lines else PLANNED
+
+
+def _write(arguments: PlanArguments, report: PlanReport) -> None:
+    if arguments.json is not None:
+        report.write_json(arguments.json)
+    if arguments.chart is not None and report.simulated:
+        from sglang.batch.plan.chart import draw_plan
+
+        draw_plan(report, arguments.chart)
+
+
+def _read(arguments: PlanArguments, processes: ProcessPoolExecutor) -> Prompts:
+    try:
+        reading = processes.submit(read_prompts, arguments.input, arguments.server, quiet=arguments.quiet)
+        return reading.result()
+    except (OSError, ValueError, KeyError, BrokenProcessPool) as error:
+        problem = str(error) or type(error).__name__
+        raise BadUsage(f"the model's config or tokenizer cannot be read: {problem}") from error
+
+
+def _report(arguments: PlanArguments, prompts: Prompts, processes: ProcessPoolExecutor) -> PlanReport | None:
+    """None where not one line can be run."""
+    model, hardware = prompts.model, arguments.hardware
+    longest_prompt = int(np.diff(prompts.offsets).max(initial=0))
+    degree = arguments.tensor_parallel or _enough_gpus(model, hardware, longest_prompt)
+    times = _times(model, hardware, degree)
+    cost = _cost(times)
+    capacity = kv_capacity(model, hardware, degree)
+    # SGLang keeps two tokens of the context, and of the KV cache, to itself.
+    workload, answers, refused, kept = assume_answers(
+        prompts, output_tokens=arguments.output_tokens, longest=min(model.context, capacity) - 2
+    )
+    bad = tuple(sorted((*prompts.bad, *refused), key=lambda line: line.line))
+    if not len(workload):
+        print(f"sglang-batch plan: none of {prompts.lines:,} lines can be run", file=sys.stderr)
+        for line in bad[:1]:
+            print(f"  {line.message} ({line.code})", file=sys.stderr)
+        return None
+    statistics, tree = workload.statistics(cost), workload.tree(cost)
+    optimum = {engine: _optimum(workload, times, engine) for engine in arguments.engines}
+    done, failed, taken = _simulate(arguments, workload, model, times, optimum, processes)
+    seconds = {run.schedule: run.seconds for run in done}
+    needed = int(tree.node_kv_tokens[0])
+    return PlanReport(
+        model=model.name,
+        hardware=hardware.name,
+        tensor_parallel=degree,
+        lines=prompts.lines,
+        bad_lines=bad,
+        requests=len(workload),
+        media=prompts.media,
+        prompt_tokens=statistics.prompt_tokens,
+        output_tokens=statistics.output_tokens,
+        answers=answers,
+        sharing_possible=statistics.sharing,
+        density=statistics.density,
+        kv_capacity=capacity,
+        kv_tokens=needed,
+        weight_bytes=times.shape.weight_bytes,
+        mem_fraction_static=model.server["mem_fraction_static"],
+        chunked_prefill_size=model.server["chunked_prefill_size"],
+        groups=tuple(find_groups(workload, prompts, kept, cost)),
+        optimum=optimum,
+        longest_answer=int(workload.output.max()),
+        sample=taken,
+        simulated=tuple(done),
+        failed=tuple(failed),
+        advice=advise(seconds, _machine(arguments, model, times), everything_fits=needed <= capacity)
+        if seconds
+        else None,
+    )
+
+
+def kv_capacity(model: PlannedModel, hardware: Hardware, degree: int) -> int:
+    """KV tokens beside the weights, as the simulated GPU's platform counts them; negative without room."""
+    shape = model.shape(degree)
+    static = hardware.memory * model.server["mem_fraction_static"]
+    tokens = int((static - shape.weight_bytes) / shape.kv_bytes_per_token)
+    return min(tokens, model.server["max_total_tokens"] or tokens)
+
+
+def _enough_gpus(model: PlannedModel, hardware: Hardware, longest_prompt: int) -> int:
+    static = hardware.memory * model.server["mem_fraction_static"]
+    for degree in DEGREES:
+        shape = model.shape(degree)
+        room = kv_capacity(model, hardware, degree)
+        if room > longest_prompt and static - shape.weight_bytes >= LEAST_KV * static:
+            return degree
+    return DEGREES[-1]
+
+
+def _times(model: PlannedModel, hardware: Hardware, degree: int) -> StepTimeModel:
+    try:
+        times = StepTimeModel(model.shape(degree), hardware)
+    except ValueError as error:
+        raise BadUsage(str(error)) from None
+    if kv_capacity(model, hardware, degree) <= 2:
+        raise BadUsage(
+            f"--hardware {hardware.name}: {degree} of them cannot hold the model,"
+            f" {times.shape.weight_bytes / 1e9:.1f} GB of weights on each of {hardware.memory / 1e9:.0f} GB;"
+            " choose larger GPUs or a larger --tp-size"
+        )
+    return times
+
+
+def _optimum(workload: Workload, times: StepTimeModel, engine: str) -> float:
+    """Practical optimum in seconds, given that the longest answer takes a pass for each token."""
+    order, tree = workload.depth_first_order(), workload.tree(_cost(times))
+    pool = PoolWork.of(workload.prompt[order], workload.output[order], tree.lcp)
+    return practical_optimum(times, engine, pool, min_steps=int(workload.output.max()))
+
+
+def _cost(times: StepTimeModel) -> CostModel:
+    return CostModel(times.shape, times.hardware)
+
+
+def _simulate(
+    arguments: PlanArguments,
+    workload: Workload,
+    model: PlannedModel,
+    times: StepTimeModel,
+    optimum: dict[str, float],
+    processes: ProcessPoolExecutor,
+) -> tuple[list[Simulated], list[NotSimulated], Sample | None]:
+    """Simulations in the order asked for; of a sample where the pool is too large."""
+    if arguments.simulate_requests == 0:
+        return [], [], None
+    chosen = sample(workload, arguments.simulate_requests, _cost(times))
+    part = workload if len(chosen) == len(workload) else workload.take(chosen)
+    schedules = [Schedule(policy, engine) for policy in arguments.policies for engine in arguments.engines]
+    results = simulate_all(
+        processes,
+        schedules,
+        part,
+        model,
+        hardware=arguments.hardware_name,
+        tensor_parallel=times.shape.tensor_parallel,
+    )
+    silent = arguments.quiet or not sys.stderr.isatty()
+    bar = tqdm(results, total=len(schedules), desc="simulations", unit="run", disable=silent)
+    runs = {run.schedule: run for run in bar}
+    done = [runs[schedule] for schedule in schedules]
+    scale = {engine: optimum[engine] / _optimum(part, times, engine) for engine in arguments.engines}
+    return (
+        [run for run in done if isinstance(run, Simulated)],
+        [run for run in done if isinstance(run, NotSimulated)],
+        Sample(len(part), int(part.tree(_cost(times)).node_kv_tokens[0]), scale),
+    )
+
+
+def _machine(arguments: PlanArguments, model: PlannedModel, times: StepTimeModel) -> Machine:
+    chunk, static = model.server["chunked_prefill_size"], model.server["mem_fraction_static"]
+    rows = np.arange(128, 16385, 128)
+    rate = rows / times.gemm(rows, 0)
+    return Machine(
+        chunk=chunk,
+        chunk_efficiency=float(np.interp(chunk, rows, rate) / rate.max()),
+        static=static,
+        spare_bytes=(1.0 - static) * times.hardware.memory,
+        weight_bytes=times.shape.weight_bytes,
+        tensor_parallel=times.shape.tensor_parallel,
+        tensor_parallel_chosen=not arguments.tensor_parallel,
+        nvidia=times.hardware.name not in ("cpu", "mi300x"),
+    )

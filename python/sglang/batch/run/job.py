@@ -1,0 +1,182 @@
+"""The life of a batch: lines in, requests running, one record out per line, written as it is ready.
+
+Records leave in the order in which they finish (OpenAI's batches do the same; `custom_id` tells whose
+they are), each written and flushed on its own: what was answered survives a crash, and no response is
+kept. What is kept is one id per line seen, to notice duplicates (about 120 bytes a line), and the
+requests in flight, at most `pool` of them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from sglang.batch import records
+from sglang.batch.records import Answer, BatchFailure, BatchRequest
+from sglang.batch.run.barrier import Barrier, NoBarrier
+
+UTF8_MARK = b"\xef\xbb\xbf"
+
+
+class Answerer(Protocol):
+    """Whoever runs a request; may raise anything, which becomes that request's error record."""
+
+    async def answer(self, request: BatchRequest, request_id: str) -> Answer: ...
+
+
+@dataclass(slots=True)
+class Tally:
+    """What a job has done so far. Tokens as counted by the engine; times in seconds."""
+
+    lines: int = 0
+    answered: int = 0
+    failed: int = 0
+    codes: Counter[str] = field(default_factory=Counter)
+    """Failed lines by error code."""
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    completion_tokens: int = 0
+    barrier_seconds: float = 0.0
+    """From the first submission until the barrier opened: rendering and tokenizing the first pool."""
+    seconds: float = 0.0
+    """From the first submission until now, or the end."""
+
+    @property
+    def done(self) -> int:
+        return self.answered + self.failed
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Processed tokens (input + output) per second; what batches are measured by (paper 6)."""
+        tokens = self.prompt_tokens + self.completion_tokens
+        return tokens / self.seconds if self.seconds > 0 else 0.0
+
+
+class BatchJob:
+    """Runs the lines of one batch.
+
+    Args:
+        answerer: runs one request.
+        write: takes one finished output line; its errors end the job.
+        pool: requests in flight at most. The planner sees that many at a time.
+        barrier: holds admissions until the first pool is complete.
+        on_record: called after each record, for a progress bar.
+    """
+
+    def __init__(
+        self,
+        answerer: Answerer,
+        write: Callable[[bytes], object],
+        *,
+        pool: int,
+        barrier: Barrier | None = None,
+        on_record: Callable[[Tally], object] = lambda tally: None,
+    ) -> None:
+        self.tally = Tally()
+        self._answerer = answerer
+        self._write = write
+        self._slots = asyncio.Semaphore(pool)
+        self._barrier = barrier or NoBarrier()
+        self._barrier_open = False
+        self._on_record = on_record
+        self._in_flight: set[str] = set()
+        self._started = 0.0
+
+    async def run(self, lines: Iterable[bytes]) -> None:
+        """Run every line; returns when each has its record.
+
+        Cancelling drops what is in flight and leaves the records written so far.
+
+        Raises:
+            ExceptionGroup: of what `write` raised.
+        """
+        self._started = time.monotonic()
+        await self._barrier.close()
+        try:
+            async with asyncio.TaskGroup() as group:
+                for item in self._read(lines):
+                    if isinstance(item, BatchFailure):
+                        self._record_failure(item)
+                    else:
+                        await self._submit(item, group)
+                    await asyncio.sleep(0)
+                await self._open_barrier()
+        finally:
+            self._clock()
+            await self._barrier.open()
+
+    def _read(self, lines: Iterable[bytes]) -> Iterator[BatchRequest | BatchFailure]:
+        """Parsed lines; blank ones are no requests. A custom_id belongs to the first line that has it."""
+        seen: set[str] = set()
+        for number, raw in enumerate(lines, start=1):
+            if number == 1:
+                raw = raw.removeprefix(UTF8_MARK)
+            if not raw.strip():
+                continue
+            self.tally.lines += 1
+            item = records.parse_line(number, raw)
+            if item.custom_id is None:
+                yield item
+            elif item.custom_id in seen:
+                yield records.duplicate(item)
+            else:
+                seen.add(item.custom_id)
+                yield item
+
+    async def _submit(self, request: BatchRequest, group: asyncio.TaskGroup) -> None:
+        if self._slots.locked():
+            await self._open_barrier()
+        await self._slots.acquire()
+        request_id = uuid.uuid4().hex
+        self._in_flight.add(request_id)
+        group.create_task(self._run(request, request_id))
+
+    async def _run(self, request: BatchRequest, request_id: str) -> None:
+        try:
+            try:
+                answer = await self._answerer.answer(request, request_id)
+            except Exception as error:
+                failure = BatchFailure(
+                    request.line, request.custom_id, "internal_error", f"{type(error).__name__}: {error}"
+                )
+                self._record_failure(failure)
+            else:
+                self._record_answer(request, answer)
+        finally:
+            self._in_flight.discard(request_id)
+            self._slots.release()
+
+    async def _open_barrier(self) -> None:
+        if not self._barrier_open:
+            self._barrier_open = True
+            await self._barrier.settle(self._in_flight, tuple(self._in_flight))
+            await self._barrier.open()
+            self.tally.barrier_seconds = time.monotonic() - self._started
+
+    def _record_failure(self, failure: BatchFailure) -> None:
+        self._write(records.failure_record(failure))
+        self.tally.failed += 1
+        self.tally.codes[failure.code] += 1
+        self._clock()
+
+    def _record_answer(self, request: BatchRequest, answer: Answer) -> None:
+        self._write(records.answer_record(request, answer))
+        tally = self.tally
+        if answer.code is None:
+            tally.answered += 1
+        else:
+            tally.failed += 1
+            tally.codes[answer.code] += 1
+        tally.prompt_tokens += answer.usage.prompt
+        tally.cached_tokens += answer.usage.cached
+        tally.completion_tokens += answer.usage.completion
+        self._clock()
+
+    def _clock(self) -> None:
+        self.tally.seconds = time.monotonic() - self._started
+        self._on_record(self.tally)

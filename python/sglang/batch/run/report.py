@@ -1,0 +1,89 @@
+"""What a run did, in numbers: text for people, JSON for programs.
+
+Times are wall-clock seconds and start with the first submission; loading the model is not in them.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from sglang.batch.run.blend_history import BlendHistory
+from sglang.batch.run.job import Tally
+
+
+@dataclass(frozen=True)
+class Report:
+    """Numbers of one run. `blend` is None under any other policy."""
+
+    policy: str
+    device: str
+    lines: int
+    answered: int
+    failed: int
+    failures: dict[str, int]
+    seconds: float
+    barrier_seconds: float
+    prompt_tokens: int
+    cached_tokens: int
+    completion_tokens: int
+    tokens_per_second: float
+    kv_capacity: int | None
+    blend: BlendHistory | None
+
+    @classmethod
+    def of(
+        cls, tally: Tally, server_args: Any, *, kv_capacity: int | None, blend: BlendHistory | None
+    ) -> Report:
+        return cls(
+            policy=str(server_args.schedule_policy),
+            device=str(server_args.device or _platform_device()),
+            lines=tally.lines,
+            answered=tally.answered,
+            failed=tally.failed,
+            failures=dict(tally.codes.most_common()),
+            seconds=round(tally.seconds, 3),
+            barrier_seconds=round(tally.barrier_seconds, 3),
+            prompt_tokens=tally.prompt_tokens,
+            cached_tokens=tally.cached_tokens,
+            completion_tokens=tally.completion_tokens,
+            tokens_per_second=round(tally.tokens_per_second, 1),
+            kv_capacity=kv_capacity,
+            blend=blend,
+        )
+
+    @property
+    def sharing(self) -> float:
+        """Part of all prompt tokens that came from the cache, 0 to 1."""
+        return self.cached_tokens / self.prompt_tokens if self.prompt_tokens else 0.0
+
+    def text(self) -> str:
+        """The report as aligned lines."""
+        rows = [
+            ("lines", f"{self.answered:,} answered, {self.failed:,} with an error record"),
+            *((f"  {code}", f"{count:,}") for code, count in self.failures.items()),
+            ("time", f"{self.seconds:.1f} s; the pool was complete after {self.barrier_seconds:.1f} s"),
+            ("tokens", f"{self.prompt_tokens:,} in, {self.completion_tokens:,} out"),
+            ("throughput", f"{self.tokens_per_second:,.1f} tokens/s in + out, on {self.device}"),
+            ("prefix sharing", f"{self.sharing:.1%} of the input came from the cache{self._possible()}"),
+        ]
+        if self.kv_capacity is not None:
+            rows.append(("KV capacity", f"{self.kv_capacity:,} tokens"))
+        rows.append(("policy", self.policy))
+        text = "\n".join(f"  {name:<16}{value}" for name, value in rows)
+        return f"{text}\n{self.blend.text()}" if self.blend is not None else text
+
+    def _possible(self) -> str:
+        return "" if self.blend is None else f" ({self.blend.sharing_possible:.1%} possible)"
+
+    def write_json(self, path: Path) -> None:
+        path.write_text(json.dumps({**asdict(self), "sharing": round(self.sharing, 4)}, indent=2) + "\n")
+
+
+def _platform_device() -> str:
+    """The device that upstream takes when the user names none."""
+    from sglang.srt.platforms import current_platform
+
+    return str(current_platform.device_type)

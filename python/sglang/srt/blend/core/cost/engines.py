@@ -1,0 +1,130 @@
+"""How an inference engine combines the parts of a step: one after another, or overlapped.
+
+`alternating`: a pass holds prefill or decode, never both (SGLang's default).
+`mixed`: prefill chunks and decode rows share a pass, operators run one after another (vLLM,
+--enable-mixed-chunk): the weights are read once for both.
+`overlapped`: compute and KV reads run at the same time (NanoFlow; SGLang's PD multiplexing).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from sglang.srt.blend.core.cost.step_time import StepTimeModel, StepWork, causal_pairs
+
+Floats = NDArray[np.float64]
+
+
+def alternating(model: StepTimeModel, work: StepWork) -> Floats:
+    """Seconds of the step's prefill in one pass and its decode rows in another."""
+    return mixed(model, work.only_prefill()) + mixed(model, work.only_decode())
+
+
+def mixed(model: StepTimeModel, work: StepWork) -> Floats:
+    """Seconds of one pass whose operators run one after another."""
+    parts = model.parts(work)
+    return parts.compute + parts.decode_attention + parts.overhead
+
+
+def overlapped(model: StepTimeModel, work: StepWork) -> Floats:
+    """Seconds of one pass that hides compute behind memory traffic or the reverse.
+
+    The longer of compute and memory traffic (weights and KV: one bus), plus the part of the shorter
+    that interference keeps from being hidden. Never worse than not overlapping.
+    """
+    parts = model.parts(work)
+    hidden = np.minimum(parts.compute, parts.decode_attention)
+    together = np.maximum(parts.compute, parts.memory) + model.assumptions.interference * hidden
+    return np.minimum(together, parts.compute + parts.decode_attention) + parts.overhead
+
+
+Engine = Callable[[StepTimeModel, StepWork], Floats]
+_ENGINES: dict[str, Engine] = {"alternating": alternating, "mixed": mixed, "overlapped": overlapped}
+
+
+def engine_names() -> list[str]:
+    return list(_ENGINES)
+
+
+def load_engine(name: str) -> Engine:
+    """Find an engine by name.
+
+    Raises:
+        ValueError: unknown name.
+    """
+    try:
+        return _ENGINES[name]
+    except KeyError:
+        raise ValueError(f"engine {name!r}: unknown; choose one of {', '.join(_ENGINES)}") from None
+
+
+@dataclass(frozen=True, slots=True)
+class PoolWork:
+    """All the work of a pool after maximal sharing, in the units of `StepWork`."""
+
+    prefill_tokens: float
+    decode_rows: float
+    kv_tokens: float
+    prefill_pairs: float
+    requests: float
+
+    @classmethod
+    def of(cls, prompt: ArrayLike, output: ArrayLike, shared: ArrayLike) -> PoolWork:
+        """Work of requests.
+
+        Args:
+            prompt, output: lengths, tokens. The first output token comes from the prefill, so a request
+                decodes output - 1 times, reading its prompt and what it generated before.
+            shared: prompt tokens each request takes from the cache.
+        """
+        p, d, s = (np.asarray(x, np.float64) for x in (prompt, output, shared))
+        decodes = np.maximum(d - 1.0, 0.0)
+        return cls(
+            prefill_tokens=float((p - s).sum()),
+            decode_rows=float(decodes.sum()),
+            kv_tokens=float((p * decodes + decodes * (decodes + 1.0) / 2.0).sum()),
+            prefill_pairs=float(causal_pairs(p - s, s).sum()),
+            requests=float(p.size),
+        )
+
+
+def practical_optimum(
+    model: StepTimeModel, engine: str, pool: PoolWork, *, max_step_tokens: int = 8192, min_steps: int = 1
+) -> float:
+    """Seconds in which no schedule could beat the engine: every step alike and perfectly blended.
+
+    The pool is cut into equal steps of the most efficient token count up to `max_step_tokens`, each with
+    its share of the KV traffic, and the engine's own formula gives the time (to the whole tile: within
+    1%). Overhead per pass is left out. KV capacity is ignored, and so are the lengths of single requests
+    unless `min_steps` says how many tokens the longest answer has: it takes a pass for each, and a pool
+    that is small beside it must be spread over more, less efficient passes.
+    """
+    run = load_engine(engine)
+    if engine == "alternating" and pool.prefill_tokens and pool.decode_rows:
+        # Its passes share nothing, so each kind may have the token count that suits it.
+        prefill = replace(pool, decode_rows=0, kv_tokens=0)
+        halves = (prefill, replace(pool, prefill_tokens=0, prefill_pairs=0))
+        return sum(
+            practical_optimum(
+                model, "mixed", half, max_step_tokens=max_step_tokens, min_steps=min_steps if i else 1
+            )
+            for i, half in enumerate(halves)
+        )
+    rows = pool.prefill_tokens + pool.decode_rows
+    if rows <= 0:
+        return 0.0
+    tokens = np.arange(128, max(max_step_tokens, 128) + 1, 128, dtype=np.float64)
+    steps = np.maximum(rows / tokens, min_steps)
+    work = StepWork(
+        prefill_tokens=pool.prefill_tokens / steps,
+        decode_rows=pool.decode_rows / steps,
+        kv_tokens=pool.kv_tokens / steps,
+        prefill_pairs=pool.prefill_pairs / steps,
+        finished_prefills=(pool.requests if pool.prefill_tokens else 0.0) / steps,
+    )
+    seconds = steps * (run(model, work) - model.assumptions.step_overhead)
+    return float(np.min(seconds))

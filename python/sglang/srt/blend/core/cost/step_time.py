@@ -1,0 +1,239 @@
+"""Seconds of one forward pass on a GPU, by its parts: the backend of planner, simulator and report.
+
+`StepTimeModel.parts` knows what each kind of work costs alone; `engines` knows how an engine puts them
+together. GEMM times come from measured tables where the hardware has them (`gemm_profile`), otherwise
+from the datasheet. All work counts are of one rank's batch, in tokens; times are seconds; arrays
+broadcast, so a log of a million steps is one call.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from sglang.srt.blend.core.cost.gemm_profile import GemmProfile, find_gemm_profile, kernel_figures
+from sglang.srt.blend.core.cost.hardware import Hardware
+from sglang.srt.blend.core.cost.model_shape import ModelShape
+
+Floats = NDArray[np.float64]
+
+# Datasheet only: a GEMM is limited by weights for few tokens and by FLOPs for many, and pays part of both
+# in between. The p-norm of the two limits with this exponent stays within 11% of a measured Llama-3-8B
+# layer on an A100 from 1 to 1024 tokens.
+_ROOFLINE_NORM = 1.35
+
+
+@dataclass(frozen=True, slots=True)
+class StepWork:
+    """What a forward pass (or an array of them) has to do.
+
+    Attributes:
+        prefill_tokens: prompt tokens computed.
+        decode_rows: requests that decode one token.
+        kv_tokens: KV tokens that the decode rows read, summed over rows.
+        prefill_pairs: query-key pairs of prefill attention, see `causal_pairs`.
+        finished_prefills: prompts that end in this pass and so need logits.
+        window_kv_tokens: as kv_tokens, for layers with a sliding window; None means nothing is cut off.
+    """
+
+    prefill_tokens: ArrayLike = 0
+    decode_rows: ArrayLike = 0
+    kv_tokens: ArrayLike = 0
+    prefill_pairs: ArrayLike = 0
+    finished_prefills: ArrayLike = 0
+    window_kv_tokens: ArrayLike | None = None
+
+    def only_prefill(self) -> StepWork:
+        return StepWork(
+            prefill_tokens=self.prefill_tokens,
+            prefill_pairs=self.prefill_pairs,
+            finished_prefills=self.finished_prefills,
+        )
+
+    def only_decode(self) -> StepWork:
+        return StepWork(
+            decode_rows=self.decode_rows, kv_tokens=self.kv_tokens, window_kv_tokens=self.window_kv_tokens
+        )
+
+
+def causal_pairs(new_tokens: ArrayLike, cached_tokens: ArrayLike = 0) -> Floats:
+    """Query-key pairs when `new_tokens` follow `cached_tokens`: each token sees itself and all before."""
+    new, cached = np.asarray(new_tokens, np.float64), np.asarray(cached_tokens, np.float64)
+    return np.asarray(new * cached + new * (new + 1.0) / 2.0)
+
+
+@dataclass(frozen=True, slots=True)
+class StepParts:
+    """Seconds of each kind of work, run alone.
+
+    Attributes:
+        gemm: projections, MLP and output head, weight floor included.
+        other: norms, activations and other small operators.
+        prefill_attention, decode_attention: attention kernels.
+        all_reduce: communication between tensor-parallel ranks.
+        weight_read: time to read the weights once; part of `gemm`, not on top of it. It bounds what an
+            overlapping engine can hide, because the memory bus is shared.
+        overhead: per pass, outside the layers.
+    """
+
+    gemm: Floats
+    other: Floats
+    prefill_attention: Floats
+    decode_attention: Floats
+    all_reduce: Floats
+    weight_read: Floats
+    overhead: Floats
+
+    @property
+    def compute(self) -> Floats:
+        """Seconds that are not attention over the KV cache."""
+        return self.gemm + self.other + self.prefill_attention + self.all_reduce
+
+    @property
+    def memory(self) -> Floats:
+        """Seconds that the memory bus is needed: weights and KV cache."""
+        return self.weight_read + self.decode_attention
+
+
+@dataclass(frozen=True, slots=True)
+class Assumptions:
+    """What no table says; defaults and reasons are in gpu_kernels.toml under `assumed`."""
+
+    prefill_attention_efficiency: float
+    step_overhead: float
+    interference: float
+    all_reduce_efficiency: float
+    all_reduce_latency: float
+
+    @classmethod
+    def default(cls, **changed: float) -> Assumptions:
+        """The stated assumptions, some of them changed.
+
+        Raises:
+            ValueError: an unknown name.
+        """
+        known = {field.name for field in fields(cls)}
+        for name in changed.keys() - known:
+            raise ValueError(f"assumption {name!r}: unknown; choose one of {', '.join(sorted(known))}")
+        return cls(**(kernel_figures()["assumed"] | changed))
+
+
+class StepTimeModel:
+    """Times of forward passes of one model on one kind of hardware.
+
+    Args:
+        shape: one rank's share, as `ModelShape.from_config(..., tensor_parallel=n)` gives it.
+        assumptions: to see what depends on them; None takes the stated ones.
+
+    Attributes:
+        profile: the measured GEMM series in use, or None. Tables are BF16 and dense: quantised weights and
+            mixtures of experts, which read other bytes per parameter, use the datasheet.
+    """
+
+    def __init__(
+        self, shape: ModelShape, hardware: Hardware, *, assumptions: Assumptions | None = None
+    ) -> None:
+        self.shape = shape
+        self.hardware = hardware
+        self.assumptions = assumptions or Assumptions.default()
+        self._layer_params = (shape.gemm_params - shape.head_params) / shape.layers
+        self.profile: GemmProfile | None = None
+        if abs(shape.weight_bytes / shape.gemm_params - 2.0) < 0.02:
+            self.profile = find_gemm_profile(
+                hardware.name, layer_params=self._layer_params, tensor_parallel=shape.tensor_parallel
+            )
+        figures: dict[str, Any] = kernel_figures()
+        measured = self.profile is not None
+        decode = figures["decode_attention"]
+        self._decode_fixed = decode["fixed_ms"] * 1e-3 if measured else 0.0
+        self._decode_rate = hardware.bandwidth * (
+            decode["bandwidth_efficiency"] if measured else hardware.bandwidth_efficiency
+        )
+        self._weight_rate = hardware.bandwidth * (
+            figures["weights"]["bandwidth_efficiency"] if measured else hardware.bandwidth_efficiency
+        )
+        self._link = figures["links"].get(hardware.name)
+        if shape.tensor_parallel > 1 and self._link is None:
+            raise ValueError(
+                f"hardware profile {hardware.name!r}: no link rate between its GPUs is known, so tensor "
+                "parallelism cannot be modelled; add it to [links] in gpu_kernels.toml"
+            )
+
+    def parts(self, work: StepWork) -> StepParts:
+        """Seconds of each kind of work in a pass; all zero for a pass without work."""
+        rows = np.asarray(work.prefill_tokens, np.float64) + np.asarray(work.decode_rows, np.float64)
+        logits = np.asarray(work.finished_prefills, np.float64) + np.asarray(work.decode_rows, np.float64)
+        busy = (rows > 0).astype(np.float64)
+        return StepParts(
+            gemm=self.gemm(rows, logits),
+            other=self.other(rows),
+            prefill_attention=self.prefill_attention(work.prefill_pairs),
+            decode_attention=self.decode_attention(work.kv_tokens, work.window_kv_tokens),
+            all_reduce=self.all_reduce(rows),
+            weight_read=busy * self.weight_read,
+            overhead=busy * self.assumptions.step_overhead,
+        )
+
+    @property
+    def weight_read(self) -> float:
+        """Seconds to read all weights once."""
+        return self.shape.weight_bytes / self._weight_rate
+
+    def gemm(self, rows: ArrayLike, logits_rows: ArrayLike | None = None) -> Floats:
+        """Seconds of all layers' GEMMs over `rows`, and of the output head over `logits_rows`.
+
+        Without `logits_rows` every row gets logits.
+        """
+        logits = rows if logits_rows is None else logits_rows
+        layers = self._layer_params * self.shape.layers
+        return self._gemm(rows, layers) + self._gemm(logits, self.shape.head_params)
+
+    def decode_attention(self, kv_tokens: ArrayLike, window_kv_tokens: ArrayLike | None = None) -> Floats:
+        """Seconds to attend to `kv_tokens` of KV cache (summed over the batch) in all layers."""
+        shape = self.shape
+        full = np.asarray(kv_tokens, np.float64)
+        window = full if window_kv_tokens is None else np.asarray(window_kv_tokens, np.float64)
+        read = (shape.layers - shape.window_layers) * full + shape.window_layers * window
+        fixed = np.where(full > 0, shape.layers * self._decode_fixed, 0.0)
+        return np.asarray(fixed + read * shape.kv_bytes / self._decode_rate)
+
+    def prefill_attention(self, pairs: ArrayLike) -> Floats:
+        """Seconds of prefill attention over query-key pairs, in all layers.
+
+        Compute only: a chunk of queries reads the KV before it once, which is small beside its FLOPs.
+        Sliding windows are not cut off.
+        """
+        flop = 4.0 * self.shape.attention_width * self.shape.layers * np.asarray(pairs, np.float64)
+        return np.asarray(flop / (self.hardware.flops * self.assumptions.prefill_attention_efficiency))
+
+    def all_reduce(self, rows: ArrayLike) -> Floats:
+        """Seconds of two ring all-reduces per layer over 16-bit hidden states; 0 on one rank."""
+        ranks, n = self.shape.tensor_parallel, np.asarray(rows, np.float64)
+        if ranks == 1:
+            return np.zeros_like(n)
+        sent = 2.0 * (ranks - 1) / ranks * n * self.shape.hidden * 2.0
+        once = sent / (self._link * self.assumptions.all_reduce_efficiency)
+        once = once + self.assumptions.all_reduce_latency
+        return np.asarray(np.where(n > 0, 2.0 * self.shape.layers * once, 0.0))
+
+    def _gemm(self, rows: ArrayLike, params: float) -> Floats:
+        if self.profile is not None:
+            return self.profile.gemm_seconds(rows, params)
+        n, hardware, shape = np.asarray(rows, np.float64), self.hardware, self.shape
+        share = params / shape.gemm_params
+        floor = share * shape.weight_bytes / self._weight_rate
+        work = 2.0 * params * n / (hardware.flops * hardware.gemm_efficiency)
+        both = (floor**_ROOFLINE_NORM + work**_ROOFLINE_NORM) ** (1.0 / _ROOFLINE_NORM)
+        return np.asarray(np.where(n > 0, both, 0.0))
+
+    def other(self, rows: ArrayLike) -> Floats:
+        """Seconds of norms, activations and other small operators in all layers; 0 where not measured."""
+        rows = np.asarray(rows, np.float64)
+        if self.profile is None:
+            return np.zeros_like(rows)
+        # These operators stream activations, so they scale with their width.
+        scale = np.sqrt(self._layer_params / self.profile.params)
+        return np.asarray(self.shape.layers * scale * self.profile.other_seconds(rows))

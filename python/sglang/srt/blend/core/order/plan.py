@@ -1,0 +1,133 @@
+"""What a planner is told, and what it makes: options, a blended window, an admission order."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sglang.srt.blend.core.cost.cost_model import CostModel
+from sglang.srt.blend.core.order.ordering import DensityOrder, order_by_density
+from sglang.srt.blend.core.pool.prefix_tree import build_tree
+from sglang.srt.blend.core.pool.request_table import RequestTable
+from sglang.srt.blend.core.step.dual_scan import ScanOrder
+from sglang.srt.blend.core.step.partition import share_weight
+
+Ints = NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class PlannerOptions:
+    """How to plan.
+
+    Attributes:
+        sample_fraction: share of requests of unknown length to run first, in [0, 1].
+        sharing_budget: share of the depth-first sharing that node splits must keep, in [0, 1].
+        replan_interval: completions after which a new plan pays.
+        window: plan only among this many requests in order of arrival, draining one window before the
+            next begins (paper 7, deadlines); 0 is the whole pool.
+        group_fraction: share of the KV capacity up to which neighbours with a common prefix are one
+            schedulable group.
+        split: False leaves the tree whole (for ablation).
+        memory: finished requests whose answers are remembered for estimates.
+    """
+
+    sample_fraction: float = 0.01
+    sharing_budget: float = 0.99
+    replan_interval: int = 256
+    window: int = 0
+    group_fraction: float = 1 / 16
+    split: bool = True
+    memory: int = 8192
+
+    def __post_init__(self) -> None:
+        for name in ("sample_fraction", "sharing_budget", "group_fraction"):
+            if not 0.0 <= getattr(self, name) <= 1.0:
+                raise ValueError(f"{name} must be between 0 and 1, got {getattr(self, name)}")
+        if self.replan_interval < 1:
+            raise ValueError(f"replan_interval must be at least 1, got {self.replan_interval}")
+        if self.window < 0 or self.memory < 0:
+            raise ValueError("window and memory must not be negative")
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The admission order of a whole pool.
+
+    Attributes:
+        slots: (n,) requests in order of admission.
+        sides: (n,) `Side` from which each is admitted.
+        steps: (n,) decoding step of admission if estimates hold, dimensionless.
+        density: of the pool with the sharing of this plan.
+        shared_tokens: prompt tokens that the density order shares; possible_tokens: that a depth-first
+            walk shares.
+        splits: subtrees moved.
+    """
+
+    slots: Ints
+    sides: Ints
+    steps: NDArray[np.float64]
+    density: float
+    shared_tokens: int
+    possible_tokens: int
+    splits: int
+
+
+@dataclass(frozen=True, slots=True)
+class Blend:
+    """One window in density order.
+
+    Attributes:
+        slots: (n,) requests; density, scan: what the scanner walks, in the same order.
+        prompt: tokens of all its prompts; possible: those that a depth-first walk shares.
+    """
+
+    slots: Ints
+    density: DensityOrder
+    scan: ScanOrder
+    prompt: int
+    possible: int
+
+
+def blend_requests(
+    slots: Ints,
+    lcp: Ints,
+    table: RequestTable,
+    cost_model: CostModel,
+    options: PlannerOptions,
+    kv_capacity: int,
+) -> Blend:
+    """Sort by density, split and merge requests.
+
+    Args:
+        slots: (n,) sorted by prompt; lcp: (n,) tokens that each prompt shares with the one before it.
+        kv_capacity: tokens.
+    """
+    prompt, output = table.work(slots)
+    output = np.maximum(output, 1)
+    tree = build_tree(lcp, prompt, output, cost_model, extra_comp=table.extra[slots])
+    density = order_by_density(
+        tree,
+        cost_model,
+        sharing_budget=options.sharing_budget,
+        group_tokens=int(kv_capacity * options.group_fraction),
+        split=options.split,
+    )
+    order = density.order
+    new_tokens = prompt[order] - density.shared
+    return Blend(
+        slots=slots[order],
+        density=density,
+        scan=ScanOrder(
+            slots=slots[order],
+            density=density.group_density[density.group],
+            new_tokens=new_tokens,
+            output=output[order],
+            weight=share_weight(new_tokens, output[order]),
+            comp=density.comp,
+            mem=tree.mem[order],
+        ),
+        prompt=int(prompt.sum()),
+        possible=tree.shared_tokens,
+    )

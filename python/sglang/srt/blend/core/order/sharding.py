@@ -1,0 +1,324 @@
+"""Data-parallel parts of a pool: equal work, equal density, whole subtrees (paper 5.5).
+
+One tree is built for the pool and put in density order. It is cut from the root down until no piece
+is more than a small share of a replica's work. The dual scanner takes the pieces from both ends, so
+what it has taken always has the root's density, and each goes to the replica that has least of what the
+piece is made of. A replica then plans its part by itself, with its own `Planner`.
+
+Comp and Mem are balanced one by one. Equal parts of both are equal work to any engine, whether it adds
+the two up or hides one behind the other, and equal density too.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+from sglang.srt.blend.core.cost.cost_model import CostModel
+from sglang.srt.blend.core.order.ordering import order_by_density
+from sglang.srt.blend.core.pool import prefix_sort
+from sglang.srt.blend.core.pool.prefix_tree import ResourceAwarePrefixTree, build_tree, densities
+from sglang.srt.blend.core.pool.token_store import TokenStore
+from sglang.srt.blend.core.step.dual_scan import ScanOrder, scan_to_the_end
+
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float64]
+
+# Pieces in a part's work: a larger subtree is cut. The last pieces dealt decide how equal the parts are.
+_PIECES = 256
+# How far a part may get ahead to keep a subtree together, as a share of what it will still be given.
+# It shrinks to nothing with what is left, so early leads are made up for.
+_LEAD = 0.25
+# A prefix is cheap if it costs less than this share of the work of a piece below it.
+_CHEAP = 0.01
+# Rounds in which the scanner takes the pool: each has the root's density.
+_ROUNDS = 64
+_TINY = float(np.finfo(np.float64).tiny)
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """What one replica answers.
+
+    Attributes:
+        requests: indices into the pool, ascending.
+        comp: compute seconds after all sharing that is possible among its own requests; mem: seconds.
+        shared_tokens: prompt tokens that a depth-first walk of the part does not compute.
+        longest_output: tokens; the part takes at least a step for each. 0 when it is empty.
+    """
+
+    requests: Ints
+    comp: float
+    mem: float
+    shared_tokens: int
+    longest_output: int
+
+    @property
+    def work(self) -> float:
+        """Comp + Mem, seconds: the part's time without overlap, at peak rates."""
+        return self.comp + self.mem
+
+    @property
+    def density(self) -> float:
+        """Comp / Mem; infinite when nothing decodes, 0 when the part is empty."""
+        return float(densities(self.comp, self.mem))
+
+
+@dataclass(frozen=True, slots=True)
+class Shards:
+    """A pool in parts.
+
+    Attributes:
+        parts: one for each replica; some are empty when there are too few requests.
+        possible_tokens: prompt tokens that the undivided pool shares.
+    """
+
+    parts: tuple[Shard, ...]
+    possible_tokens: int
+
+    @property
+    def shared_tokens(self) -> int:
+        """Prompt tokens shared within the parts."""
+        return sum(part.shared_tokens for part in self.parts)
+
+    @property
+    def sharing_kept(self) -> float:
+        """Share of the undivided pool's sharing that the parts still have; 1 if there was none."""
+        return self.shared_tokens / self.possible_tokens if self.possible_tokens else 1.0
+
+    @property
+    def imbalance(self) -> float:
+        """Work of the largest part over the mean, less 1: what equal parts would save."""
+        total = sum(part.work for part in self.parts)
+        return max(part.work for part in self.parts) * len(self.parts) / total - 1.0 if total else 0.0
+
+
+def shard(
+    tokens: NDArray[np.int32],
+    offsets: Ints,
+    output: NDArray[np.integer],
+    cost: CostModel,
+    parts: int,
+    *,
+    extra_compute: Floats | None = None,
+    namespace: NDArray[np.integer] | None = None,
+) -> Shards:
+    """Divide a pool among equal replicas; equal arguments give equal parts.
+
+    Args:
+        tokens: int32, all prompts back to back; request i is tokens[offsets[i]:offsets[i + 1]].
+        offsets: int64 (n + 1,).
+        output: (n,) output tokens: known ones, or estimates (`output_length.estimate_outputs`).
+        parts: replicas; `cost` is that of one of them.
+        extra_compute: (n,) seconds beside the decoder's own, such as a vision encoder.
+        namespace: (n,) prompts of different namespaces share nothing; 0 by default.
+
+    Raises:
+        ValueError: parts below 1, or arrays of different length.
+    """
+    n = len(offsets) - 1
+    if parts < 1:
+        raise ValueError(f"parts must be at least 1, got {parts}")
+    for name, values in (("output", output), ("extra_compute", extra_compute), ("namespace", namespace)):
+        if values is not None and len(values) != n:
+            raise ValueError(f"{name} has {len(values)} entries for {n} requests")
+    store = TokenStore()
+    slots = store.put(tokens, offsets)  # of a fresh store: 0..n-1, so they are the requests
+    space = np.zeros(n, np.int32) if namespace is None else np.asarray(namespace, np.int32)
+    order = prefix_sort.sort_prompts(store.data, store.start, store.length, space, slots)
+    lcp = prefix_sort.neighbour_prefixes(store.data, store.start, store.length, space, order)
+    tree = build_tree(
+        lcp,
+        store.length[order],
+        np.asarray(output, np.int64)[order],
+        cost,
+        extra_comp=None if extra_compute is None else np.asarray(extra_compute, np.float64)[order],
+    )
+    owner = _assign(tree, cost, parts)
+    return Shards(
+        tuple(_shard(tree, cost, order, np.asarray(output), owner == part) for part in range(parts)),
+        possible_tokens=tree.shared_tokens,
+    )
+
+
+def _shard(
+    tree: ResourceAwarePrefixTree,
+    cost: CostModel,
+    order: Ints,
+    output: NDArray[np.integer],
+    mine: NDArray[np.bool_],
+) -> Shard:
+    """Exact totals of some of the tree's requests, which share among themselves only."""
+    requests, lcp = prefix_sort.remove_sorted(order, tree.lcp, mine)
+    return Shard(
+        requests=np.sort(requests),
+        comp=float((tree.comp[mine] - cost.prefix_comp(lcp)).sum()),
+        mem=float(tree.mem[mine].sum()),
+        shared_tokens=int(lcp.sum()),
+        longest_output=int(output[requests].max(initial=0)),
+    )
+
+
+def _assign(tree: ResourceAwarePrefixTree, cost: CostModel, parts: int) -> Ints:
+    """(n,) part of each of the tree's sorted requests."""
+    # Splits would part relatives for the sake of one schedule; a replica's planner does that for its own.
+    density = order_by_density(tree, cost, split=False)
+    work = np.empty(tree.num_requests)
+    work[density.order] = density.comp + tree.mem[density.order]
+    sums = np.concatenate([[0.0], np.cumsum(work)])
+    node_work, share = sums[tree.hi] - sums[tree.lo], float(sums[-1]) / parts
+    limit = share / _PIECES if parts > 1 else np.inf
+    whole = _largest_subtrees(tree.parent, node_work, limit)
+    piece, holder = _pieces(density.order, tree.parent, tree.request_parent, whole, node_work, work, limit)
+    comp = np.asarray(np.bincount(piece, density.comp), np.float64)
+    mem = np.asarray(np.bincount(piece, tree.mem[density.order]), np.float64)
+    # Shares of the pool's Comp and Mem: their difference is 0 for a piece of the root's density.
+    comp_share, mem_share = comp / max(float(comp.sum()), _TINY), mem / max(float(mem.sum()), _TINY)
+    family, again = _families(tree, cost, holder, node_work, comp + mem, share)
+    part = _deal(
+        _scanned(comp, mem),
+        comp_share + mem_share,
+        comp_share - mem_share,
+        family,
+        again / max(float(comp.sum()), _TINY),
+        len(tree.depth),
+        parts,
+        _LEAD,
+    )
+    owner = np.empty(tree.num_requests, np.int64)
+    owner[density.order] = part[piece]
+    return owner
+
+
+def _scanned(comp: Floats, mem: Floats) -> Ints:
+    """Pieces in the order in which the dual scanner takes them.
+
+    To the scanner a piece is a request that holds its Mem for one step.
+    """
+    pieces = len(comp)
+    scan = ScanOrder(
+        slots=np.arange(pieces),
+        density=densities(comp, mem),
+        new_tokens=np.zeros(pieces, np.int64),
+        output=np.ones(pieces, np.int64),
+        weight=mem,
+        comp=comp,
+        mem=mem,
+    )
+    return scan_to_the_end(scan, float(mem.sum()) / _ROUNDS)[0]
+
+
+def _families(
+    tree: ResourceAwarePrefixTree,
+    cost: CostModel,
+    holder: Ints,
+    node_work: Floats,
+    work: Floats,
+    share: float,
+) -> tuple[Ints, Floats]:
+    """Which pieces should stay together, and what it costs if they do not.
+
+    Returns:
+        (pieces,) the largest subtree around each that a part can take at once. Where there is none all
+        parts will see the piece's node: then it is the node, or -1 where its prefix costs next to nothing,
+        such as a system prompt above long answers, which are better spread.
+        (pieces,) seconds of the prefix that another part would compute again; 0 where all will.
+    """
+    family = _largest_subtrees(tree.parent, node_work, _LEAD * share)[holder]
+    prefix = cost.prefix_comp(tree.depth)
+    again = np.where(family >= 0, prefix[holder] - prefix[tree.parent[family]], 0.0)
+    everywhere = np.where((prefix[holder] >= _CHEAP * work) & (holder > 0), holder, -1)
+    return np.where(family >= 0, family, everywhere), again
+
+
+@njit(cache=True)
+def _largest_subtrees(parent, node_work, limit):  # type: ignore[no-untyped-def]
+    """The largest subtree of at most `limit` seconds that each node belongs to, -1 if there is none."""
+    largest = np.full(len(parent), -1, np.int64)
+    for node in range(1, len(parent)):
+        above = largest[parent[node]]
+        if above >= 0:
+            largest[node] = above
+        elif node_work[node] <= limit:
+            largest[node] = node
+    return largest
+
+
+@njit(cache=True)
+def _pieces(order, parent, request_parent, whole, node_work, work, limit):  # type: ignore[no-untyped-def]
+    """Cut all nodes that are not part of a `whole` subtree.
+
+    A piece is one or more neighbours below one node, each a request or a whole subtree, of at most
+    `limit` seconds together. Children of the root share nothing and stay apart.
+
+    Returns:
+        (n,) piece at each place of the density order, ascending; (pieces,) the node that each hangs from.
+    """
+    nodes = len(parent)
+    piece = np.empty(len(order), np.int64)
+    holder = np.empty(len(order), np.int64)
+    number, held, last = -1, 0.0, np.int64(-1)
+    for place in range(len(order)):
+        request = order[place]
+        above = request_parent[request]
+        item, size = nodes + request, work[request]
+        if whole[above] >= 0:
+            item, size = whole[above], node_work[whole[above]]
+            above = parent[item]
+        if item != last:
+            if number < 0 or above == 0 or above != holder[number] or held + size > limit:
+                number += 1
+                holder[number] = above
+                held = 0.0
+            held += size
+            last = item
+        piece[place] = number
+    return piece, holder[: number + 1]
+
+
+@njit(cache=True)
+def _deal(dealt, work, excess, family, again, nodes, parts, lead):  # type: ignore[no-untyped-def]
+    """Part of each piece: the one that has least of what the piece is made of.
+
+    The scalar product of a piece and a part's loads is what the piece adds to the sum of squared loads.
+    A piece follows the last one of its family as long as that part's lead in work and in excess, over the
+    mean or over the part that is due, can be made up for by what is left, or is less than what another
+    part would compute again.
+
+    Args:
+        dealt: pieces in the order in which they are dealt.
+        work, excess: (pieces,) Comp + Mem and Comp - Mem, both in shares of the pool's.
+        family, again: (pieces,) see `_families`; `again` as a share of the pool's Comp.
+        lead: share of what is left for a part that it may be ahead.
+    """
+    part = np.empty(len(dealt), np.int64)
+    works, excesses = np.zeros(parts), np.zeros(parts)
+    last = np.full(nodes, -1, np.int64)
+    work_left, excess_left = work.sum(), np.abs(excess).sum()
+    for piece in dealt:
+        best, least = 0, np.inf
+        for candidate in range(parts):
+            load = work[piece] * works[candidate] + excess[piece] * excesses[candidate]
+            if load < least:
+                best, least = candidate, load
+        more = 0.0
+        relatives = family[piece]
+        if relatives >= 0:
+            home = last[relatives]
+            if home >= 0 and home != best:
+                sign = np.sign(excess[piece])
+                ahead = works[home] - max(works[best], works.mean())
+                lopsided = sign * excesses[home] - max(sign * excesses[best], sign * excesses.mean())
+                more = again[piece]
+                if ahead <= lead * work_left / parts + more and lopsided <= lead * excess_left / parts + more:
+                    best, more = home, 0.0
+            last[relatives] = best
+        part[piece] = best
+        works[best] += work[piece] + more
+        excesses[best] += excess[piece] + more
+        work_left -= work[piece]
+        excess_left -= abs(excess[piece])
+    return part

@@ -1,0 +1,185 @@
+"""The resource-aware prefix tree (paper 5.1) as arrays over sorted prompts.
+
+Sorting the prompts and taking the longest common prefix of neighbours gives the radix tree without
+inserting one prompt after another: a node is a maximal interval of the order whose prompts share a
+prefix, so every annotation is a difference of prefix sums, exact after any insertion or removal.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numba import njit
+from numpy.typing import ArrayLike, NDArray
+
+from sglang.srt.blend.core.cost.cost_model import CostModel
+
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float64]
+
+
+@njit(cache=True)
+def _intervals(lcp):  # type: ignore[no-untyped-def]
+    """LCP intervals as (lo, hi, depth), one row each, in no particular order; the root comes first."""
+    n = len(lcp)
+    lo = np.empty(n + 1, np.int64)
+    hi = np.empty(n + 1, np.int64)
+    depth = np.empty(n + 1, np.int64)
+    lo[0], hi[0], depth[0] = 0, n, 0
+    count = 1
+    stack_lo = np.empty(n + 1, np.int64)
+    stack_depth = np.empty(n + 1, np.int64)
+    top = 0
+    stack_lo[0], stack_depth[0] = 0, 0
+    for i in range(1, n + 1):
+        shared = lcp[i] if i < n else 0
+        begin = i - 1
+        while stack_depth[top] > shared:
+            lo[count], hi[count], depth[count] = stack_lo[top], i, stack_depth[top]
+            count += 1
+            begin = stack_lo[top]
+            top -= 1
+        if stack_depth[top] < shared:
+            top += 1
+            stack_lo[top], stack_depth[top] = begin, shared
+    return lo[:count], hi[:count], depth[:count]
+
+
+@njit(cache=True)
+def _parents(lo, hi, num_requests):  # type: ignore[no-untyped-def]
+    """Parents of preordered intervals, and of every request the deepest interval that holds it."""
+    parent = np.full(len(lo), -1, np.int64)
+    request_parent = np.zeros(num_requests, np.int64)
+    stack = np.zeros(len(lo) + 1, np.int64)
+    top = 0
+    position = 0
+    for node in range(1, len(lo) + 1):
+        boundary = lo[node] if node < len(lo) else num_requests
+        while True:
+            stop = min(hi[stack[top]], boundary)
+            while position < stop:
+                request_parent[position] = stack[top]
+                position += 1
+            if top == 0 or hi[stack[top]] > boundary:
+                break
+            top -= 1
+        if node < len(lo):
+            parent[node] = stack[top]
+            top += 1
+            stack[top] = node
+    return parent, request_parent
+
+
+def _range_sums(values: ArrayLike, lo: Ints, hi: Ints) -> Floats:
+    """Sum of values[lo:hi] for every pair of bounds."""
+    sums: Floats = np.concatenate([[0.0], np.cumsum(values)])
+    return np.asarray(sums[hi] - sums[lo], np.float64)
+
+
+@dataclass(frozen=True, slots=True)
+class ResourceAwarePrefixTree:
+    """Radix tree of n requests in sorted order, with resource totals per node.
+
+    Nodes are inner nodes in preorder (a parent's number is smaller than its children's); node 0 is the
+    root. The leaves are the requests themselves: identical prompts, or a prompt that is a prefix of
+    others, hang from the same node with an empty edge.
+
+    Attributes:
+        lcp: (n,) tokens shared with the previous request of the order.
+        lo, hi: (nodes,) the requests lo..hi-1 of the order lie below the node.
+        depth: (nodes,) tokens from the root to the node's end.
+        parent: (nodes,) parent node, -1 for the root.
+        request_parent: (n,) node from which the request hangs.
+        comp, mem: (n,) seconds of each request alone.
+        kv_tokens: (n,) prompt plus output tokens.
+        saved: (n,) compute seconds that sharing the prefix with the previous request saves.
+        node_comp, node_saved, node_mem, node_requests, node_kv_tokens: (nodes,) totals below the node;
+            KV tokens count shared prefixes once.
+    """
+
+    lcp: Ints
+    lo: Ints
+    hi: Ints
+    depth: Ints
+    parent: Ints
+    request_parent: Ints
+    comp: Floats
+    mem: Floats
+    kv_tokens: Ints
+    saved: Floats
+    node_comp: Floats
+    node_saved: Floats
+    node_mem: Floats
+    node_requests: Ints
+    node_kv_tokens: Ints
+
+    @property
+    def num_requests(self) -> int:
+        return len(self.lcp)
+
+    @property
+    def node_density(self) -> Floats:
+        """rho of each subtree: (Comp - saved) / Mem (paper 4.1); the first visit pays for the path."""
+        return densities(self.node_comp - self.node_saved, self.node_mem)
+
+    @property
+    def request_density(self) -> Floats:
+        """rho of each request alone."""
+        return densities(self.comp, self.mem)
+
+    @property
+    def shared_tokens(self) -> int:
+        """Prompt tokens that a depth-first walk does not recompute: the most that sharing can give."""
+        return int(self.lcp.sum())
+
+
+def densities(comp: ArrayLike, mem: ArrayLike) -> Floats:
+    """Comp / Mem, infinite where nothing is decoded and 0 where there is nothing at all."""
+    comp, mem = np.asarray(comp, np.float64), np.asarray(mem, np.float64)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.asarray(np.where(mem > 0, comp / mem, np.where(comp > 0, np.inf, 0.0)))
+
+
+def build_tree(
+    lcp: Ints, prompt: Ints, output: Ints, cost: CostModel, *, extra_comp: Floats | None = None
+) -> ResourceAwarePrefixTree:
+    """Build and annotate the tree of sorted prompts.
+
+    Args:
+        lcp: (n,) tokens that each prompt shares with its predecessor, from `prefix_sort`.
+        prompt, output: (n,) lengths in tokens, in the same order.
+        extra_comp: (n,) compute seconds beside the decoder's (a vision encoder), if any.
+    """
+    lo, hi, depth = _intervals(lcp)
+    preorder = np.lexsort((-hi, lo))
+    # The root must come first even when a single child spans all requests.
+    if len(lo) > 1:
+        spans = preorder[(lo[preorder] == lo[0]) & (hi[preorder] == hi[0])]
+        preorder[: len(spans)] = spans[np.argsort(depth[spans], kind="stable")]
+    lo, hi, depth = lo[preorder], hi[preorder], depth[preorder]
+    parent, request_parent = _parents(lo, hi, len(lcp))
+    comp = cost.comp(prompt, output)
+    if extra_comp is not None:
+        comp = comp + extra_comp
+    mem = cost.mem(prompt, output)
+    saved = cost.prefix_comp(lcp)
+    kv_tokens = np.asarray(prompt + output, np.int64)
+    inner = np.minimum(lo + 1, hi)  # the first request below a node has nobody to share with
+    return ResourceAwarePrefixTree(
+        lcp=lcp,
+        lo=lo,
+        hi=hi,
+        depth=depth,
+        parent=parent,
+        request_parent=request_parent,
+        comp=comp,
+        mem=mem,
+        kv_tokens=kv_tokens,
+        saved=saved,
+        node_comp=_range_sums(comp, lo, hi),
+        node_saved=_range_sums(saved, inner, hi),
+        node_mem=_range_sums(mem, lo, hi),
+        node_requests=hi - lo,
+        node_kv_tokens=(_range_sums(kv_tokens, lo, hi) - _range_sums(lcp, inner, hi)).astype(np.int64),
+    )

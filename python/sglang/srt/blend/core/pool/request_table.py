@@ -1,0 +1,254 @@
+"""What the planner knows of each request, as columns by slot, and the totals of those that wait or run."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sglang.srt.blend.core.pool.pending_index import NEVER
+from sglang.srt.blend.core.pool.token_store import TokenStore
+
+Ints = NDArray[np.int64]
+
+PRIOR_OUTPUT_TOKENS = 512
+"""Output tokens assumed before the first answer is in, capped by max_new_tokens."""
+
+UNPLANNED = NEVER - 1
+"""Plan position of a request that came after the plan: used, but later than any planned one."""
+
+# Share of exponential lengths above their mean.
+_OUTLIVES = float(np.exp(-1.0))
+
+
+class State(IntEnum):
+    """Where a request is."""
+
+    ABSENT = 0
+    WAITING = 1
+    RUNNING = 2
+    FINISHED = 3  # gone, but its answer still informs the estimates of its neighbours
+
+
+class RequestTable:
+    """One row per slot; slots are small and used again.
+
+    Attributes:
+        store: prompts, and their lengths by slot.
+        state: `State`.
+        space: namespace; prompts of different ones share nothing.
+        max_new: cap of the output, tokens.
+        known: output tokens if the request fixes them, else 0.
+        extra: seconds of compute beside the decoder's own.
+        estimate: expected output tokens at the last plan, 1 or more.
+        generated: output tokens so far.
+        observed: output tokens of an answer that has ended, else -1.
+        shared: prompt tokens that others hold or will compute.
+        place: position in the last plan, or `UNPLANNED`.
+        sequence: number of its arrival.
+        sampled: run early to learn its length.
+        memory_side: counts on the memory side, while it runs.
+        num_waiting: requests that wait.
+        waiting_tokens, running_tokens: KV tokens of those that wait or run, when they end; nothing shared.
+        waiting_rows, waiting_reads: as `WorkLeft`, of those that wait.
+    """
+
+    _COLUMNS = (
+        ("state", np.int8),
+        ("space", np.int32),
+        ("max_new", np.int64),
+        ("known", np.int64),
+        ("extra", np.float64),
+        ("estimate", np.int64),
+        ("generated", np.int64),
+        ("observed", np.int64),
+        ("shared", np.int64),
+        ("place", np.int64),
+        ("sequence", np.int64),
+        ("sampled", np.bool_),
+        ("memory_side", np.bool_),
+    )
+    state: NDArray[np.int8]
+    space: NDArray[np.int32]
+    max_new: Ints
+    known: Ints
+    extra: NDArray[np.float64]
+    estimate: Ints
+    generated: Ints
+    observed: Ints
+    shared: Ints
+    place: Ints
+    sequence: Ints
+    sampled: NDArray[np.bool_]
+    memory_side: NDArray[np.bool_]
+
+    def __init__(self) -> None:
+        self.store = TokenStore()
+        for name, kind in self._COLUMNS:
+            setattr(self, name, np.zeros(0, kind))
+        self.num_waiting = 0
+        self._longest = self._as_long = 0  # see `longest_waiting`; how many that wait are as long
+        self.waiting_tokens = self.waiting_rows = self.waiting_reads = 0.0
+        self.running_tokens = 0.0
+        self._arrived = 0
+
+    def put(
+        self,
+        tokens: NDArray[np.int32],
+        offsets: Ints,
+        *,
+        max_new_tokens: NDArray[np.integer],
+        known_output: NDArray[np.integer] | None,
+        extra_compute: NDArray[np.float64] | None,
+        namespace: NDArray[np.integer] | None,
+    ) -> Ints:
+        """Requests that wait from now on; see `Planner.add`. Their slots, (n,)."""
+        slots = self.store.put(tokens, offsets)
+        self._grow()
+        n = len(slots)
+        self.state[slots] = State.WAITING
+        self.space[slots] = 0 if namespace is None else namespace
+        self.max_new[slots] = np.maximum(max_new_tokens, 1)
+        self.known[slots] = 0 if known_output is None else known_output
+        self.extra[slots] = 0.0 if extra_compute is None else extra_compute
+        self.observed[slots] = -1
+        self.generated[slots] = 0
+        self.shared[slots] = 0
+        self.sampled[slots] = False
+        self.place[slots] = UNPLANNED
+        self.sequence[slots] = np.arange(self._arrived, self._arrived + n)
+        estimate = np.where(self.known[slots] > 0, self.known[slots], PRIOR_OUTPUT_TOKENS)
+        self.estimate[slots] = np.clip(estimate, 1, self.max_new[slots])
+        self.count_waiting(slots)
+        self._arrived += n
+        self.num_waiting += n
+        return slots
+
+    def require(self, slot: int, *states: State) -> None:
+        """KeyError unless the slot is in one of these states."""
+        if not 0 <= slot < len(self.state) or self.state.item(slot) not in states:
+            expected = " or ".join(state.name.lower() for state in states)
+            raise KeyError(f"request slot {slot} is not {expected}")
+
+    # ---------------------------------------------------------------- lengths
+
+    def expected(self, slot: int) -> int:
+        """Output tokens of a request, capped by max_new_tokens.
+
+        One that has outlived its estimate is expected to go on for as long again: answers' lengths have
+        long tails, and a forecast of memory had better err to this side.
+        """
+        estimate, generated = self.estimate.item(slot), self.generated.item(slot)
+        if generated >= estimate:
+            estimate = 2 * max(generated, 1)
+        return min(estimate, self.max_new.item(slot))
+
+    def expected_many(self, slots: Ints) -> Ints:
+        """`expected`, int64 (n,)."""
+        estimate, generated = self.estimate[slots], self.generated[slots]
+        outlived = 2 * np.maximum(generated, 1)
+        return np.asarray(
+            np.minimum(np.where(generated >= estimate, outlived, estimate), self.max_new[slots])
+        )
+
+    def work(self, slots: Ints) -> tuple[Ints, Ints]:
+        """Tokens to prefill, sharing not deducted, and to decode, of waiting requests; each (n,).
+
+        One that was retracted prefills what it had generated, and has less to decode.
+        """
+        generated = self.generated[slots]
+        return self.store.length[slots] + generated, self.estimate[slots] - generated
+
+    def spread(self, slots: Ints, released: Ints) -> float:
+        """Standard deviation of what running requests will hold together, KV tokens, when they should end.
+
+        Lengths that are not known are taken for exponential: one that should have ended still holds all its
+        tokens with probability 1/e, and has more of them. One that is expected to reach its cap ends there.
+
+        Args:
+            released: (n,) KV tokens that each of them alone holds now.
+        """
+        estimate = self.expected_many(slots)
+        remaining = np.maximum(estimate - self.generated[slots], 0)
+        uncertain = (self.known[slots] == 0) & (estimate < self.max_new[slots])
+        held = (released + remaining)[uncertain].astype(np.float64)
+        return float(np.sqrt(_OUTLIVES * (1.0 - _OUTLIVES) * (held**2).sum()))
+
+    # ---------------------------------------------------------------- totals
+
+    def start_waiting(self, slot: int) -> None:
+        """A running request, already out of the totals, goes back to the queue."""
+        self.state[slot] = State.WAITING
+        self.num_waiting += 1
+        self._count_one(slot, 1)
+        self._note_longest(self.estimate[slot : slot + 1] - self.generated[slot : slot + 1])
+
+    def start_running(self, slot: int, *, shared: int) -> None:
+        """A request, already out of the totals, was admitted beside so many tokens of its prompt."""
+        self.state[slot] = State.RUNNING
+        self.running_tokens += self.final_tokens(slot)
+        self.shared[slot] = shared
+
+    def correct(self, slot: int, estimate: int) -> None:
+        """A running request outlived its estimate."""
+        self.running_tokens += float(estimate - self.estimate[slot])
+        self.estimate[slot] = estimate
+
+    def leave(self, slot: int) -> State:
+        """Take a request out of the totals of its state, which is returned."""
+        state = State(self.state.item(slot))
+        if state is State.WAITING:
+            self.num_waiting -= 1
+            self._count_one(slot, -1)
+        elif state is State.RUNNING:
+            self.running_tokens -= self.final_tokens(slot)
+        return state
+
+    def final_tokens(self, slot: int) -> float:
+        """KV tokens of a request when it ends."""
+        return float(self.store.length.item(slot) + self.estimate.item(slot))
+
+    def forget_waiting(self) -> None:
+        """Start the totals of what waits again; `count_waiting` follows."""
+        self.waiting_tokens = self.waiting_rows = self.waiting_reads = 0.0
+        self._longest = self._as_long = 0
+
+    def count_waiting(self, slots: Ints) -> None:
+        """Add waiting requests to the totals of what waits."""
+        prompt, output = self.work(slots)
+        self.waiting_tokens += float((prompt + output).sum())
+        self.waiting_rows += float((prompt - self.shared[slots] + output).sum())
+        self.waiting_reads += float((output * (prompt + (output + 1) / 2)).sum())
+        self._note_longest(output)
+
+    @property
+    def longest_waiting(self) -> int:
+        """Estimated output tokens that the longest waiting answer has yet to produce; 0 if none waits."""
+        if self.num_waiting and not self._as_long:
+            waiting = self.state == State.WAITING
+            self._longest = 0
+            self._note_longest(self.estimate[waiting] - self.generated[waiting])
+        return self._longest if self.num_waiting else 0
+
+    def _note_longest(self, output: Ints) -> None:
+        longest = int(output.max(initial=0))
+        if longest > self._longest:
+            self._longest, self._as_long = longest, 0
+        self._as_long += int((output == self._longest).sum())
+
+    def _count_one(self, slot: int, sign: int) -> None:
+        """`count_waiting` of one request: admissions and ends come singly, and arrays of one are slow."""
+        generated = self.generated.item(slot)
+        prompt, output = self.store.length.item(slot) + generated, self.estimate.item(slot) - generated
+        self.waiting_tokens += sign * float(prompt + output)
+        self.waiting_rows += sign * float(prompt - self.shared.item(slot) + output)
+        self.waiting_reads += sign * (output * (prompt + (output + 1) / 2))
+        if sign < 0 and output == self._longest:
+            self._as_long -= 1
+
+    def _grow(self) -> None:
+        missing = self.store.num_slots - len(self.state)
+        if missing > 0:
+            for name, kind in self._COLUMNS:
+                setattr(self, name, np.concatenate([getattr(self, name), np.zeros(missing, kind)]))

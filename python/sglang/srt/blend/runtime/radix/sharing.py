@@ -1,0 +1,85 @@
+"""What admission asks of the runtime tree: KV counted once, shared prefixes computed once (paper A.2).
+
+Both answers work on any tree core; on the annotated one they are exact.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from typing import TYPE_CHECKING
+
+from sglang.srt.blend.runtime.radix.tree_core import AnnotatedTreeCore
+from sglang.srt.session.streaming_session import is_virtual_node
+
+if TYPE_CHECKING:
+    from sglang.srt.managers.schedule_batch import Req
+    from sglang.srt.mem_cache.base_prefix_cache import BasePrefixCache
+
+WORTH_WAITING_TOKENS = 32
+"""Shared uncached tokens below which a duplicate is not held back: computing them costs less than
+the step's delay (upstream's in-batch prefix check uses the same number). Where somebody else takes its
+place in the step there is no delay, and one token is worth waiting for."""
+
+
+def held_tokens(tree_cache: BasePrefixCache, req: Req) -> int:
+    """Tokens of the request's matched prefix that running requests hold already.
+
+    They cost no further KV, so admission leaves them out when it fills M_L or M_R. A matched prefix
+    that nobody holds is different: admitting the request takes those tokens out of the evictable
+    pool. Call after ``req.init_next_round_input(tree_cache)``. On a tree core without annotations
+    the whole matched prefix counts as held: off by one copy per prefix, not by one per request.
+    """
+    core = getattr(tree_cache, "tree_core", None)
+    if isinstance(core, AnnotatedTreeCore) and not is_virtual_node(req.last_node):
+        return core.held_tokens(req.last_node)
+    return int(req.prefix_len)
+
+
+def uncached_prefix_key(
+    tree_cache: BasePrefixCache, req: Req, worth: int = WORTH_WAITING_TOKENS
+) -> Hashable | None:
+    """Equal for requests that would compute the same tokens in one step; None: not worth waiting.
+
+    Two requests are duplicates when they match up to the same cached node and continue with the
+    same ``worth`` tokens (rounded up to whole pages). Call after ``init_next_round_input``.
+    """
+    if not tree_cache.supports_prefix_sharing() or req.positional_embed_overrides is not None:
+        return None
+    page = tree_cache.page_size
+    length = -(-worth // page) * page
+    start = req.prefix_len
+    tokens = req.full_untruncated_fill_ids
+    if start + length >= len(tokens):  # the last token is always computed, cached or not
+        return None
+    return (req.last_node, req.extra_key, req.cache_salt, start, tuple(tokens[start : start + length]))
+
+
+class PrefixLeaders:
+    """Holds back requests whose uncached prefix another request is computing right now.
+
+    The leader's KV is in the tree when its prefill has been processed: for the next step without
+    overlap scheduling, for the one after with it. A request is only ever held behind a leader of
+    the last ``lag`` steps, so nobody starves.
+
+    Args:
+        lag: steps until a leader's insert is visible; 1, or 2 with overlap scheduling.
+    """
+
+    def __init__(self, lag: int = 1) -> None:
+        if lag < 1:
+            raise ValueError(f"lag {lag}: a leader's KV is visible one step later at the earliest")
+        self._steps: list[set[Hashable]] = [set() for _ in range(lag)]
+
+    def next_step(self) -> None:
+        """A new prefill batch is about to be formed."""
+        self._steps.pop()
+        self._steps.insert(0, set())
+
+    def must_wait(self, key: Hashable | None) -> bool:
+        """Whether a leader is computing this prefix; leave the request queued if so."""
+        return key is not None and any(key in step for step in self._steps)
+
+    def lead(self, key: Hashable | None) -> None:
+        """A request with this key was admitted in this step."""
+        if key is not None:
+            self._steps[0].add(key)
