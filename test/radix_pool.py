@@ -111,7 +111,7 @@ class RequestPool:
         self.allocator = cache.token_to_kv_pool_allocator
         self.waiting: list[Request] = []
         self.running: list[Request] = []
-        self.place: dict[int, int] = {}
+        self.plan_position: dict[int, int] = {}
 
     def add(self, requests: list[Request]) -> None:
         """New arrivals; the planner sorts them in at the next re-plan."""
@@ -212,7 +212,7 @@ class RequestPool:
 
     def recount(self, node: Any, key: CacheKey, path: tuple[int, ...], cost_model: CostModel) -> Annotation:
         """The node's annotation by looking at every waiting request."""
-        known = self.planner.index.position  # arrivals count from the next refresh on
+        known = self.planner.ledger.index.position  # arrivals count from the next refresh on
         users = [
             r for r in self.waiting if r.key == key and r.tokens[: len(path)] == path and known(r.slot) >= 0
         ]
@@ -222,13 +222,15 @@ class RequestPool:
         saved = len(users) * (spared - float(cost_model.prefix_comp(len(path) - len(node.key))))
         comp = sum(float(cost_model.comp(len(r.tokens), r.output)) for r in users) - len(users) * spared
         mem = sum(float(cost_model.mem(len(r.tokens), r.output)) for r in users)
-        return Annotation(len(users), saved, max(0.0, comp) / mem, min(self.place[r.slot] for r in users))
+        return Annotation(
+            len(users), saved, max(0.0, comp) / mem, min(self.plan_position[r.slot] for r in users)
+        )
 
     def replan(self) -> None:
         """Plan anew. Later plan positions are recounted from this plan, as the index has them."""
         self.planner.replan()
-        self.place = dict.fromkeys((r.slot for r in self.waiting + self.running), NEVER - 1)
-        self.place.update((int(slot), position) for position, slot in enumerate(self.planner.order))
+        self.plan_position = dict.fromkeys((r.slot for r in self.waiting + self.running), NEVER - 1)
+        self.plan_position.update((int(slot), position) for position, slot in enumerate(self.planner.order))
 
     def check_leaks(self) -> None:
         """Upstream's tree invariants, and every KV token accounted for exactly once."""

@@ -96,8 +96,8 @@ def test_answers_of_samples_reach_their_subtree():
         planner.observe(slot, answer)
         planner.remove(slot)
     planner.replan()
-    assert {planner.estimate(slot) for slot in range(1, 50)} == {3}
-    assert {planner.estimate(slot) for slot in range(51, 100)} == {3000}
+    assert {planner.table.expected(slot) for slot in range(1, 50)} == {3}
+    assert {planner.table.expected(slot) for slot in range(51, 100)} == {3000}
 
 
 def test_new_large_subtree_is_sampled_however_many_answers_are_in():
@@ -128,9 +128,9 @@ def test_estimates_never_exceed_max_new_tokens():
         max_new_tokens=np.array([5, 5, 100], np.int32),
         known_output=np.array([9, 0, 0], np.int32),
     )
-    assert [planner.estimate(s) for s in range(3)] == [5, 5, 100]
+    assert [planner.table.expected(s) for s in range(3)] == [5, 5, 100]
     planner.replan()
-    assert [planner.estimate(s) for s in range(3)] == [5, 5, 100]
+    assert [planner.table.expected(s) for s in range(3)] == [5, 5, 100]
 
 
 # ------------------------------------------------------------------ running requests
@@ -144,7 +144,7 @@ def one_of_each():
     )
     planner.table.estimate[:] = [10, 10_000] + [300] * 20
     planner.refresh()
-    planner.scanner.load(planner._blend_waiting(planner._planned()).scan)
+    planner.ledger.scanner.load(planner._blend_waiting(planner._planned()).scan)
     planner.admit(0)
     planner.admit(1)
     return planner
@@ -159,10 +159,10 @@ def test_only_answers_that_may_outlive_their_estimate_make_the_forecast_uncertai
     for slot in slots.tolist():
         planner.admit(slot)
     held = np.full(3, 10)
-    open_end, capped, fixed = (planner.spread(slots[i : i + 1], held[:1]) for i in range(3))
+    open_end, capped, fixed = (planner.table.spread(slots[i : i + 1], held[:1]) for i in range(3))
     assert open_end > 0.0
     assert capped == fixed == 0.0
-    assert planner.spread(slots, held) == open_end
+    assert planner.table.spread(slots, held) == open_end
 
 
 def test_a_retracted_request_is_planned_with_the_work_that_it_still_is():
@@ -188,30 +188,30 @@ def test_a_retracted_request_is_planned_with_the_work_that_it_still_is():
 
 def test_a_request_admitted_unasked_goes_to_the_side_of_its_density():
     planner = one_of_each()
-    assert (planner.side(0), planner.side(1)) == (Side.COMPUTE, Side.MEMORY)
+    assert (planner.ledger.side(0), planner.ledger.side(1)) == (Side.COMPUTE, Side.MEMORY)
 
 
 def test_a_request_that_outlives_its_estimate_a_little_keeps_its_side():
     planner = one_of_each()
     planner.progress(np.array([0]), np.array([12]))
-    assert planner.side(0) == Side.COMPUTE
-    assert planner.estimate(0) == 24
+    assert planner.ledger.side(0) == Side.COMPUTE
+    assert planner.table.expected(0) == 24
 
 
 def test_a_request_that_outlives_its_estimate_by_far_moves_to_the_memory_side():
     planner = one_of_each()
-    before = planner.used
+    before = planner.state.used
     planner.progress(np.array([0]), np.array([5000]))
-    assert planner.side(0) == Side.MEMORY
-    assert planner.used.compute == 0.0
-    assert planner.used.memory > before.memory
+    assert planner.ledger.side(0) == Side.MEMORY
+    assert planner.state.used.compute == 0.0
+    assert planner.state.used.memory > before.memory
 
 
 def test_a_request_that_ends_early_frees_its_share():
     planner = one_of_each()
     planner.observe(1, 2)
     planner.remove(1)
-    assert planner.used.memory == 0.0
+    assert planner.state.used.memory == 0.0
 
 
 def test_leaving_twice_is_refused():
@@ -237,8 +237,8 @@ def test_a_reused_slot_inherits_nothing():
     planner.refresh()
     assert slot == 3
     assert slot not in planner.order
-    lo, hi = planner.index.narrow(*planner.index.root(0), 0, np.array([9]))
-    assert planner.index.totals(lo, hi).next_use == NEVER - 1
+    lo, hi = planner.ledger.index.narrow(*planner.ledger.index.root(0), 0, np.array([9]))
+    assert planner.ledger.index.totals(lo, hi).next_use == NEVER - 1
     planner.admit(slot)
     planner.retract(slot)
     assert slot not in planner.propose(8)  # until it is planned
@@ -288,18 +288,18 @@ def test_steps_left_are_those_of_the_longest_that_still_waits():
     planner = planner_for(pool([[i] for i in range(4)], [9, 7, 7, 3]))
     planner.replan()
     none = np.zeros(0, np.int64)
-    longest = [planner.work_left(none, none).longest]
+    longest = [planner.ledger.work_left(none, none).longest]
     for slot in range(4):
         planner.admit(slot)
-        longest.append(planner.work_left(none, none).longest)
+        longest.append(planner.ledger.work_left(none, none).longest)
     assert longest == [9, 7, 7, 3, 0]
     planner.progress(np.array([1, 3]), np.array([2, 1]))
     for slot, left in ((3, 2), (1, 5)):
         planner.retract(slot)
-        assert planner.work_left(none, none).longest == left
+        assert planner.ledger.work_left(none, none).longest == left
     pool([[9], [8]], [5, 4]).add_to(planner)
     planner.remove(1)
-    assert planner.work_left(none, none).longest == 5
+    assert planner.ledger.work_left(none, none).longest == 5
 
 
 def test_stale_counts_arrivals_and_answers():
@@ -335,16 +335,16 @@ def test_a_small_pool_is_planned_again_when_its_samples_have_answered():
     assert planner.stale
     planner.replan()
     assert not planner.stale
-    assert {planner.estimate(slot) for slot in planner.order.tolist()} == {7}
+    assert {planner.table.expected(slot) for slot in planner.order.tolist()} == {7}
 
 
 def test_fits_entirely_counts_waiting_and_running():
     planner = planner_for(pool([[1] * 6, [2] * 6], 4), kv_capacity=20)
-    assert planner.fits_entirely()
+    assert planner.ledger.fits_entirely()
     planner.admit(0)
-    assert planner.fits_entirely()
+    assert planner.ledger.fits_entirely()
     pool([[]], 1).add_to(planner)
-    assert not planner.fits_entirely()
+    assert not planner.ledger.fits_entirely()
 
 
 def test_steady_admissions_hold_the_roots_density():

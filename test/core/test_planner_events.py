@@ -7,7 +7,6 @@ from hypothesis import strategies as st
 
 from pools import planner_for, random_pool
 from sglang.srt.blend.core.pool.pending_index import NEVER
-from sglang.srt.blend.core.step.dual_scan import Side
 
 seeds = st.integers(0, 10**6)
 
@@ -32,18 +31,7 @@ class Recount:
         assert planner.table.running_tokens == sum(
             len(self.prompt[s]) + planner.table.estimate[s] for s in running
         )
-        used = {side: sum(planner._weight(s) for s in running if planner.side(s) == side) for side in Side}
-        assert planner.used.compute == pytest.approx(used[Side.COMPUTE], abs=1e-6)
-        assert planner.used.memory == pytest.approx(used[Side.MEMORY], abs=1e-6)
-        scanner = planner.scanner
-        still = [p for s, p in scanner._place.items() if scanner._waiting[p]]
-        assert scanner.num_waiting == len(still) == scanner._waiting.sum()
-        assert scanner._comp_left == pytest.approx(scanner.order.comp[still].sum(), rel=1e-6, abs=1e-9)
-        assert scanner._mem_left == pytest.approx(scanner.order.mem[still].sum(), rel=1e-6, abs=1e-9)
-        dense = [p for p in still if scanner._weight[p] > 0]
-        assert scanner.demand.weight == pytest.approx(scanner.order.weight[dense].sum(), rel=1e-6, abs=1e-3)
-        hold = scanner.order.weight[dense] * (scanner.order.output[dense] + 2)
-        assert scanner.demand.hold == pytest.approx(hold.sum(), rel=1e-6, abs=1e-3)
+        planner.ledger._check()
         proposed = planner.propose(10_000)
         assert len(proposed) == len(set(proposed))
         assert set(proposed) <= set(waiting)
@@ -52,23 +40,27 @@ class Recount:
         """After a refresh: every annotation below a prefix against brute force."""
         planner, cost = self.planner, self.planner.cost_model
         planner.refresh()
-        lo, hi = planner.index.narrow(*planner.index.root(namespace), 0, np.array(prefix, np.int64))
+        lo, hi = planner.ledger.index.narrow(
+            *planner.ledger.index.root(namespace), 0, np.array(prefix, np.int64)
+        )
         below = [
             s
             for s in self.of("waiting")
             if self.namespace[s] == namespace and self.prompt[s][: len(prefix)] == prefix
         ]
-        totals = planner.index.totals(lo, hi)
+        totals = planner.ledger.index.totals(lo, hi)
         assert totals.requests == len(below)
         length = np.array([len(self.prompt[s]) for s in below], np.int64)
         output = planner.table.estimate[below]
         assert totals.comp == pytest.approx(cost.comp(length, output).sum(), rel=1e-9)
         assert totals.mem == pytest.approx(cost.mem(length, output).sum(), rel=1e-9)
         order = planner._blend.slots.tolist() if planner._blend else []
-        place = {s: i for i, s in enumerate(order) if planner.table.place[s] == i}
-        assert totals.next_use == min((place.get(s, NEVER - 1) for s in below), default=NEVER)
-        assert planner.index.next_use_many(np.array([lo]), np.array([hi])).tolist() == [totals.next_use]
-        assert all(lo <= planner.index.position(s) < hi for s in below)
+        position = {s: i for i, s in enumerate(order) if planner.table.plan_position[s] == i}
+        assert totals.next_use == min((position.get(s, NEVER - 1) for s in below), default=NEVER)
+        assert planner.ledger.index.next_use_many(np.array([lo]), np.array([hi])).tolist() == [
+            totals.next_use
+        ]
+        assert all(lo <= planner.ledger.index.position(s) < hi for s in below)
 
     def check_sorted(self):
         """The merged order equals sorting from scratch."""
@@ -136,4 +128,4 @@ def test_counters_index_and_order_equal_a_recount_after_random_events(seed, memo
             truth.check_index(rng.integers(0, 3, rng.integers(0, 4)).tolist(), int(rng.integers(0, 3)))
             truth.check_sorted()
         for slot in truth.state:
-            assert 1 <= planner.estimate(slot) <= planner.table.max_new[slot]
+            assert 1 <= planner.table.expected(slot) <= planner.table.max_new[slot]

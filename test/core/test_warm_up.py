@@ -37,6 +37,6 @@ def test_a_planner_at_work_compiles_nothing_after_the_warm_up():
     mixed_pool(1, 20).add_to(planner)
     planner.refresh()
     planner.replan()
-    planner.index.totals(0, 3)
-    assert planner.partition.total > 0
+    planner.ledger.index.totals(0, 3)
+    assert planner.state.partition.total > 0
     assert compiled() == before

@@ -168,10 +168,19 @@ def test_every_hook_says_why():
     assert source.count("HookRegistry.register(") == 1
 
 
-def test_guests_are_the_first_to_be_retracted():
+def test_preemptible_requests_are_the_first_to_be_retracted():
     from types import SimpleNamespace
 
-    from sglang.srt.blend.runtime.plugin import _guests_last
+    from sglang.srt.blend.runtime.plugin import _preemptible_last
 
-    reqs = [SimpleNamespace(blend_guest=guest) for guest in (True, False, True)] + [SimpleNamespace()]
-    assert _guests_last([2, 1, 0, 3], reqs) == [1, 3, 2, 0]  # upstream retracts from the end
+    pool = SimpleNamespace(is_preemptible=lambda req: req.preemptible)
+    reqs = [SimpleNamespace(blend_pool=pool, preemptible=one) for one in (True, False, True, False)]
+    assert _preemptible_last([2, 1, 0, 3], reqs) == [1, 3, 2, 0]  # upstream retracts from the end
+
+
+def test_without_the_policy_the_order_of_retraction_is_upstreams():
+    from types import SimpleNamespace
+
+    from sglang.srt.blend.runtime.plugin import _preemptible_last
+
+    assert _preemptible_last([2, 0, 1], [SimpleNamespace() for _ in range(3)]) == [2, 0, 1]

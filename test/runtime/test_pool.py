@@ -13,6 +13,7 @@ from sglang.srt.blend.core.cost.hardware import load_hardware
 from sglang.srt.blend.core.cost.model_shape import ModelShape
 from sglang.srt.blend.core.order.plan import PlannerOptions
 from sglang.srt.blend.core.planner import Planner
+from sglang.srt.blend.core.step.step import StepLimits
 from sglang.srt.blend.runtime.encoder_cost import EncoderCost, media_tokens
 from sglang.srt.blend.runtime.pool import UNKNOWN, RequestPool, known_output
 from sglang.srt.blend.runtime.token_ids import fold
@@ -87,14 +88,23 @@ def mixed_queue(n: int) -> list[FakeRequest]:
 def admit(pool: RequestPool, queue: list[FakeRequest], reqs: list[FakeRequest]) -> None:
     """What the prefill adder and upstream's filter do."""
     for req in reqs:
-        pool.admit(req, shared_tokens=0, cached_tokens=0)
+        slot = pool.slot(req)
+        pool.planner.admit(slot)
+        pool.admitted(req, slot, cached_tokens=0)
     queue[:] = [r for r in queue if r not in reqs]
 
 
 def front(pool, queue, limit):
-    """Plan, and put the next requests in front; how many they are."""
-    pool.plan(queue, limit)
-    return pool.bring_to_front(queue, limit)
+    """Begin a step, and put its requests in front; how many they are."""
+    step = pool.planner.begin_step(
+        pool.holders(),
+        0,
+        StepLimits(max_proposals=limit),
+        first=pool.waiting_slot(queue[0]),
+        choose=pool.choose,
+    )
+    pool.bring_to_front(queue, step)
+    return len(queue) if step.everything_fits else len(step.proposals)
 
 
 def test_what_is_proposed_mixes_both_ends(make_pool):
@@ -118,9 +128,8 @@ def test_a_pool_that_fits_is_measured_once_and_again_when_it_has_doubled(make_po
     queue = [request([5] * 50 + [100 + i], 4) for i in range(4)]
     pool.synchronise(queue)
     front(pool, queue, 64)
-    assert pool.everything_fits
-    assert pool.sharing_possible == pytest.approx(3 * 50 / (4 * 51))
-    assert 0 < pool.density < float("inf")
+    assert pool.planner.state.sharing_possible == pytest.approx(3 * 50 / (4 * 51))
+    assert 0 < pool.planner.state.pool_density < float("inf")
     for late in range(4):
         queue.append(request([5] * 50 + [200 + late], 4))
         pool.synchronise(queue)
@@ -130,7 +139,7 @@ def test_a_pool_that_fits_is_measured_once_and_again_when_it_has_doubled(make_po
     pool.synchronise(queue)
     front(pool, queue, 64)
     assert pool.planner.replans == 2
-    assert pool.sharing_possible == pytest.approx(8 * 50 / (9 * 51))
+    assert pool.planner.state.sharing_possible == pytest.approx(8 * 50 / (9 * 51))
 
 
 def test_an_answer_is_reported_and_an_abort_is_not(make_pool):
@@ -143,9 +152,9 @@ def test_an_answer_is_reported_and_an_abort_is_not(make_pool):
     finish(b, 3, kind="abort")
     pool.release(a)
     pool.release(b)
-    assert (pool.completions, len(pool.running), pool.num_waiting) == (1, 0, 2)
+    assert (pool.completions, len(pool.running), pool.planner.table.num_waiting) == (1, 0, 2)
     assert pool.slot(a) == pool.slot(b) == UNKNOWN
-    assert pool.planner.used.total == 0
+    assert pool.planner.state.used.total == 0
 
 
 def test_a_retracted_request_waits_again_under_its_slot(make_pool):
@@ -160,7 +169,7 @@ def test_a_retracted_request_waits_again_under_its_slot(make_pool):
     queue.append(req)
     pool.synchronise(queue)
     assert pool.waiting_slot(req) == slot
-    assert (pool.retractions, len(pool.running), pool.num_waiting) == (1, 0, 20)
+    assert (pool.retractions, len(pool.running), pool.planner.table.num_waiting) == (1, 0, 20)
 
 
 def test_a_request_that_gives_its_kv_back_and_does_not_return_is_forgotten(make_pool):
@@ -172,23 +181,23 @@ def test_a_request_that_gives_its_kv_back_and_does_not_return_is_forgotten(make_
     pool.release(req)  # aborted while upstream retracted it
     pool.synchronise(queue)
     assert pool.slot(req) == UNKNOWN
-    assert pool.planner.used.total == 0
+    assert pool.planner.state.used.total == 0
 
 
 def test_a_retracted_request_aborted_before_the_next_prefill_leaves_at_once(make_pool):
     pool, queue = make_pool(), mixed_queue(4)
     pool.synchronise(queue)
     front(pool, queue, 4)
-    pool._replan()
+    pool.planner.replan()
     req = queue[0]
     admit(pool, queue, [req])
     slot = pool.slot(req)
-    position = pool.planner.index.position(slot)
+    position = pool.planner.ledger.index.position(slot)
     pool.release(req)  # retracted
-    assert pool.planner.index.totals(position, position + 1).requests == 1
+    assert pool.planner.ledger.index.totals(position, position + 1).requests == 1
     pool.drop(req)
-    assert pool.planner.index.totals(position, position + 1).requests == 0
-    assert (pool.slot(req), pool.aborts, pool.planner.used.total) == (UNKNOWN, 1, 0)
+    assert pool.planner.ledger.index.totals(position, position + 1).requests == 0
+    assert (pool.slot(req), pool.aborts, pool.planner.state.used.total) == (UNKNOWN, 1, 0)
 
 
 def test_aborted_requests_leave_the_plan(make_pool):
@@ -200,7 +209,7 @@ def test_aborted_requests_leave_the_plan(make_pool):
     del queue[5:25]
     pool.synchronise(queue)
     n = front(pool, queue, 16)
-    assert pool.num_waiting == 30
+    assert pool.planner.table.num_waiting == 30
     assert all(pool.waiting_slot(req) != UNKNOWN for req in queue[:n])
 
 
@@ -210,7 +219,7 @@ def test_a_request_that_vanished_unannounced_leaves_the_plan(make_pool):
     front(pool, queue, 16)
     victim = queue.pop(20)
     pool.synchronise(queue)
-    assert pool.num_waiting == 49
+    assert pool.planner.table.num_waiting == 49
     assert pool.slot(victim) == UNKNOWN
 
 
@@ -219,8 +228,8 @@ def test_higher_priority_classes_come_first_and_are_blended_inside(make_pool):
     for i, req in enumerate(queue):
         req.priority = i % 2
     pool.synchronise(queue)
-    n = front(pool, queue, 120)
-    assert n == 120
+    n = front(pool, queue, 128)
+    assert n == 120  # a sixteenth fewer than in the step before
     assert [r.priority for r in queue[:n]] == [1] * 100 + [0] * 20
     assert {r.sampling_params.max_new_tokens for r in queue[:10]} == {4, 700}
 
@@ -319,21 +328,19 @@ def test_an_image_makes_its_request_more_compute_intensive(make_pool):
     assert pool.planner.order.tolist() == [pool.slot(queue[1]), pool.slot(queue[0])]
 
 
-def test_a_guest_is_marked_until_it_stays_or_leaves(make_pool):
+def test_a_preemptible_request_is_one_until_it_leaves(make_pool):
     pool, queue = make_pool(), [request(100, 500, rid=f"r{i}") for i in range(3)]
     waiting = list(queue)
     pool.synchronise(queue)
     admit(pool, queue, waiting)
     stays, leaves, ends = waiting
-    for req in waiting:
-        pool.invite(pool.slot(req))
-    assert pool.progress().guest.all()
-    pool.settle(pool.slot(stays))
+    pool.planner.table.preemptible[[pool.slot(req) for req in waiting]] = True
+    assert all(pool.is_preemptible(req) for req in waiting)
     finish(ends, 500)
     pool.release(ends)
     pool.release(leaves)
+    assert [pool.is_preemptible(req) for req in waiting] == [True, False, False]
     queue.append(leaves)
     pool.synchronise(queue)
-    assert not pool.guests
-    assert not any(req.blend_guest for req in waiting)
-    assert pool.progress().guest.tolist() == [False]
+    assert not pool.is_preemptible(leaves)
+    assert pool.holders().slots.tolist() == [pool.slot(stays)]

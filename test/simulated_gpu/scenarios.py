@@ -133,7 +133,8 @@ def large_prompts() -> Workload:
 
 def simulated() -> dict[str, Any]:
     from checkpoints import make_llama
-    from sglang.srt.blend.runtime import policy
+    from sglang.srt.blend.core import planner
+    from sglang.srt.blend.core.step import step
     from sglang.srt.hardware_backend.simulated_gpu import device
     from sglang.srt.hardware_backend.simulated_gpu.simulate import simulate
 
@@ -183,7 +184,7 @@ def simulated() -> dict[str, Any]:
 
     small = SMALL_POOL
     chance = {"workload": chance_agreements(), "max_total_tokens": 4096, "chunked_prefill_size": 4096}
-    with patched(policy, "SPARE", 0.0):
+    with patched(step, "SURPLUS", 0.0), patched(planner, "SURPLUS", 0.0):
         without_spare = run("blend", "overlapped", **chance)
     with tempfile.TemporaryDirectory() as folder:
         tiny = json.loads((make_llama(Path(folder)) / "config.json").read_text())

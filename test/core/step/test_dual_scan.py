@@ -12,22 +12,22 @@ from sglang.srt.blend.core.step.dual_scan import (
     scan_to_the_end,
 )
 from sglang.srt.blend.core.step.pacing import Quota
-from sglang.srt.blend.core.step.partition import partition_capacity, share_weight, steady_prefill_quota
+from sglang.srt.blend.core.step.partition import partition_capacity, share_tokens
 
 densities = st.floats(1e-3, 1e3)
 
 
-def scan_order(density, weight=10.0, mem=1.0, new_tokens=10, output=10):
+def scan_order(density, share=10.0, mem=1.0, new_tokens=10, output=10):
     n = len(density)
     density, mem = np.asarray(density, float), np.broadcast_to(np.asarray(mem, float), n).copy()
-    weights = np.broadcast_to(np.asarray(weight, float), n).copy()
+    shares = np.broadcast_to(np.asarray(share, float), n).copy()
     comp = np.where(np.isinf(density), 1.0, density * mem)
     return ScanOrder(
         slots=np.arange(100, 100 + n),
         density=density,
         new_tokens=np.full(n, new_tokens),
         output=np.broadcast_to(np.asarray(output, np.int64), n).copy(),
-        weight=weights,
+        share=shares,
         comp=comp,
         mem=np.where(np.isinf(density), 0.0, mem),
     )
@@ -84,7 +84,7 @@ def test_a_quota_limits_the_compute_side_instead_of_its_share():
     scan = scanner(1000, [9.0] * 10 + [0.1] * 3)
     assert scan.propose(50, Quota(40, 1.0, late=1e9)) == [112, 111, 110, 100, 101, 102, 103]
     assert scan.propose(50, Quota(0, 1.0, late=1e9)) == [112, 111, 110]
-    assert [scan.proposed_side(slot) for slot in (110, 100)] == [Side.MEMORY, None]
+    assert [scan.side_of(slot) for slot in (110, 100)] == [Side.MEMORY, None]
 
 
 def test_without_a_memory_side_the_quota_holds_for_all():
@@ -97,41 +97,35 @@ def test_an_answer_that_would_end_last_does_not_wait_for_the_quota():
     scan = scanner(1000, [9.0, 8.0, 3.0, 2.0], output=[10, 10, 700, 900])
     assert scan.propose(50, Quota(0, 1.0, late=901)) == []
     assert scan.propose(50, Quota(0, 1.0, late=800)) == [103]
-    assert scan.proposed_side(103) is Side.MEMORY
+    assert scan.side_of(103) is Side.MEMORY
     assert scan.propose(50, Quota(10, 1.0, late=600)) == [103, 102, 100]
 
 
 def test_an_answer_that_would_end_last_does_not_wait_for_its_sides_share():
-    scan = scanner(100, [9.0, 0.2, 0.1], weight=60.0, output=[10, 700, 900])
+    scan = scanner(100, [9.0, 0.2, 0.1], share=60.0, output=[10, 700, 900])
     scan.admit(1, 90.0, Side.MEMORY)
     assert scan.propose(50, Quota(0, 1.0, late=901)) == []
     assert scan.propose(50, Quota(0, 1.0, late=800)) == [102]
 
 
 def test_demand_is_what_the_dense_that_wait_will_hold():
-    scan = scanner(1000, [9.0, 8.0, 3.0, 0.1], weight=[10.0, 20.0, 40.0, 80.0], output=[8, 18, 28, 98])
+    scan = scanner(1000, [9.0, 8.0, 3.0, 0.1], share=[10.0, 20.0, 40.0, 80.0], output=[8, 18, 28, 98])
     assert scan.root_density == pytest.approx(20.1 / 4)
-    assert (scan.demand.weight, scan.demand.hold) == (30.0, 10.0 * 10 + 20.0 * 20)
+    assert (scan.demand.share, scan.demand.token_steps) == (30.0, 10.0 * 10 + 20.0 * 20)
     scan.withdraw(101)
-    assert (scan.demand.weight, scan.demand.steps) == (10.0, 10.0)
+    assert (scan.demand.share, scan.demand.steps) == (10.0, 10.0)
     scan.restore(101)
     scan.withdraw(103)
-    assert scan.demand.weight == 30.0
+    assert scan.demand.share == 30.0
     scan.load(scan.order, 3.0)
-    assert scan.demand.weight == 70.0
-
-
-def test_quota_keeps_a_share_full():
-    """Paper Algorithm 3: C = N p / d with N = M_side / (p + d / 2)."""
-    assert steady_prefill_quota(6000, 100, 200) == pytest.approx(6000 / 200 * 100 / 200)
-    assert steady_prefill_quota(6000, 100, 0) == steady_prefill_quota(6000, 100, 1)
+    assert scan.demand.share == 70.0
 
 
 @given(st.integers(0, 10_000), st.integers(1, 10_000))
-def test_weight_approaches_mean_holding_for_long_outputs(prompt, output):
+def test_a_share_approaches_mean_holding_for_long_outputs(prompt, output):
     held = prompt + output / 2
-    assert 0 < share_weight(prompt, output) < held
-    assert share_weight(prompt, output) == pytest.approx(held, rel=2.1 / output)
+    assert 0 < share_tokens(prompt, output) < held
+    assert share_tokens(prompt, output) == pytest.approx(held, rel=2.1 / output)
 
 
 def test_nothing_to_scan():
@@ -144,7 +138,7 @@ def test_nothing_to_scan():
 
 def test_both_ends_are_proposed_under_their_shares():
     s = scanner(100, [4.0] * 50 + [1.0] * 50)  # root 2.5: halves of 5 requests
-    sides = [s.proposed_side(slot) for slot in s.propose(100)]
+    sides = [s.side_of(slot) for slot in s.propose(100)]
     assert sides.count(Side.COMPUTE) == sides.count(Side.MEMORY) == 5
 
 
@@ -160,7 +154,7 @@ def test_one_request_may_overfill_a_side_and_no_more(density, capacity, weight, 
     if limit:
         assert proposed
     for side in Side:
-        count = sum(s.proposed_side(slot) == side for slot in proposed)
+        count = sum(s.side_of(slot) == side for slot in proposed)
         assert (count - 1) * weight < capacity or count <= 1
 
 
@@ -168,7 +162,7 @@ def test_request_larger_than_the_capacity_runs_alone():
     s = scanner(10, [2.0, 1.0], 1000.0)
     while s.num_waiting:
         for slot in s.propose(1):
-            s.admit(slot, 1000.0, s.proposed_side(slot))
+            s.admit(slot, 1000.0, s.side_of(slot))
         for slot in (100, 101):
             s.release(slot)
     assert s.used.total == 0
@@ -202,15 +196,14 @@ def test_outliving_moves_the_account():
     s = scanner(100, [4.0, 1.0])
     s.admit(100, 30.0, Side.COMPUTE)
     s.rebalance(100, 45.0, outlived=False)
-    assert (s.side(100), s.used.compute) == (Side.COMPUTE, 45.0)
+    assert (s.side_of(100), s.used.compute) == (Side.COMPUTE, 45.0)
     s.rebalance(100, 60.0, outlived=True)
-    assert (s.side(100), s.used.compute, s.used.memory) == (Side.MEMORY, 0.0, 60.0)
+    assert (s.side_of(100), s.used.compute, s.used.memory) == (Side.MEMORY, 0.0, 60.0)
     s.rebalance(999, 1.0, outlived=True)  # not running: nothing to correct
     s.release(100)
     s.release(100)
     assert s.used.total == 0.0
-    with pytest.raises(KeyError):
-        s.side(100)
+    assert s.side_of(100) is None
 
 
 @given(st.lists(densities, max_size=40), st.floats(1, 1000), st.integers(1, 300))
@@ -226,13 +219,13 @@ def test_shorter_requests_fill_what_the_memory_sides_next_cannot():
     s = scanner(
         1000, [4.0, 3.0, 0.5, 0.4, 0.3, 0.2], mem=[1, 1, 1, 1, 1, 1], output=[10, 10, 50, 60, 200, 300]
     )
-    memory = [slot for slot in s.propose(9, longest=55) if s.proposed_side(slot) is Side.MEMORY]
+    memory = [slot for slot in s.propose(9, longest=55) if s.side_of(slot) is Side.MEMORY]
     assert memory == [105, 102]  # the next of all the same, for somebody may have left
 
 
 def test_what_fits_behind_the_memory_side_stays_on_the_compute_side():
     s = scanner(1000, [4.0, 3.0, 0.3, 0.2], output=[10, 10, 200, 300])
-    assert {slot: s.proposed_side(slot) for slot in s.propose(9, longest=55)} == {
+    assert {slot: s.side_of(slot) for slot in s.propose(9, longest=55)} == {
         103: Side.MEMORY,
         100: Side.COMPUTE,
         101: Side.COMPUTE,

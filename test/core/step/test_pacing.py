@@ -106,7 +106,7 @@ def test_no_mixture_of_other_sizes_is_cheaper(engine, rows):
 def test_prefill_ends_before_the_last_answers_do(engine):
     """A compute side that takes 2,000 of 10,000 steps has 8,000 in which to begin."""
     work = {"rows": 1.6e7, "kv_reads": 1e5, "longest": 10_000}
-    sooner = left(**work, compute=Demand(weight=1000.0, hold=1000.0 * 2000))
+    sooner = left(**work, compute=Demand(share=1000.0, token_steps=1000.0 * 2000))
 
     def mean(work):
         pace = pacer(engine)
@@ -119,7 +119,7 @@ def test_prefill_ends_before_the_last_answers_do(engine):
 
 
 def test_the_compute_side_holds_what_an_even_pace_needs():
-    compute = Demand(weight=1e6, hold=1e6 * 2000)
+    compute = Demand(share=1e6, token_steps=1e6 * 2000)
     assert compute.steps == 2000
     assert (
         left(rows=1, kv_reads=1, longest=10_000, compute=compute).compute_reserve(CAPACITY)

@@ -40,7 +40,7 @@ class Recount:
         self.pool = scheduler.blend.pool
         self.cost_model = scheduler.blend.planner.cost_model
         self.planned: dict[int, tuple[int, float, float]] = {}  # slot: position, Comp, Mem
-        index = scheduler.blend.planner.index
+        index = scheduler.blend.planner.ledger.index
         rebuild = index.rebuild
 
         def note_plan(store: Any, space: Any, order: Any, **arrays: Any) -> None:
@@ -121,7 +121,7 @@ def stepper(
     def step_and_check() -> None:
         lone.step()
         totals.update(recount.check())
-        epochs.add(lone.scheduler.blend.planner.index.epoch)
+        epochs.add(lone.scheduler.blend.planner.ledger.index.epoch)
         lone.scheduler.invariant_checker.self_check_during_busy()
 
     return step_and_check

@@ -11,7 +11,7 @@ from radix_pool import COST, Request, RequestPool, make_cache, server_arguments
 from sglang.srt.blend.core.planner import Planner
 from sglang.srt.blend.runtime.radix import cache as radix_cache
 from sglang.srt.blend.runtime.radix.namespaces import Namespaces
-from sglang.srt.blend.runtime.radix.sharing import PrefixLeaders, held_tokens, uncached_prefix_key
+from sglang.srt.blend.runtime.radix.sharing import held_tokens, uncached_prefix_key
 
 HEAD = tuple(range(100, 140))
 
@@ -89,25 +89,6 @@ def test_short_or_cached_remainders_are_not_worth_waiting() -> None:
     pool.add([first, second])
     pool.start([first])
     assert uncached_prefix_key(pool.cache, matched(pool, second)) is None
-
-
-@pytest.mark.parametrize("lag", [1, 2])
-def test_a_duplicate_waits_while_its_leader_computes_and_no_longer(lag: int) -> None:
-    leaders = PrefixLeaders(lag)
-    leaders.next_step()
-    assert not leaders.must_wait("prefix")
-    leaders.lead("prefix")
-    for _ in range(lag):
-        assert leaders.must_wait("prefix")
-        assert not leaders.must_wait("other")
-        leaders.next_step()
-    assert not leaders.must_wait("prefix")
-
-
-def test_requests_without_a_key_are_never_held() -> None:
-    leaders = PrefixLeaders()
-    leaders.lead(None)
-    assert not leaders.must_wait(None)
 
 
 @pytest.mark.parametrize("page_size", [1, 4])

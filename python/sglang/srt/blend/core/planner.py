@@ -1,13 +1,15 @@
-"""The planner: a pool of requests in, admission order out (paper 5). The one entry to the algorithm.
+"""The planner: events in, plans and steps out (paper 5). The one entry to the algorithm.
 
-The server's policy, the batch runner, the simulator and the sharder all drive this class. It keeps
-the sorted prompts, plans over those that wait, and keeps the scanner's accounts of those that run.
-Nothing here looks at a clock: equal calls give equal plans.
+The server's policy, the batch runner and the simulator all drive this class. It keeps the sorted prompts,
+plans over those that wait, and begins the steps that admit them. Nothing here looks at a clock: equal calls
+give equal plans.
 """
 
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from itertools import islice
 
 import numpy as np
@@ -17,17 +19,15 @@ from sglang.srt.blend.core.cost.cost_model import CostModel
 from sglang.srt.blend.core.order.output_length import choose_samples, estimate_outputs
 from sglang.srt.blend.core.order.plan import Blend, Plan, PlannerOptions, blend_requests
 from sglang.srt.blend.core.pool import prefix_sort
-from sglang.srt.blend.core.pool.pending_index import PendingIndex
 from sglang.srt.blend.core.pool.prefix_tree import build_tree, densities
-from sglang.srt.blend.core.pool.request_table import UNPLANNED, RequestTable, State
-from sglang.srt.blend.core.step.dual_scan import (
-    UNLIMITED,
-    DualScanner,
-    Side,
-    scan_to_the_end,
-)
-from sglang.srt.blend.core.step.pacing import Quota, WorkLeft
-from sglang.srt.blend.core.step.partition import Partition, share_of_one
+from sglang.srt.blend.core.pool.request_table import UNPLANNED, State
+from sglang.srt.blend.core.step.dual_scan import Side, scan_to_the_end
+from sglang.srt.blend.core.step.ledger import Ledger
+from sglang.srt.blend.core.step.pacing import Pacer, Quota
+from sglang.srt.blend.core.step.partition import Partition
+from sglang.srt.blend.core.step.step import SURPLUS, Running, Step, StepLimits
+from sglang.srt.blend.core.step.step_memory import StepMemory
+from sglang.srt.blend.core.step.verdict import Reason
 
 Ints = NDArray[np.int64]
 
@@ -38,12 +38,44 @@ _SHORT_CAP = 16
 _MAX_GONE = 4096
 
 
+@dataclass(frozen=True, slots=True)
+class PlannerState:
+    """The planner's numbers at one moment.
+
+    Attributes:
+        root_density: Comp / Mem of what waits in the plan, with its sharing; None if nothing does.
+        pool_density: the same of the largest plan so far; None before the first.
+        partition: KV tokens planned for each side; nothing while nothing of the plan waits.
+        used: KV tokens that running requests count for on each side.
+        sharing_possible: share of the prompt tokens that need not be computed, in the largest plan so far.
+        waiting: requests.
+        replans: plans made.
+        reasons: how often each reason was given, by its name.
+    """
+
+    root_density: float | None
+    pool_density: float | None
+    partition: Partition
+    used: Partition
+    sharing_possible: float
+    waiting: int
+    replans: int
+    reasons: dict[str, int]
+
+
 class Planner:
-    """Plans admission of pending requests.
+    """Plans the admission of pending requests, and decides its steps.
 
     Args:
         kv_capacity: KV tokens that requests may hold together.
         seed: of the sampling.
+        pacer: spreads prefill over the steps left; None where passes hold prefill or decode alone.
+        leader_lag: steps until a prefix that is computed can be matched; see `PrefixLeaders`.
+
+    Attributes:
+        ledger: who waits and runs, and what each counts for.
+        table: the ledger's table, the one owner of request state.
+        replans: plans made.
     """
 
     def __init__(
@@ -53,17 +85,20 @@ class Planner:
         kv_capacity: int,
         options: PlannerOptions | None = None,
         seed: int = 0,
+        pacer: Pacer | None = None,
+        leader_lag: int = 1,
     ) -> None:
         if kv_capacity <= 0:
             raise ValueError(f"kv_capacity must be positive, got {kv_capacity}")
         self.cost_model = cost_model
         self.kv_capacity = kv_capacity
         self.options = options or PlannerOptions()
-        self.index = PendingIndex()
-        self.scanner = DualScanner(kv_capacity)
+        self.ledger = Ledger(cost_model, kv_capacity)
+        self.table = self.ledger.table
         self.replans = 0
+        self._pacer = pacer
+        self._memory = StepMemory(leader_lag)
         self._rng = np.random.default_rng(seed)
-        self.table = RequestTable()
         self._order: Ints = np.zeros(0, np.int64)  # sorted slots: waiting, running and remembered
         self._lcp: Ints = np.zeros(0, np.int64)
         self._arrivals: list[Ints] = []
@@ -75,6 +110,8 @@ class Planner:
         self._blend: Blend | None = None
         self._completions = 0
         self._unplanned = 0
+        self._largest_plan = 0  # requests
+        self._largest_sharing = self._largest_density = 0.0
 
     # ---------------------------------------------------------------- pool
 
@@ -122,13 +159,11 @@ class Planner:
             KeyError: it has left already.
         """
         table = self.table
-        table.require(slot, State.WAITING, State.RUNNING)
-        table.leave(slot)
+        self.ledger.leave(slot)
+        self._memory.somebody_left()
         if table.sampled.item(slot):
             self._open_samples -= 1
             self._samples_answered |= self._open_samples == 0
-        self.scanner.forget(slot)
-        self.index.set_waiting(slot, False)
         if table.observed.item(slot) >= 0 and self.options.memory:
             table.state[slot] = State.FINISHED
             self._remembered.append(slot)
@@ -144,6 +179,34 @@ class Planner:
         self.table.observed[slot] = output_length
         self._completions += 1
 
+    def admit(self, slot: int, shared_tokens: int = 0) -> Side:
+        """A waiting request starts running outside of a step; see `Ledger.admit`, and `Step.admitted`."""
+        return self.ledger.admit(slot, shared_tokens)
+
+    def give_back(self, slot: int) -> None:
+        """A running request has given its KV back and will be retracted, or removed.
+
+        From now on it counts among those that need its prompt, so that evictions of the same step spare it.
+        """
+        self.table.preemptible[slot] = False
+        self.ledger.index.set_waiting(slot, True)
+
+    def retract(self, slot: int, generated: int | None = None) -> None:
+        """A running request goes back to the queue, its KV lost; KeyError if it does not run.
+
+        Args:
+            generated: output tokens so far, if they are not known yet.
+        """
+        if generated is not None:
+            self.progress(np.array([slot]), np.array([generated]))
+        self.ledger.retract(slot)
+        self._memory.somebody_left()
+        self._unplanned += 1
+
+    def progress(self, slots: Ints, generated: Ints) -> None:
+        """Running requests (n,) have generated so many tokens (n,); see `Ledger.progress`."""
+        self.ledger.progress(slots, generated)
+
     # ---------------------------------------------------------------- plan
 
     @property
@@ -156,7 +219,7 @@ class Planner:
             return True
         if self._completions >= max(self.options.replan_interval, waiting // 20):
             return True
-        return self.scanner.num_waiting == 0
+        return self.ledger.scanner.num_waiting == 0
 
     def refresh(self) -> None:
         """Take arrivals and departures into the sorted order, so that the index knows all requests."""
@@ -197,13 +260,18 @@ class Planner:
         self._samples_answered = False
         self._estimate_outputs()
         self._blend = blend = self._blend_waiting(self._planned())
-        table.place.fill(UNPLANNED)
-        table.place[blend.slots] = np.arange(len(blend.slots))
+        table.plan_position.fill(UNPLANNED)
+        table.plan_position[blend.slots] = np.arange(len(blend.slots))
         table.shared[blend.slots] = blend.density.shared
         table.forget_waiting()
         table.count_waiting(self._order[table.state[self._order] == State.WAITING])
-        self.scanner.load(blend.scan, self._density_left())
+        self.ledger.scanner.load(blend.scan, self._density_left())
         self._rebuild_index()
+        self._memory.somebody_left()
+        if table.num_waiting >= self._largest_plan:
+            self._largest_plan = table.num_waiting
+            self._largest_sharing = self.sharing_ratio
+            self._largest_density = self.ledger.scanner.root_density
 
     def plan(self) -> Plan:
         """The admission order of all that waits, window after window, as if every estimate were exact."""
@@ -242,12 +310,7 @@ class Planner:
         if self._blend is None:
             return np.zeros(0, np.int64)
         slots = self._blend.slots
-        return np.asarray(slots[self.table.place[slots] == np.arange(len(slots))])
-
-    @property
-    def root_density(self) -> float:
-        """rho of what waits, with its sharing."""
-        return self.scanner.root_density
+        return np.asarray(slots[self.table.plan_position[slots] == np.arange(len(slots))])
 
     @property
     def sharing_ratio(self) -> float:
@@ -256,27 +319,109 @@ class Planner:
             return 0.0
         return self._blend.density.shared_tokens / self._blend.prompt
 
-    # ---------------------------------------------------------------- scanner
-
     @property
-    def partition(self) -> Partition:
-        """M_L and M_R in KV tokens."""
-        return self.scanner.partition
+    def state(self) -> PlannerState:
+        """The planner's numbers now."""
+        scanner = self.ledger.scanner
+        planned = scanner.num_waiting > 0
+        return PlannerState(
+            root_density=scanner.root_density if planned else None,
+            pool_density=self._largest_density if self.replans else None,
+            partition=scanner.partition if planned else Partition(0, 0),
+            used=scanner.used,
+            sharing_possible=self._largest_sharing,
+            waiting=self.table.num_waiting,
+            replans=self.replans,
+            reasons={reason.value: self._memory.reasons[reason] for reason in Reason},
+        )
 
-    @property
-    def compute_reserve(self) -> float:
-        """KV tokens that the compute side goes on using while any of it waits, if it fills its share.
+    # ---------------------------------------------------------------- step
 
-        Where prefill is paced, `WorkLeft.compute_reserve` is what it will use.
+    def begin_step(
+        self,
+        running: Running,
+        used_tokens: int,
+        limits: StepLimits,
+        *,
+        first: int | None = None,
+        choose: Callable[[int], list[int]] | None = None,
+    ) -> Step:
+        """A prefill step begins: plan again if it pays, and propose whom to admit.
+
+        Args:
+            running: the requests that hold KV.
+            used_tokens: KV tokens that they hold, shared prefixes counted once.
+            limits: of the engine.
+            first: slot of the request that is proposed if the plan proposes nobody and nothing runs.
+            choose: proposes so many requests instead of the plan, in an order that the plan does not know,
+                such as priorities.
         """
-        return self.scanner.partition.compute if self.scanner.num_waiting else 0.0
+        memory = self._memory
+        max_proposals = memory.begin_step(limits.max_proposals)
+        everything_fits = self._plan_if_it_pays(limits.max_proposals)
+        self.progress(*running)
+        quota = None if everything_fits else self._quota(running.slots)
+        proposals: list[int] = []
+        if not everything_fits:
+            proposals = choose(max_proposals) if choose else self._proposals(max_proposals, quota)
+        return Step(
+            self.ledger,
+            memory,
+            running=running.slots,
+            used_tokens=used_tokens,
+            limits=limits,
+            quota=quota,
+            overlaps=self._pacer is not None and self._pacer.overlapped,
+            proposals=proposals,
+            first=first,
+            everything_fits=everything_fits,
+        )
 
-    @property
-    def used(self) -> Partition:
-        """KV tokens that running requests count for on each side."""
-        return self.scanner.used
+    def _proposals(self, limit: int, quota: Quota | None) -> list[int]:
+        """Whom the plan wants in a step, without those that cannot fit before somebody leaves."""
+        memory = self._memory
+        if quota is not None:
+            quota = replace(quota, tokens=quota.tokens + int(SURPLUS * quota.tokens))
+        proposals = self.propose(limit, quota, longest=memory.longest_fit)
+        if memory.full_sides:
+            proposals = [slot for slot in proposals if self._may_fit(slot)]
+        return proposals
 
-    def propose(self, limit: int, quota: Quota | None = None, *, longest: int = UNLIMITED) -> list[int]:
+    def _plan_if_it_pays(self, max_proposals: int) -> bool:
+        """Make a new plan if it pays; returns whether everything that waits fits, so that none is needed.
+
+        Where everything fits, nobody follows a plan. One is made all the same when more waits than twice
+        the largest plan has seen, for what it says about the pool. What is left of a pool that did not fit
+        goes on as planned to its end where prefill is paced: admitted at once, it would leave the longest
+        answers nothing to hide.
+        """
+        memory, waiting = self._memory, self.table.num_waiting
+        fits = waiting <= max_proposals and self.ledger.fits_entirely()
+        paced = self._pacer is not None
+        memory.draining = paced and self.ledger.scanner.num_waiting > 0 and (memory.draining or not fits)
+        everything_fits = fits and not memory.draining
+        if waiting > 2 * self._largest_plan if everything_fits else self.stale:
+            self.replan()
+        return everything_fits
+
+    def _quota(self, running: Ints) -> Quota | None:
+        """What the pacer asks of a step; None while there is no pacer, or nothing runs that it could pace."""
+        if self._pacer is None or not len(running):
+            return None
+        table = self.table
+        generated = table.generated[running]
+        context = table.store.length[running] + generated
+        remaining = np.maximum(table.expected_many(running) - generated, 1)
+        return self._pacer.quota(
+            self.ledger.work_left(remaining, context),
+            decode_rows=len(running),
+            kv_tokens=float(context.sum()),
+        )
+
+    def _may_fit(self, slot: int) -> bool:
+        return self._memory.may_fit(self.ledger.side(slot), self.table.expected(slot))
+
+    def propose(self, limit: int, quota: Quota | None = None, *, longest: int | None = None) -> list[int]:
         """Requests to admit next, in order: samples first, then both ends under the partition.
 
         Args:
@@ -288,7 +433,7 @@ class Planner:
         waiting = (s for s in self._samples if self.table.state[s] == State.WAITING)
         samples = list(islice(waiting, max(limit, 0)))
         chosen = set(samples)
-        rest = self.scanner.propose(limit, quota, longest=longest)
+        rest = self.ledger.scanner.propose(limit, quota, longest=longest)
         rest = [slot for slot in rest if slot not in chosen]
         # What is known to be long need not wait for what samples will say.
         certain = 0
@@ -298,101 +443,7 @@ class Planner:
 
     def _certain(self, slot: int) -> bool:
         """Whether a request just proposed belongs to the memory side whatever the samples say."""
-        return self.table.known.item(slot) > 0 and self.scanner.proposed_side(slot) is Side.MEMORY
-
-    def admit(self, slot: int, shared_tokens: int = 0) -> Side:
-        """A waiting request starts running.
-
-        Args:
-            shared_tokens: prompt tokens served by KV that is held anyway.
-
-        Raises:
-            KeyError: it does not wait.
-        """
-        table = self.table
-        table.require(slot, State.WAITING)
-        prompt, output = table.store.length.item(slot), table.expected(slot)
-        table.leave(slot)
-        table.estimate[slot] = output
-        table.start_running(slot, shared=shared_tokens)
-        self.index.set_waiting(slot, False)
-        side = self.scanner.proposed_side(slot)
-        if side is None:  # a sample or a preemption goes where its own density puts it
-            dense = float(self.cost_model.density(prompt, output)) >= self.root_density
-            side = Side.COMPUTE if dense else Side.MEMORY
-        self.scanner.admit(slot, self._weight(slot), side)
-        table.memory_side[slot] = side is Side.MEMORY
-        return side
-
-    def retract(self, slot: int) -> None:
-        """A running request goes back to the queue, its KV lost; KeyError if it does not run."""
-        table = self.table
-        table.require(slot, State.RUNNING)
-        table.leave(slot)
-        self.scanner.release(slot)
-        table.start_waiting(slot)
-        self.scanner.restore(slot)
-        self.index.set_waiting(slot, True)
-        self._unplanned += 1
-
-    def progress(self, slots: Ints, generated: Ints) -> None:
-        """Running requests have generated so many tokens; estimates that were outlived are corrected.
-
-        Paper 5.4: a request that turns out to be memory-intensive moves to the memory side's account. An
-        outlived estimate doubles, so the correction is rare.
-        """
-        table = self.table
-        table.generated[slots] = generated
-        for slot in slots[generated >= table.estimate[slots]].tolist():
-            estimate = table.expected(slot)
-            if table.state[slot] != State.RUNNING or estimate == table.estimate[slot]:
-                continue
-            table.correct(slot, estimate)
-            density = self.cost_model.density(table.store.length[slot], estimate)
-            self.scanner.rebalance(slot, self._weight(slot), outlived=bool(density < self.root_density))
-            table.memory_side[slot] = self.scanner.side(slot) is Side.MEMORY
-
-    def estimate(self, slot: int) -> int:
-        """Expected output tokens of a request; see `RequestTable.expected`."""
-        return self.table.expected(slot)
-
-    def estimates(self, slots: Ints) -> Ints:
-        """`estimate` of many, int64 (n,)."""
-        return self.table.expected_many(slots)
-
-    def on_memory_side(self, slots: Ints) -> NDArray[np.bool_]:
-        """(n,) whether running requests count on the memory side."""
-        return np.asarray(self.table.memory_side[slots])
-
-    def spread(self, slots: Ints, released: Ints) -> float:
-        """How uncertain it is what running requests will hold, KV tokens; see `RequestTable.spread`."""
-        return self.table.spread(slots, released)
-
-    def work_left(self, remaining: Ints, context: Ints) -> WorkLeft:
-        """What running and waiting requests will still do.
-
-        Args:
-            remaining: (n,) output tokens that each running request has yet to produce.
-            context: (n,) KV tokens that each of them reads per step now.
-        """
-        table = self.table
-        rows = table.waiting_rows + float(remaining.sum())
-        reads = table.waiting_reads + float((remaining * (context + (remaining + 1) / 2)).sum())
-        return WorkLeft(
-            rows=rows,
-            kv_reads=reads,
-            longest=float(max(table.longest_waiting, remaining.max(initial=0))),
-            density=self.cost_model.work_density(rows, reads),
-            compute=self.scanner.demand,
-        )
-
-    def side(self, slot: int) -> Side:
-        """Side of a running request; KeyError if it does not run."""
-        return self.scanner.side(slot)
-
-    def fits_entirely(self) -> bool:
-        """Whether everything that waits fits beside what runs: then nobody need be delayed."""
-        return self.table.waiting_tokens + self.table.running_tokens <= self.kv_capacity
+        return self.table.known.item(slot) > 0 and self.ledger.side(slot) is Side.MEMORY
 
     # ---------------------------------------------------------------- inside
 
@@ -402,27 +453,23 @@ class Planner:
         running = np.flatnonzero(table.state == State.RUNNING)
         generated = table.generated[running]
         remaining = np.maximum(table.expected_many(running) - generated, 0)
-        return self.work_left(remaining, table.store.length[running] + generated).density
+        return self.ledger.work_left(remaining, table.store.length[running] + generated).density
 
     def _forget(self, slot: int) -> None:
         self.table.state[slot] = State.ABSENT
         self._gone.append(slot)
 
-    def _weight(self, slot: int) -> float:
-        new_tokens = max(self.table.store.length.item(slot) - self.table.shared.item(slot), 0)
-        return float(share_of_one(new_tokens, self.table.estimate.item(slot)))
-
     def _rebuild_index(self) -> None:
         table, order = self.table, self._order
         prompt, output = table.store.length[order], table.estimate[order]
-        self.index.rebuild(
+        self.ledger.index.rebuild(
             table.store,
             table.space,
             order,
             waiting=table.state[order] == State.WAITING,
             comp=self.cost_model.comp(prompt, output) + table.extra[order],
             mem=self.cost_model.mem(prompt, output),
-            place=table.place[order],
+            place=table.plan_position[order],
         )
 
     def _estimate_outputs(self) -> None:

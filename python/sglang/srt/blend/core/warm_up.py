@@ -31,11 +31,12 @@ def compile_kernels(cost_model: CostModel) -> None:
     planner.retract(second)
     planner.remove(second)
     planner.replan()
-    _ = planner.partition
-    lo, hi = planner.index.narrow(*planner.index.root(0), 0, prompts[:1])
-    planner.index.totals(lo, hi)
-    planner.index.used_sooner(lo, hi, 0, prompts[:2], planner.index.next_use(lo, hi), 1)
-    planner.index.next_use_many(np.array([lo]), np.array([hi]))
+    _ = planner.state
+    index = planner.ledger.index
+    lo, hi = index.narrow(*index.root(0), 0, prompts[:1])
+    index.totals(lo, hi)
+    index.used_sooner(lo, hi, 0, prompts[:2], index.next_use(lo, hi), 1)
+    index.next_use_many(np.array([lo]), np.array([hi]))
     forecast = KVForecast(1, np.array([1, 2]), np.array([1, 2]))
     forecast.add(1, 1)
     forecast.peak_with(1, 1)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from sglang.srt.blend.core.planner import Planner
+from sglang.srt.blend.core.step.verdict import Decision
 
 
 class AdmissionLog:
@@ -31,18 +32,18 @@ class AdmissionLog:
     def active(self) -> bool:
         return self._file is not None
 
-    def admitted(
-        self, planner: Planner, *, slot: int, rid: str, prompt: int, cached: int, waiting: int
-    ) -> None:
-        """Note one admission of this step, right after the planner's ``admit``."""
+    def admitted(self, planner: Planner, decision: Decision, *, rid: str, prompt: int, cached: int) -> None:
+        """Note one admission of this step, right after the step's own `admitted`."""
         if self._file is None:
             return
-        output, cost = planner.estimate(slot), planner.cost_model
+        slot, cost, state = decision.slot, planner.cost_model, planner.state
+        output = planner.table.expected(slot)
         self._admitted.append(
             {
                 "slot": slot,
                 "rid": rid,
-                "side": planner.side(slot).name.lower(),
+                "side": planner.ledger.side(slot).name.lower(),
+                "reason": decision.reason.value,
                 "prompt": prompt,
                 "output": output,
                 "cached": cached,
@@ -50,12 +51,13 @@ class AdmissionLog:
                 "mem": float(cost.mem(prompt, output)),
             }
         )
-        used, partition = planner.used, planner.partition
+        partition = planner.ledger.scanner.partition
         self._after = {
-            "used": [used.compute, used.memory],
+            "used": [state.used.compute, state.used.memory],
             "partition": [partition.compute, partition.memory],
-            "root_density": planner.root_density,
-            "waiting": waiting,
+            "root_density": planner.ledger.scanner.root_density,
+            "waiting": state.waiting,
+            "decisions": state.reasons,
         }
 
     def end_step(self) -> None:

@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from sglang.srt.blend.core.step.partition import Partition
-
 if TYPE_CHECKING:
-    from sglang.srt.blend.runtime.startup import Blend
+    from sglang.srt.blend.runtime.parts import BlendParts
 
 _GAUGES = {
     "root_density": "Comp/Mem of the waiting requests with their prefix sharing",
@@ -28,42 +26,42 @@ _GAUGES = {
 }
 
 
-def snapshot(blend: Blend) -> dict[str, Any]:
+def snapshot(blend: BlendParts) -> dict[str, Any]:
     """The numbers now; tokens, seconds and counts, JSON-serialisable.
 
     Densities are None while nothing waits that decodes; nothing is partitioned while nothing of the plan
     waits.
     """
     planner, pool = blend.planner, blend.pool
-    planned = planner.scanner.num_waiting > 0
-    partition, used = planner.partition if planned else Partition(0, 0), planner.used
+    state = planner.state
     return {
-        "root_density": _finite(planner.root_density) if planned else None,
-        "pool_density": _finite(pool.density) if planner.replans else None,
-        "partition_compute_tokens": round(partition.compute),
-        "partition_memory_tokens": round(partition.memory),
-        "used_compute_tokens": round(used.compute),
-        "used_memory_tokens": round(used.memory),
-        "sharing_possible": pool.sharing_possible,
+        "root_density": _finite(state.root_density),
+        "pool_density": _finite(state.pool_density),
+        "partition_compute_tokens": round(state.partition.compute),
+        "partition_memory_tokens": round(state.partition.memory),
+        "used_compute_tokens": round(state.used.compute),
+        "used_memory_tokens": round(state.used.memory),
+        "sharing_possible": state.sharing_possible,
         "sharing_achieved": pool.cached_tokens / pool.prompt_tokens if pool.prompt_tokens else 0.0,
-        "waiting": pool.num_waiting,
+        "waiting": state.waiting,
         "running": len(pool.running),
-        "replans": planner.replans,
+        "replans": state.replans,
         "queue_rebuilds": pool.order.rebuilds,
-        "held": blend.held,
+        "held": state.reasons["shared_prefix"],
         "retractions": pool.retractions,
         "completions": pool.completions,
         "aborts": pool.aborts,
         "prompt_tokens": pool.prompt_tokens,
         "cached_tokens": pool.cached_tokens,
-        "kv_capacity": blend.kv_capacity,
+        "kv_capacity": planner.kv_capacity,
         "hardware": planner.cost_model.hardware.name,
         "annotated_cache": blend.annotated,
+        "decisions": state.reasons,
     }
 
 
-def _finite(density: float) -> float | None:
-    return density if density < float("inf") else None
+def _finite(density: float | None) -> float | None:
+    return density if density is not None and density < float("inf") else None
 
 
 class PrometheusGauges:

@@ -98,9 +98,10 @@ def _release(_result: Any, req: Any, tree_cache: Any, **_: Any) -> None:
         pool.release(req)
 
 
-def _guests_last(order: list[int], reqs: list[Any]) -> list[int]:
-    """Guests leave first: upstream retracts from the end of this order."""
-    return sorted(order, key=lambda i: getattr(reqs[i], "blend_guest", False))
+def _preemptible_last(order: list[int], reqs: list[Any]) -> list[int]:
+    """Preemptible requests leave first: upstream retracts from the end of this order."""
+    pool = getattr(reqs[0], "blend_pool", None) if reqs else None
+    return order if pool is None else sorted(order, key=lambda i: pool.is_preemptible(reqs[i]))
 
 
 def _report_state(output: Any, scheduler: Any, _request: Any) -> None:
@@ -212,9 +213,9 @@ HOOKS: tuple[Hook, ...] = (
     ),
     Hook(
         "sglang.srt.managers.schedule_batch.ScheduleBatch._get_decode_retraction_order",
-        _guests_last,
+        _preemptible_last,
         HookType.AFTER,
-        "requests that run in room promised to others are the first to leave",
+        "requests that run in KV promised to others are the first to leave",
         _SCHEDULER,
     ),
     Hook(

@@ -2,46 +2,51 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import Any
+from typing import Any, Protocol
 
-from sglang.srt.blend.core.step.pacing import Pacer, Quota
+from sglang.srt.blend.core.step.step import Step, StepLimits
+from sglang.srt.blend.runtime.admission_log import AdmissionLog
 from sglang.srt.blend.runtime.pool import RequestPool
+from sglang.srt.blend.runtime.request import Request
 from sglang.srt.managers.schedule_policy import SchedulePolicy
 from sglang.srt.mem_cache.base_prefix_cache import BasePrefixCache
 
-MIN_PROPOSALS, MAX_PROPOSALS = 32, 512
-"""Requests offered per step, within these bounds twice as many as were lately admitted: each of them is
-moved to the front and looked at again in the next step."""
 
-SPARE = 0.5
-"""Of the quota, see `BlendSchedulePolicy.spare`."""
+class Allocator(Protocol):
+    """What is read of upstream's KV allocator."""
+
+    def available_size(self) -> int:
+        """KV tokens that are free."""
 
 
 class BlendSchedulePolicy(SchedulePolicy):
-    """Puts the planner's next requests at the front of the waiting queue.
+    """Begins the planner's step and puts its requests at the front of the waiting queue.
 
     Upstream calls ``calc_priority`` before every prefill batch. The base class runs as ``fcfs``, so
     nothing else of upstream reorders or matches the queue.
 
+    Args:
+        allocator: of the KV pool.
+        limits: what the engine lets a step do.
+        log: where admissions are written, if anywhere.
+
     Attributes:
-        proposals: how many requests at the front of the queue may be admitted in this step; the prefill
-            adder stops behind them.
-        progress: of the running requests at the last call; admissions: the pool's count then.
-        quota: what this step should prefill; None leaves it to upstream's limits.
-        spare: tokens to prefill that are offered beyond the quota, for those who wait for a shared prefix.
+        step: the decisions of the present prefill step; the prefill adder asks it.
     """
+
+    step: Step
 
     def __init__(
         self,
         pool: RequestPool,
         tree_cache: BasePrefixCache,
+        allocator: Allocator,
         *,
+        limits: StepLimits,
+        log: AdmissionLog,
         enable_hierarchical_cache: bool,
         enable_priority_scheduling: bool,
         schedule_low_priority_values_first: bool,
-        pacer: Pacer | None = None,
-        max_proposals: int = MAX_PROPOSALS,
     ) -> None:
         super().__init__(
             "fcfs",
@@ -51,44 +56,27 @@ class BlendSchedulePolicy(SchedulePolicy):
             schedule_low_priority_values_first,
         )
         self.pool = pool
-        self.pacer = pacer
-        self.max_proposals = max_proposals
-        self.proposals = 0
-        self.admissions = 0
-        self._limit = max_proposals
-        self.progress = pool.progress()
-        self.quota: Quota | None = None
-        self.spare = 0
+        self.allocator = allocator
+        self.limits = limits
+        self.log = log
 
     def calc_priority(
-        self, waiting_queue: list[Any], running_batch: Any = None, processed_tokens: int = 0
+        self, waiting_queue: list[Request], running_batch: Any = None, processed_tokens: int = 0
     ) -> None:
         """Reorder the queue in place; Python work is proportional to arrivals and proposals."""
         pool = self.pool
+        self.log.end_step()
         pool.synchronise(waiting_queue)
-        last, self.admissions = pool.admissions - self.admissions, pool.admissions
-        # Slow to fall: where prefill has passes of its own, it comes in bursts.
-        self._limit = min(max(2 * last, self._limit - self._limit // 16, MIN_PROPOSALS), self.max_proposals)
-        pool.plan(waiting_queue, self.max_proposals, paced=self.pacer is not None)
-        self.progress = pool.progress()
-        self.quota = self._quota()
-        self.spare, offered = 0, self.quota
-        if self.quota is not None:
-            self.spare = int(SPARE * self.quota.tokens)
-            offered = replace(self.quota, tokens=self.quota.tokens + self.spare)
-        self.proposals = pool.bring_to_front(waiting_queue, self._limit, offered)
-
-    @property
-    def overlaps(self) -> bool:
-        """Whether prefill is paced to hide behind memory traffic."""
-        return self.pacer is not None and self.pacer.overlapped
-
-    def _quota(self) -> Quota | None:
-        """What the pacer asks of this step; nothing while there is no work to spread."""
-        pool, progress = self.pool, self.progress
-        if self.pacer is None or pool.everything_fits or not pool.running:
-            return None
-        left = pool.planner.work_left(progress.remaining, progress.context)
-        return self.pacer.quota(
-            left, decode_rows=len(progress.context), kv_tokens=float(progress.context.sum())
+        self.step = pool.planner.begin_step(
+            pool.holders(),
+            self.used_tokens(),
+            self.limits,
+            first=pool.waiting_slot(waiting_queue[0]) if waiting_queue else None,
+            choose=pool.choose,
         )
+        pool.bring_to_front(waiting_queue, self.step)
+
+    def used_tokens(self) -> int:
+        """KV tokens that running requests hold, shared prefixes counted once."""
+        free = self.allocator.available_size() + self.tree_cache.evictable_size()
+        return self.pool.planner.kv_capacity - int(free)

@@ -1,4 +1,4 @@
-"""The requests of one scheduler and the planner's slots: who waits, who runs, who has left.
+"""The requests of one scheduler and the planner's slots: which request is which.
 
 Events come from upstream (see ``plugin.HOOKS``): arrivals are read off the tail of the waiting queue
 when the next prefill is formed, admissions come from the prefill adder, ends and retractions from the
@@ -9,20 +9,19 @@ deterministic, so all tensor-parallel ranks hold equal pools.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
 from operator import attrgetter
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sglang.srt.blend.core.planner import Planner
-from sglang.srt.blend.core.step.dual_scan import UNLIMITED, Side
-from sglang.srt.blend.core.step.pacing import Quota
+from sglang.srt.blend.core.pool.request_table import State
+from sglang.srt.blend.core.step.step import Running, Step
 from sglang.srt.blend.runtime.encoder_cost import EncoderCost, media_tokens
 from sglang.srt.blend.runtime.queue_order import QueueOrder
 from sglang.srt.blend.runtime.radix.namespaces import Namespaces
+from sglang.srt.blend.runtime.request import Request
 from sglang.srt.blend.runtime.token_ids import fold
 
 UNKNOWN = -1
@@ -30,31 +29,8 @@ _OUTPUT = attrgetter("output_ids")
 _INT32_MAX = 2**31 - 1
 
 
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """Running requests as ``core.forecast`` wants them; arrays (n,).
-
-    Attributes:
-        remaining: output tokens each is expected to produce yet, at least 1.
-        released: KV tokens that it alone holds, its whole prompt counted.
-        context: KV tokens that it reads per step: its prompt, shared or not, and its output so far.
-        memory_side: whether it counts on the memory side.
-        guest: whether it runs in room that is promised to others.
-        slots: requests.
-        spread: standard deviation of what they will hold together, KV tokens.
-    """
-
-    remaining: NDArray[np.int64]
-    released: NDArray[np.int64]
-    context: NDArray[np.int64]
-    memory_side: NDArray[np.bool_]
-    guest: NDArray[np.bool_]
-    slots: NDArray[np.int64]
-    spread: float
-
-
 class RequestPool:
-    """Joins a planner with the requests of a scheduler.
+    """Joins a planner with the requests of a scheduler; what is known of them, the planner's table knows.
 
     Args:
         planner: plans; nobody else may add, admit or remove.
@@ -63,13 +39,8 @@ class RequestPool:
         priority_sign: 1 when low priority values come first, -1 when high ones do, 0 without priorities.
 
     Attributes:
-        running: admitted requests by slot, in order of admission.
-        guests: slots of those that run in room promised to others.
-        everything_fits: whether all that waited at the last look fits beside what runs.
-        full_sides: sides whose next request did not fit; emptied when somebody leaves or the plan changes.
-        longest_fit: output tokens of the longest memory-side request that fits behind one that did not.
-        sharing_possible, density: share of prompt tokens that need not be computed, and Comp/Mem with that
-            sharing, in the largest plan so far.
+        running: admitted requests by slot, in order of admission: upstream counts their output.
+        order: where each waiting request stands in upstream's queue.
         prompt_tokens, cached_tokens: of all admitted requests, and how many the cache served.
         admissions, retractions, completions, aborts: counts.
     """
@@ -87,80 +58,66 @@ class RequestPool:
         self.encoder = encoder
         self.priority_sign = priority_sign
         self.order = QueueOrder(self.waiting_slot)
-        self.running: dict[int, Any] = {}
-        self.guests: set[int] = set()
-        self.everything_fits = False
-        self.full_sides: set[Side] = set()
-        self.longest_fit = UNLIMITED
-        self.sharing_possible = self.density = 0.0
-        self._largest_plan = 0
-        self._draining = False  # what waits is left of a pool that did not fit
+        self.running: dict[int, Request] = {}
         self.prompt_tokens = self.cached_tokens = 0
         self.admissions = self.retractions = self.completions = self.aborts = 0
-        self._requests: list[Any] = []
-        self._waiting = np.zeros(0, np.bool_)
-        self._priority = np.zeros(0, np.int64)
-        self._arrival = np.zeros(0, np.int64)
-        self._prompt = np.zeros(0, np.int64)
-        self._shared = np.zeros(0, np.int64)
-        self._arrived = 0
-        self._classes: Counter[int] = Counter()
-        self._released: dict[int, Any] = {}  # KV given back, not yet seen in the queue again
+        self._requests: list[Request | None] = []  # by slot
+        self._priority = np.zeros(0, np.int64)  # by slot
+        self._classes: Counter[int] = Counter()  # waiting requests of each priority
+        self._released: dict[int, Request] = {}  # KV given back, not yet seen in the queue again
 
     # ------------------------------------------------------------- who is who
 
-    def slot(self, req: Any) -> int:
+    def slot(self, req: Request) -> int:
         """The request's slot, UNKNOWN when the pool does not hold it."""
-        slot: int = getattr(req, "blend_slot", UNKNOWN)
+        slot = getattr(req, "blend_slot", UNKNOWN)
         return slot if 0 <= slot < len(self._requests) and self._requests[slot] is req else UNKNOWN
 
-    def waiting_slot(self, req: Any) -> int:
+    def waiting_slot(self, req: Request) -> int:
         """The request's slot if it waits, else UNKNOWN."""
         slot = self.slot(req)
-        return slot if slot != UNKNOWN and self._waiting[slot] else UNKNOWN
+        if slot != UNKNOWN and self.planner.table.state.item(slot) == State.WAITING:
+            return slot
+        return UNKNOWN
 
-    @property
-    def num_waiting(self) -> int:
-        return self._classes.total()
+    def is_preemptible(self, req: Request) -> bool:
+        """Whether a running request is the first to leave when KV is short."""
+        slot = self.slot(req)
+        return slot != UNKNOWN and bool(self.planner.table.preemptible[slot])
 
     # ------------------------------------------------------------- events
 
-    def synchronise(self, queue: list[Any]) -> None:
+    def synchronise(self, queue: list[Request]) -> None:
         """Take arrivals from the queue and notice whoever left it unannounced."""
         self.order.synchronise(queue, self._register)
         for slot in list(self._released):  # gave its KV back and did not come back: it is gone
             del self._released[slot]
             self._discard(slot)
-        if self.num_waiting != len(queue):
-            for slot in np.flatnonzero(self._waiting).tolist():
-                if slot not in self.order:
-                    self.drop(self._requests[slot])
+        table = self.planner.table
+        if table.num_waiting != len(queue):
+            for slot in np.flatnonzero(table.state == State.WAITING).tolist():
+                request = self._requests[slot]
+                if slot not in self.order and request is not None:
+                    self.drop(request)
 
-    def admit(self, req: Any, *, shared_tokens: int, cached_tokens: int) -> Side | None:
-        """A waiting request starts running; None if the pool does not know it.
+    def admitted(self, req: Request, slot: int, cached_tokens: int) -> None:
+        """A request whose step has admitted it starts running.
 
         Args:
-            shared_tokens: prompt tokens in KV that other running requests hold anyway.
             cached_tokens: prompt tokens that need not be computed.
         """
-        slot = self.waiting_slot(req)
-        if slot == UNKNOWN:
-            return None
-        self._stop_waiting(slot)
-        self.admissions += 1
+        self._leaves_queue(slot)
         self.order.leave(slot)
         self.running[slot] = req
-        self._shared[slot] = shared_tokens
+        self.admissions += 1
         self.prompt_tokens += len(req.origin_input_ids)
         self.cached_tokens += min(cached_tokens, len(req.origin_input_ids))
-        return self.planner.admit(slot, shared_tokens)
 
-    def release(self, req: Any) -> None:
+    def release(self, req: Request) -> None:
         """The request's KV was given back: it has finished, or it goes back to the queue."""
         slot = self.slot(req)
         if slot not in self.running:
             return
-        self.settle(slot)
         if req.finished():
             if not _aborted(req):
                 self.planner.observe(slot, len(req.output_ids))
@@ -168,20 +125,9 @@ class RequestPool:
             self._discard(slot)
         else:
             self._released[slot] = req
-            self.planner.index.set_waiting(slot, True)  # evictions of this very step spare its prompt
+            self.planner.give_back(slot)
 
-    def invite(self, slot: int) -> None:
-        """A request that was just admitted is the first to leave when memory is short."""
-        self.guests.add(slot)
-        self.running[slot].blend_guest = True
-
-    def settle(self, slot: int) -> None:
-        """A guest stays for good, or has left; nothing for anybody else."""
-        if slot in self.guests:
-            self.guests.remove(slot)
-            self.running[slot].blend_guest = False
-
-    def drop(self, req: Any) -> None:
+    def drop(self, req: Request) -> None:
         """A waiting request is aborted, be it one that was retracted since the last look at the queue."""
         if (slot := self.slot(req)) in self._released:
             self.aborts += 1
@@ -191,114 +137,45 @@ class RequestPool:
         if slot == UNKNOWN:
             return
         self.aborts += 1
-        self._stop_waiting(slot)
+        self._leaves_queue(slot)
         self.order.drop(slot)
         self._discard(slot)
 
-    def progress(self) -> Progress:
-        """How far the requests that hold KV are; tells the planner, too."""
+    def holders(self) -> Running:
+        """The requests that hold KV, and how far they are."""
         running = self.running
         if self._released:
             running = {slot: req for slot, req in running.items() if slot not in self._released}
         n = len(running)
-        slots = np.fromiter(running, np.int64, n)
-        generated = np.fromiter(map(len, map(_OUTPUT, running.values())), np.int64, n)
-        self.planner.progress(slots, generated)
-        context = self._prompt[slots] + generated
-        released = context - self._shared[slots]
-        return Progress(
-            remaining=np.maximum(self.planner.estimates(slots) - generated, 1),
-            released=released,
-            context=context,
-            memory_side=self.planner.on_memory_side(slots),
-            guest=np.isin(slots, list(self.guests)),
-            slots=slots,
-            spread=self.planner.spread(slots, released),
+        return Running(
+            slots=np.fromiter(running, np.int64, n),
+            generated=np.fromiter(map(len, map(_OUTPUT, running.values())), np.int64, n),
         )
 
     # ------------------------------------------------------------- order
 
-    def plan(self, queue: list[Any], limit: int, *, paced: bool = False) -> None:
-        """Make a new plan if it pays, and see whether one is needed at all.
-
-        Where everything fits, nobody follows a plan. One is made all the same when more waits than twice
-        the largest plan has seen, for what it says about the pool.
-
-        Args:
-            paced: prefill is spread over the steps left. Then what is left of a pool that did not fit goes on
-                as planned to its end: admitted at once it would leave the longest answers nothing to hide.
-        """
-        fits = len(queue) <= limit and self.planner.fits_entirely()
-        self._draining = paced and self.planner.scanner.num_waiting > 0 and (self._draining or not fits)
-        self.everything_fits = fits and not self._draining
-        grown = self.num_waiting > 2 * self._largest_plan
-        pays = grown if self.everything_fits else self.planner.stale
-        if pays:
-            self._replan()
-
-    def bring_to_front(self, queue: list[Any], limit: int, quota: Quota | None = None) -> int:
-        """Put the requests to admit next in front; how many they are.
-
-        When everything that waits fits, that is everything, in order of arrival.
-
-        Args:
-            quota: what the compute side may prefill in this step.
-        """
-        if self.everything_fits:
+    def bring_to_front(self, queue: list[Request], step: Step) -> None:
+        """Put the requests that a step considers in front; if everything fits, all, in order of arrival."""
+        if step.everything_fits:
             self.order.sort(queue, self._arrival_key)
-            return len(queue)
-        slots = self._choose(limit, quota)
-        if not slots and queue and not self.running:
-            slots = [self.waiting_slot(queue[0])]  # whatever the plan says, someone goes
+            return
         try:
-            self.order.bring_to_front(queue, slots)
+            self.order.bring_to_front(queue, step.proposals)
         except LookupError:
             self.synchronise(queue)
-            self.order.bring_to_front(queue, slots)
-        return len(slots)
+            self.order.bring_to_front(queue, step.proposals)
 
-    def _replan(self) -> None:
-        self.planner.replan()
-        self.full_sides.clear()
-        if self.num_waiting >= self._largest_plan:
-            self._largest_plan = self.num_waiting
-            self.sharing_possible = self.planner.sharing_ratio
-            self.density = self.planner.root_density
+    @property
+    def choose(self) -> Callable[[int], list[int]] | None:
+        """Proposes requests of several priority classes; None where the plan may propose."""
+        return self._by_priority if len(self._classes) > 1 else None
 
-    def side(self, slot: int) -> Side:
-        """The end of the plan from which a waiting request was proposed, or else the one it is nearer to.
-
-        When everything fits there is nothing to divide: all count as compute side, for which no room is
-        kept free by others.
-        """
-        planner = self.planner
-        if self.everything_fits:
-            return Side.COMPUTE
-        side = planner.scanner.proposed_side(slot)
-        if side is None:
-            prompt = len(self._requests[slot].origin_input_ids)
-            dense = float(planner.cost_model.density(prompt, planner.estimate(slot))) >= planner.root_density
-            side = Side.COMPUTE if dense else Side.MEMORY
-        return side
-
-    def may_fit(self, slot: int) -> bool:
-        """False for a waiting request that need not be tried again until somebody leaves."""
-        side = self.side(slot)
-        if side not in self.full_sides:
-            return True
-        return side is Side.MEMORY and self.planner.estimate(slot) <= self.longest_fit
-
-    def _choose(self, limit: int, quota: Quota | None) -> list[int]:
-        classes = list(self._classes)
-        if len(classes) <= 1:
-            slots = self.planner.propose(limit, quota, longest=self.longest_fit)
-            if self.full_sides:
-                slots = [slot for slot in slots if self.may_fit(slot)]
-            return slots
-        order = self.planner.order
-        order = order[self._waiting[order]]
+    def _by_priority(self, limit: int) -> list[int]:
+        """Waiting requests, class after class; within a class from both ends of the plan."""
+        table, order = self.planner.table, self.planner.order
+        order = order[table.state[order] == State.WAITING]
         chosen: list[int] = []
-        for priority in sorted(classes, key=lambda value: value * self.priority_sign):
+        for priority in sorted(self._classes, key=lambda value: value * self.priority_sign):
             members = order[self._priority[order] == priority]
             missing = self._classes[priority] - len(members)
             chosen += _both_ends(members, limit - len(chosen))
@@ -310,19 +187,19 @@ class RequestPool:
 
     def _unplanned(self, priority: int, planned: list[int], limit: int) -> list[int]:
         """Members of a class that arrived after the last plan, in order of arrival."""
-        late = self._waiting & (self._priority == priority)
-        late[planned] = False
-        slots = np.flatnonzero(late)
-        first: list[int] = slots[np.argsort(self._arrival[slots])[:limit]].tolist()
+        table = self.planner.table
+        slots = np.flatnonzero(table.state == State.WAITING)
+        slots = slots[(self._priority[slots] == priority) & ~np.isin(slots, planned)]
+        first: list[int] = slots[np.argsort(table.sequence[slots])[:limit]].tolist()
         return first
 
-    def _arrival_key(self, req: Any) -> tuple[int, int]:
+    def _arrival_key(self, req: Request) -> tuple[int, int]:
         slot = req.blend_slot
-        return int(self._priority[slot]) * self.priority_sign, int(self._arrival[slot])
+        return int(self._priority[slot]) * self.priority_sign, int(self.planner.table.sequence[slot])
 
     # ------------------------------------------------------------- inside
 
-    def _register(self, reqs: list[Any]) -> None:
+    def _register(self, reqs: list[Request]) -> None:
         """Requests appear in the queue: new ones, and running ones that were retracted."""
         new = []
         for req in reqs:
@@ -332,15 +209,13 @@ class RequestPool:
                 continue
             del self.running[slot]
             self._released.pop(slot, None)
-            self.planner.progress(np.array([slot]), np.array([len(req.output_ids)]))
-            self.planner.retract(slot)
-            self.full_sides.clear()
+            self.planner.retract(slot, len(req.output_ids))
             self.retractions += 1
-            self._start_waiting(slot, req)
+            self._joins_queue(slot, req)
         if new:
             self._add(new)
 
-    def _add(self, reqs: list[Any]) -> None:
+    def _add(self, reqs: list[Request]) -> None:
         lengths = np.fromiter((len(r.origin_input_ids) for r in reqs), np.int64, len(reqs))
         tokens = np.concatenate([fold(r.origin_input_ids) for r in reqs])
         encoder = self.encoder
@@ -356,30 +231,23 @@ class RequestPool:
         )
         self._grow(int(slots.max()) + 1)
         for slot, req in zip(slots.tolist(), reqs, strict=True):
-            req.blend_slot = slot
+            req.blend_slot, req.blend_pool = slot, self
             self._requests[slot] = req
-            self._prompt[slot] = len(req.origin_input_ids)
-            self._arrival[slot] = self._arrived
-            self._arrived += 1
-            self._start_waiting(slot, req)
+            self._joins_queue(slot, req)
 
     def _grow(self, size: int) -> None:
-        missing = size - len(self._requests)
-        if missing <= 0:
-            return
-        missing = max(missing, len(self._requests))
-        self._requests += [None] * missing
-        for name in ("_waiting", "_priority", "_arrival", "_prompt", "_shared"):
-            old = getattr(self, name)
-            setattr(self, name, np.concatenate([old, np.zeros(missing, old.dtype)]))
+        missing = max(size - len(self._requests), 0)
+        if missing:
+            missing = max(missing, len(self._requests))
+            self._requests += [None] * missing
+            self._priority = np.concatenate([self._priority, np.zeros(missing, np.int64)])
 
-    def _start_waiting(self, slot: int, req: Any) -> None:
-        self._waiting[slot] = True
-        self._priority[slot] = (req.priority or 0) if self.priority_sign else 0
-        self._classes[int(self._priority[slot])] += 1
+    def _joins_queue(self, slot: int, req: Request) -> None:
+        priority = (req.priority or 0) if self.priority_sign else 0
+        self._priority[slot] = priority
+        self._classes[priority] += 1
 
-    def _stop_waiting(self, slot: int) -> None:
-        self._waiting[slot] = False
+    def _leaves_queue(self, slot: int) -> None:
         priority = int(self._priority[slot])
         self._classes[priority] -= 1
         if not self._classes[priority]:
@@ -389,11 +257,10 @@ class RequestPool:
         self.running.pop(slot, None)
         self._released.pop(slot, None)
         self._requests[slot] = None
-        self.full_sides.clear()
         self.planner.remove(slot)
 
 
-def known_output(req: Any) -> int:
+def known_output(req: Request) -> int:
     """Output tokens that the request itself fixes; 0 when they are open."""
     params = req.sampling_params
     longest = _max_new_tokens(req)
@@ -405,18 +272,19 @@ def known_output(req: Any) -> int:
     return longest if runs_on and not open_end else 0
 
 
-def _has_grammar(req: Any) -> bool:
+def _has_grammar(req: Request) -> bool:
     params = req.sampling_params
     return any((params.json_schema, params.regex, params.ebnf, params.structural_tag))
 
 
-def _max_new_tokens(req: Any) -> int:
+def _max_new_tokens(req: Request) -> int:
     longest: int = req.sampling_params.max_new_tokens
     return max(longest, 1)
 
 
-def _aborted(req: Any) -> bool:
-    return bool(req.finished_reason.to_json().get("type") == "abort")
+def _aborted(req: Request) -> bool:
+    reason = req.finished_reason
+    return reason is not None and reason.to_json().get("type") == "abort"
 
 
 def _int32(values: Iterable[int]) -> NDArray[np.int32]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,51 +15,29 @@ from sglang.srt.blend.core.cost.step_time import StepTimeModel
 from sglang.srt.blend.core.order.plan import PlannerOptions
 from sglang.srt.blend.core.planner import Planner
 from sglang.srt.blend.core.step.pacing import Pacer
+from sglang.srt.blend.core.step.step import StepLimits
 from sglang.srt.blend.core.warm_up import compile_kernels
 from sglang.srt.blend.runtime.admission_log import AdmissionLog
 from sglang.srt.blend.runtime.arguments import POLICY, flag, get_options
 from sglang.srt.blend.runtime.encoder_cost import EncoderCost
 from sglang.srt.blend.runtime.metrics import PrometheusGauges
+from sglang.srt.blend.runtime.parts import BlendParts
 from sglang.srt.blend.runtime.policy import BlendSchedulePolicy
 from sglang.srt.blend.runtime.pool import RequestPool
 from sglang.srt.blend.runtime.prefill_adder import adder_class
 from sglang.srt.blend.runtime.radix import cache as radix_cache
 from sglang.srt.blend.runtime.radix.namespaces import Namespaces
-from sglang.srt.blend.runtime.radix.sharing import PrefixLeaders
+from sglang.srt.managers.schedule_policy import PrefillAdder
+from sglang.srt.mem_cache.prefill_budget import PrefillBudget
 from sglang.srt.runtime_context import get_disagg, get_exec, get_parallel
 
 if TYPE_CHECKING:
-    from sglang.srt.managers.schedule_policy import PrefillAdder
     from sglang.srt.managers.scheduler import Scheduler
 
 logger = logging.getLogger(__name__)
 
 SEED = 0
 """Of the sampling: the same on every tensor-parallel rank and in every run."""
-
-
-@dataclass
-class Blend:
-    """Everything that a scheduler running the policy has besides upstream's parts.
-
-    Attributes:
-        kv_capacity: tokens of the KV pool.
-        held: times a request was held back because another computed its prefix.
-    """
-
-    planner: Planner
-    pool: RequestPool
-    policy: BlendSchedulePolicy
-    leaders: PrefixLeaders
-    log: AdmissionLog
-    gauges: PrometheusGauges | None
-    kv_capacity: int
-    annotated: bool
-    held: int = 0
-    adder_class: type[PrefillAdder] = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.adder_class = adder_class(self)
 
 
 def prepare(scheduler: Scheduler) -> None:
@@ -89,12 +66,12 @@ def install_policy(original: Callable[[Scheduler], None], scheduler: Scheduler) 
     logger.info(
         "blend: planning for %s, %d KV tokens, cached prefixes %s annotations",
         blend.planner.cost_model.hardware.name,
-        blend.kv_capacity,
+        blend.planner.kv_capacity,
         "carry" if blend.annotated else "carry no",
     )
 
 
-def build(scheduler: Scheduler) -> Blend:
+def build(scheduler: Scheduler) -> BlendParts:
     """Planner, accounts and policy for a scheduler whose cache exists."""
     options = get_options(scheduler.server_args)
     config = model_config(scheduler)
@@ -112,6 +89,8 @@ def build(scheduler: Scheduler) -> Blend:
             window=options.window,
         ),
         seed=SEED,
+        pacer=_pacer(scheduler, options.engine, cost_model, capacity),
+        leader_lag=2 if scheduler.enable_overlap else 1,
     )
     namespaces = Namespaces()
     pool = RequestPool(
@@ -120,28 +99,45 @@ def build(scheduler: Scheduler) -> Blend:
         encoder=EncoderCost.from_config(config, hardware.flops),
         priority_sign=_priority_sign(scheduler),
     )
+    first_rank = get_parallel().tp_rank == 0
+    log = AdmissionLog(options.admission_log if first_rank else None)
     policy = BlendSchedulePolicy(
         pool,
         scheduler.tree_cache,
+        scheduler.token_to_kv_pool_allocator,
+        limits=_limits(scheduler),
+        log=log,
         enable_hierarchical_cache=scheduler.enable_hierarchical_cache,
         enable_priority_scheduling=scheduler.enable_priority_scheduling,
         schedule_low_priority_values_first=scheduler.schedule_low_priority_values_first,
-        pacer=_pacer(scheduler, options.engine, cost_model, capacity),
     )
-    first_rank = get_parallel().tp_rank == 0
-    blend = Blend(
+    gauges = None
+    if scheduler.metrics_collector is not None:
+        gauges = PrometheusGauges(scheduler.metrics_collector.labels)
+    blend = BlendParts(
         planner=planner,
         pool=pool,
         policy=policy,
-        leaders=PrefixLeaders(lag=2 if scheduler.enable_overlap else 1),
-        log=AdmissionLog(options.admission_log if first_rank else None),
-        gauges=None,
-        kv_capacity=capacity,
+        log=log,
+        gauges=gauges,
+        adder_class=PrefillAdder,
         annotated=radix_cache.attach_planner(scheduler.tree_cache, planner, cost_model, namespaces),
     )
-    if scheduler.metrics_collector is not None:
-        blend.gauges = PrometheusGauges(scheduler.metrics_collector.labels)
+    blend.adder_class = adder_class(blend)
     return blend
+
+
+def _limits(scheduler: Scheduler) -> StepLimits:
+    """What upstream's allocator and cache let a step do."""
+    allocator, cache = scheduler.token_to_kv_pool_allocator, scheduler.tree_cache
+    return StepLimits(
+        page_size=scheduler.page_size,
+        # Sliding windows and recurrent states have budgets of their own, with which we do not meddle.
+        forecasts=type(allocator.create_prefill_budget(cache)) is PrefillBudget
+        and not hasattr(allocator, "mamba_slot_full_token_cost"),
+        # A state slot taken for a request that is then passed over would not be given back.
+        may_defer=not cache.supports_mamba(),
+    )
 
 
 def _pacer(scheduler: Scheduler, engine: str, cost_model: CostModel, capacity: int) -> Pacer | None:

@@ -12,7 +12,7 @@ from sglang.srt.blend.core.order.ordering import DensityOrder, order_by_density
 from sglang.srt.blend.core.pool.prefix_tree import build_tree
 from sglang.srt.blend.core.pool.request_table import RequestTable
 from sglang.srt.blend.core.step.dual_scan import ScanOrder
-from sglang.srt.blend.core.step.partition import share_weight
+from sglang.srt.blend.core.step.partition import share_tokens
 
 Ints = NDArray[np.int64]
 
@@ -124,7 +124,7 @@ def blend_requests(
             density=density.group_density[density.group],
             new_tokens=new_tokens,
             output=output[order],
-            weight=share_weight(new_tokens, output[order]),
+            share=share_tokens(new_tokens, output[order]),
             comp=density.comp,
             mem=tree.mem[order],
         ),

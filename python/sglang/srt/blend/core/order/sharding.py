@@ -204,7 +204,7 @@ def _scanned(comp: Floats, mem: Floats) -> Ints:
         density=densities(comp, mem),
         new_tokens=np.zeros(pieces, np.int64),
         output=np.ones(pieces, np.int64),
-        weight=mem,
+        share=mem,
         comp=comp,
         mem=mem,
     )

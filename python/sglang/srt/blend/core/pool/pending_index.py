@@ -195,6 +195,11 @@ class PendingIndex:
             self._place[position],
         )
 
+    def is_waiting(self, slot: int) -> bool:
+        """Whether a request is indexed as one that waits."""
+        position = self.position(slot)
+        return position >= 0 and bool(self._counts[self._size + position])
+
     def position(self, slot: int) -> int:
         """Place of a request in sorted order, -1 when it is not indexed yet."""
         return int(self._position[slot]) if slot < len(self._position) else -1

@@ -45,10 +45,11 @@ class RequestTable:
         generated: output tokens so far.
         observed: output tokens of an answer that has ended, else -1.
         shared: prompt tokens that others hold or will compute.
-        place: position in the last plan, or `UNPLANNED`.
+        plan_position: position in the last plan, or `UNPLANNED`.
         sequence: number of its arrival.
         sampled: run early to learn its length.
         memory_side: counts on the memory side, while it runs.
+        preemptible: runs in KV that is promised to others, and is the first to be retracted.
         num_waiting: requests that wait.
         waiting_tokens, running_tokens: KV tokens of those that wait or run, when they end; nothing shared.
         waiting_rows, waiting_reads: as `WorkLeft`, of those that wait.
@@ -64,10 +65,11 @@ class RequestTable:
         ("generated", np.int64),
         ("observed", np.int64),
         ("shared", np.int64),
-        ("place", np.int64),
+        ("plan_position", np.int64),
         ("sequence", np.int64),
         ("sampled", np.bool_),
         ("memory_side", np.bool_),
+        ("preemptible", np.bool_),
     )
     state: NDArray[np.int8]
     space: NDArray[np.int32]
@@ -78,10 +80,11 @@ class RequestTable:
     generated: Ints
     observed: Ints
     shared: Ints
-    place: Ints
+    plan_position: Ints
     sequence: Ints
     sampled: NDArray[np.bool_]
     memory_side: NDArray[np.bool_]
+    preemptible: NDArray[np.bool_]
 
     def __init__(self) -> None:
         self.store = TokenStore()
@@ -115,8 +118,8 @@ class RequestTable:
         self.observed[slots] = -1
         self.generated[slots] = 0
         self.shared[slots] = 0
-        self.sampled[slots] = False
-        self.place[slots] = UNPLANNED
+        self.sampled[slots] = self.preemptible[slots] = False
+        self.plan_position[slots] = UNPLANNED
         self.sequence[slots] = np.arange(self._arrived, self._arrived + n)
         estimate = np.where(self.known[slots] > 0, self.known[slots], PRIOR_OUTPUT_TOKENS)
         self.estimate[slots] = np.clip(estimate, 1, self.max_new[slots])

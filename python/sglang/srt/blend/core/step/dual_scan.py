@@ -8,6 +8,7 @@ from __future__ import annotations
 import heapq
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import NamedTuple
 
 import numpy as np
 from numba import njit
@@ -25,10 +26,8 @@ from sglang.srt.blend.core.step.partition import (
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
-# Memory-side requests offered before the compute side has its turn in a step.
-_LEAD = 8
-# No output is too long.
-UNLIMITED = 1 << 40
+MEMORY_FIRST = 8
+"""Memory-side requests proposed before the compute side: they take longest and cost least to prefill."""
 
 
 class Side(IntEnum):
@@ -41,8 +40,68 @@ class Side(IntEnum):
 _SIDES = tuple(Side)
 
 
+class _Walk(NamedTuple):
+    """The order that both cursors walk; arrays (n,), highest density first; see `ScanOrder`."""
+
+    waiting: NDArray[np.bool_]
+    density: Floats
+    share: Floats
+    new_tokens: Ints
+    output: Ints
+
+
+class _Capacity(NamedTuple):
+    """What is divided between the sides: KV tokens, and the density that both together should have."""
+
+    tokens: float
+    root_density: float
+
+
+class _Rules(NamedTuple):
+    """What bounds one proposal; fields behind a flag count only if it is set.
+
+    Attributes:
+        limit: requests.
+        paced: the compute side has a quota instead of its share.
+        quota: prompt tokens that the compute side may prefill.
+        dense: density from which on a request is compute side.
+        late: output tokens; answers of that many or more are held back neither by `dense` nor by a share.
+        bounded: long answers no longer fit.
+        longest: output tokens of the longest that does.
+    """
+
+    limit: int
+    paced: bool
+    quota: int
+    dense: float
+    late: float
+    bounded: bool
+    longest: int
+
+
+class _Cursors(NamedTuple):
+    """How far a proposal has come.
+
+    Attributes:
+        left, right: positions of the next request of either end.
+        end: position whose density decides the shares: `right`, or where skipping began.
+        skipping: answers too long to fit have been skipped.
+        compute, memory: KV tokens that each side uses, proposals included.
+        taken: requests proposed.
+    """
+
+    left: int
+    right: int
+    end: int
+    skipping: bool
+    compute: float
+    memory: float
+    taken: int
+
+
 @njit(cache=True)
 def _advance(waiting, left, right):  # type: ignore[no-untyped-def]
+    """Both cursors, moved inwards to the next request that waits."""
     while left <= right and not waiting[left]:
         left += 1
     while right >= left and not waiting[right]:
@@ -51,16 +110,20 @@ def _advance(waiting, left, right):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True)
-def _rooms(left, right, density, root, capacity, used_compute, used_memory):  # type: ignore[no-untyped-def]
+def _rooms(capacity, dense, sparse, compute, memory):  # type: ignore[no-untyped-def]
     """KV tokens that each side may still take; a side is full at 0 or below.
 
     With nothing running the larger share may take a request whatever its size, so that none is too
     large to be admitted.
+
+    Args:
+        dense, sparse: density of the next request of the compute and of the memory side.
+        compute, memory: KV tokens that each side uses.
     """
-    share = compute_share(root, density[left], density[right])
-    room_compute = capacity * share - used_compute
-    room_memory = capacity * (1.0 - share) - used_memory
-    if room_compute <= 0.0 and room_memory <= 0.0 and used_compute + used_memory <= 0.0:
+    share = compute_share(capacity.root_density, dense, sparse)
+    room_compute = capacity.tokens * share - compute
+    room_memory = capacity.tokens * (1.0 - share) - memory
+    if room_compute <= 0.0 and room_memory <= 0.0 and compute + memory <= 0.0:
         if share >= 0.5:
             room_compute = 1.0
         else:
@@ -69,82 +132,90 @@ def _rooms(left, right, density, root, capacity, used_compute, used_memory):  # 
 
 
 @njit(cache=True)
-def _scan(  # type: ignore[no-untyped-def]
-    waiting,
-    weight,
-    new_tokens,
-    density,
-    left,
-    right,
-    root,
-    capacity,
-    used_compute,
-    used_memory,
-    limit,
-    quota,
-    dense,
-    late,
-    output,
-    longest,
-):
-    """Places to admit, from both ends, until the shares are full; the caller's arrays stay as they are.
-
-    The memory side leads: its requests take longest and cost least to prefill. Only a few of them,
-    so that the compute side has its turn when memory is what they wait for. With a quota >= 0 the compute
-    side has enough when it has so many tokens to prefill, whatever its share, and the memory side ends where
-    densities reach `dense`. Outputs of `late` and more pass over that and over the memory side's share.
-    Behind the first, the memory side skips outputs above `longest`.
-    """
-    paced = quota >= 0
-    places = np.empty(limit, np.int64)
-    sides = np.empty(limit, np.int64)
-    count = 0
-    end, skipping = right, False  # the shares are those of the end, be it too long to be offered
-    for phase in range(3):  # a few of the memory side, the compute side, the rest of the memory side
-        stop = min(_LEAD, limit) if phase == 0 else limit
-        while count < stop:
-            left, right = _advance(waiting, left, right)
-            if left > right:
-                break
-            if not skipping:
-                end = right
-            room_compute, room_memory = _rooms(left, end, density, root, capacity, used_compute, used_memory)
-            if phase == 1:
-                if quota <= 0 if paced else room_compute <= 0.0:
-                    break
-                places[count], sides[count] = left, 0
-                used_compute += weight[left]
-                quota -= new_tokens[left]
-                left += 1
-            else:
-                full = room_memory <= 0.0 or (paced and density[right] >= dense)
-                if full and output[right] < late:
-                    break
-                if longest < UNLIMITED and count > 0:
-                    if density[right] >= root:
-                        break  # what would fit behind it belongs to the compute side
-                    if output[right] > longest:
-                        skipping = True
-                        right -= 1
-                        continue
-                places[count], sides[count] = right, 1
-                if output[right] <= longest:
-                    used_memory += weight[right]
-                right -= 1
-            count += 1
-    return places[:count], sides[:count]
+def _take_compute_side(walk, capacity, rules, at, positions, sides):  # type: ignore[no-untyped-def]
+    """Propose from the left until the compute side's quota, or else its share, is used up."""
+    left, right, end, skipping, compute, memory, taken = at
+    quota = rules.quota
+    while taken < rules.limit:
+        left, right = _advance(walk.waiting, left, right)
+        if left > right:
+            break
+        if not skipping:
+            end = right
+        if rules.paced:
+            full = quota <= 0
+        else:
+            full = _rooms(capacity, walk.density[left], walk.density[end], compute, memory)[0] <= 0.0
+        if full:
+            break
+        positions[taken], sides[taken] = left, 0
+        compute += walk.share[left]
+        quota -= walk.new_tokens[left]
+        left += 1
+        taken += 1
+    return _Cursors(left, right, end, skipping, compute, memory, taken)
 
 
 @njit(cache=True)
-def _run_dry(weight, density, output, comp, mem, capacity):  # type: ignore[no-untyped-def]
-    """Admit everything against a clock that counts decoding steps; returns (places, sides, steps).
+def _take_memory_side(walk, capacity, rules, at, stop, positions, sides):  # type: ignore[no-untyped-def]
+    """Propose from the right, up to `stop` in all, until the memory side's share is used up.
 
-    A request gives its weight back when its output is done. The root density is that of what still
+    Where the compute side is paced, the memory side ends where densities reach `rules.dense`. Behind the
+    first request, answers that are too long to fit are skipped, and what would fit behind them ends where it
+    would belong to the compute side.
+    """
+    left, right, end, skipping, compute, memory, taken = at
+    while taken < stop:
+        left, right = _advance(walk.waiting, left, right)
+        if left > right:
+            break
+        if not skipping:
+            end = right
+        room = _rooms(capacity, walk.density[left], walk.density[end], compute, memory)[1]
+        full = room <= 0.0 or (rules.paced and walk.density[right] >= rules.dense)
+        if full and walk.output[right] < rules.late:
+            break
+        fits = not rules.bounded or walk.output[right] <= rules.longest
+        if rules.bounded and taken > 0:
+            if walk.density[right] >= capacity.root_density:
+                break
+            if not fits:
+                skipping = True
+                right -= 1
+                continue
+        positions[taken], sides[taken] = right, 1
+        if fits:
+            memory += walk.share[right]
+        right -= 1
+        taken += 1
+    return _Cursors(left, right, end, skipping, compute, memory, taken)
+
+
+@njit(cache=True)
+def _propose(walk, capacity, rules, at):  # type: ignore[no-untyped-def]
+    """Positions to admit and their sides (paper Algorithm 3); the caller's arrays stay as they are.
+
+    A few of the memory side, the compute side, the rest of the memory side: the first few begin at once, and
+    the compute side has its turn when memory is what the others wait for.
+    """
+    positions = np.empty(rules.limit, np.int64)
+    sides = np.empty(rules.limit, np.int64)
+    at = _take_memory_side(walk, capacity, rules, at, min(MEMORY_FIRST, rules.limit), positions, sides)
+    at = _take_compute_side(walk, capacity, rules, at, positions, sides)
+    at = _take_memory_side(walk, capacity, rules, at, rules.limit, positions, sides)
+    return positions[: at.taken], sides[: at.taken]
+
+
+@njit(cache=True)
+def _run_dry(share, density, output, comp, mem, capacity):  # type: ignore[no-untyped-def]
+    """Admit everything against a clock that counts decoding steps; returns (positions, sides, steps).
+
+    A request gives its share back when its output is done. The root density is that of what still
     waits, so the two sides run out together.
     """
-    n = len(weight)
+    n = len(share)
     waiting = np.ones(n, np.bool_)
-    places = np.empty(n, np.int64)
+    positions = np.empty(n, np.int64)
     sides = np.empty(n, np.int64)
     steps = np.empty(n, np.float64)
     ends = [(0.0, np.int64(0), np.int64(0))]
@@ -155,23 +226,23 @@ def _run_dry(weight, density, output, comp, mem, capacity):  # type: ignore[no-u
     while count < n:
         left, right = _advance(waiting, left, right)
         root = comp_left / mem_left if mem_left > 0.0 else DENSEST
-        rooms = _rooms(left, right, density, root, capacity, used[0], used[1])
+        rooms = _rooms(_Capacity(capacity, root), density[left], density[right], used[0], used[1])
         side = 1 if rooms[1] > 0.0 else 0
         if rooms[side] <= 0.0:
-            now, place, owner = heapq.heappop(ends)
-            used[owner] -= weight[place]
+            now, position, owner = heapq.heappop(ends)
+            used[owner] -= share[position]
             if len(ends) == 0:
                 used[0], used[1] = 0.0, 0.0  # no rounding residue may keep an idle side full
             continue
-        place = left if side == 0 else right
-        waiting[place] = False
-        used[side] += weight[place]
-        comp_left -= comp[place]
-        mem_left = max(mem_left - mem[place], 0.0)
-        heapq.heappush(ends, (now + output[place] + IDLE_STEPS, np.int64(place), np.int64(side)))
-        places[count], sides[count], steps[count] = place, side, now
+        position = left if side == 0 else right
+        waiting[position] = False
+        used[side] += share[position]
+        comp_left -= comp[position]
+        mem_left = max(mem_left - mem[position], 0.0)
+        heapq.heappush(ends, (now + output[position] + IDLE_STEPS, np.int64(position), np.int64(side)))
+        positions[count], sides[count], steps[count] = position, side, now
         count += 1
-    return places, sides, steps
+    return positions, sides, steps
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,8 +254,8 @@ class ScanOrder:
         density: of the schedulable group that the request belongs to, non-increasing where splits
             could afford it.
         new_tokens: prompt tokens that are not shared.
-        weight: see `share_weight`.
         output: tokens, estimated.
+        share: KV tokens that each counts for in its side's share; see `share_tokens`.
         comp: seconds with sharing; mem: seconds.
     """
 
@@ -192,13 +263,13 @@ class ScanOrder:
     density: Floats
     new_tokens: Ints
     output: Ints
-    weight: Floats
+    share: Floats
     comp: Floats
     mem: Floats
 
 
 class DualScanner:
-    """Cursors and accounts of both sides.
+    """Cursors over a density order, and the share of the KV capacity that each side uses.
 
     Args:
         capacity: KV tokens to divide.
@@ -210,149 +281,152 @@ class DualScanner:
 
     def __init__(self, capacity: float) -> None:
         self.capacity = float(capacity)
-        self._waiting = np.zeros(0, np.bool_)
         self.num_waiting = 0
-        self._place: dict[int, int] = {}
+        self.demand = Demand()
+        self._order = _NOTHING
+        self._waiting = np.zeros(0, np.bool_)
+        self._position: dict[int, int] = {}  # of a slot in the order
         self._left, self._right = 0, -1
         self._comp_left = self._mem_left = 0.0
+        self._dense_share = self._dense_token_steps = _NO_FLOATS
         self._account: dict[int, tuple[Side, float]] = {}
         self._used = [0.0, 0.0]
         self._proposed: dict[int, Side] = {}
-        self._plan = _NOTHING
-        self._weight = self._hold = _NO_FLOATS
-        self.demand = Demand()
 
-    def load(self, plan: ScanOrder, dense: float | None = None) -> None:
+    # ---------------------------------------------------------------- the order
+
+    def load(self, order: ScanOrder, dense: float | None = None) -> None:
         """Start over with a new order of waiting requests; running requests keep their accounts.
 
         Args:
             dense: density from which on requests count as compute side in `demand`; by default the root's.
         """
-        self._plan = plan
-        self._waiting = np.ones(len(plan.slots), np.bool_)
-        self.num_waiting = len(plan.slots)
-        self._place = dict(zip(plan.slots.tolist(), range(len(plan.slots)), strict=True))
-        self._left, self._right = 0, len(plan.slots) - 1
-        self._comp_left, self._mem_left = float(plan.comp.sum()), float(plan.mem.sum())
+        n = len(order.slots)
+        self._order, self.num_waiting = order, n
+        self._waiting = np.ones(n, np.bool_)
+        self._position = dict(zip(order.slots.tolist(), range(n), strict=True))
+        self._left, self._right = 0, n - 1
+        self._comp_left, self._mem_left = float(order.comp.sum()), float(order.mem.sum())
         self._proposed = {}
         dense = self.root_density if dense is None else dense
-        self._weight = np.where(plan.density >= dense, plan.weight, 0.0)
-        self._hold = self._weight * (plan.output + IDLE_STEPS)
-        self.demand = Demand(float(self._weight.sum()), float(self._hold.sum()))
+        self._dense_share = np.where(order.density >= dense, order.share, 0.0)
+        self._dense_token_steps = self._dense_share * (order.output + IDLE_STEPS)
+        self.demand = Demand(float(self._dense_share.sum()), float(self._dense_token_steps.sum()))
 
     @property
     def order(self) -> ScanOrder:
         """The order that was loaded, admitted requests included."""
-        return self._plan
+        return self._order
 
     @property
     def root_density(self) -> float:
-        """rho of what still waits in the order; infinite when nothing of it decodes."""
+        """Density of what still waits in the order; infinite when nothing of it decodes."""
         if self._mem_left > 0.0:
             return self._comp_left / self._mem_left
         return float("inf") if self._comp_left > 0.0 else 0.0
 
     @property
     def partition(self) -> Partition:
-        """M_L and M_R at the cursors' present densities."""
+        """M_L and M_R in KV tokens, at the cursors' present densities (paper 5.3)."""
         self._left, self._right = _advance(self._waiting, self._left, self._right)
         if self._left > self._right:
             return Partition(self.capacity / 2, self.capacity / 2)
-        high, low = self._plan.density[self._left], self._plan.density[self._right]
+        high, low = self._order.density[self._left], self._order.density[self._right]
         return partition_capacity(
             self.capacity, root=self.root_density, compute_side=max(high, low), memory_side=low
         )
+
+    def compute_share(self) -> float:
+        """KV tokens that the compute side goes on using while any of the order waits, if it fills its share.
+
+        Where prefill is paced, `WorkLeft.compute_reserve` is what it will use.
+        """
+        return self.partition.compute if self.num_waiting else 0.0
+
+    def propose(self, limit: int, quota: Quota | None = None, *, longest: int | None = None) -> list[int]:
+        """Slots to admit next, at most `limit`, in order; nothing changes but the remembered sides.
+
+        Args:
+            quota: what the compute side may prefill in this step, instead of its share. Then everything as
+                dense as the work that is left is compute side, unless its answer would end last.
+            longest: output tokens that still fit beside what runs; None is any number. The memory side's next
+                request is proposed all the same, longer ones behind it are not: shorter ones fill what they
+                cannot.
+        """
+        order = self._order
+        self._left, self._right = _advance(self._waiting, self._left, self._right)
+        positions, sides = _propose(
+            _Walk(self._waiting, order.density, order.share, order.new_tokens, order.output),
+            _Capacity(self.capacity, self.root_density),
+            _Rules(
+                limit=min(max(limit, 0), self.num_waiting),
+                paced=quota is not None,
+                quota=0 if quota is None else quota.tokens,
+                dense=float("inf") if quota is None else quota.density,
+                late=float("inf") if quota is None else quota.late,
+                bounded=longest is not None,
+                longest=0 if longest is None else longest,
+            ),
+            _Cursors(self._left, self._right, self._right, False, self._used[0], self._used[1], 0),
+        )
+        slots: list[int] = order.slots[positions].tolist()
+        self._proposed = {slot: _SIDES[side] for slot, side in zip(slots, sides.tolist(), strict=True)}
+        return slots
+
+    def withdraw(self, slot: int) -> None:
+        """A waiting request leaves the order, admitted or aborted."""
+        self._mark(slot, False)
+
+    def restore(self, slot: int) -> None:
+        """A request of the order waits again, because it was retracted."""
+        self._mark(slot, True)
+
+    def waiting(self) -> list[int]:
+        """Slots of the order that wait, from the compute end to the memory end."""
+        slots: list[int] = self._order.slots[self._waiting].tolist()
+        return slots
+
+    # ---------------------------------------------------------------- accounts
 
     @property
     def used(self) -> Partition:
         """KV tokens that running requests count for on each side."""
         return Partition(*self._used)
 
-    def propose(self, limit: int, quota: Quota | None = None, *, longest: int = UNLIMITED) -> list[int]:
-        """Requests to admit next, at most `limit`, in order; nothing changes but the remembered sides.
+    def side_of(self, slot: int) -> Side | None:
+        """Side on which a request runs, else from which it was proposed last; None if neither."""
+        entry = self._account.get(slot)
+        return self._proposed.get(slot) if entry is None else entry[0]
 
-        Args:
-            quota: what the compute side may prefill in this step, instead of its share. Then everything as
-                dense as the work that is left is compute side, unless its answer would end last.
-            longest: output tokens that still fit beside what runs. The memory side's next is offered all the
-                same, longer ones behind it are not: shorter ones fill what they cannot.
-        """
-        self._left, self._right = _advance(self._waiting, self._left, self._right)
-        places, sides = _scan(
-            self._waiting,
-            self._plan.weight,
-            self._plan.new_tokens,
-            self._plan.density,
-            self._left,
-            self._right,
-            self.root_density,
-            self.capacity,
-            self._used[0],
-            self._used[1],
-            min(max(limit, 0), self.num_waiting),
-            -1 if quota is None else quota.tokens,
-            np.inf if quota is None else quota.density,
-            np.inf if quota is None else quota.late,
-            self._plan.output,
-            longest,
-        )
-        slots: list[int] = self._plan.slots[places].tolist()
-        self._proposed = {slot: _SIDES[side] for slot, side in zip(slots, sides.tolist(), strict=True)}
-        return slots
+    def accounts(self) -> dict[int, tuple[Side, float]]:
+        """Side and KV tokens that each running request counts for, by slot."""
+        return dict(self._account)
 
-    def proposed_side(self, slot: int) -> Side | None:
-        """Side from which the last `propose` offered a request; None if it did not."""
-        return self._proposed.get(slot)
-
-    def admit(self, slot: int, weight: float, side: Side) -> None:
-        """A request starts running and counts for `weight` tokens on a side."""
+    def admit(self, slot: int, tokens: float, side: Side) -> None:
+        """A request starts running and counts for so many KV tokens on a side."""
         self._proposed.pop(slot, None)
         self.withdraw(slot)
-        self._account[slot] = (side, weight)
-        self._used[side] += weight
+        self._account[slot] = (side, tokens)
+        self._used[side] += tokens
 
     def release(self, slot: int) -> None:
         """A running request ended, or went back to the queue; its share is free."""
         entry = self._account.pop(slot, None)
         if entry is not None:
-            side, weight = entry
-            self._used[side] -= weight
+            side, tokens = entry
+            self._used[side] -= tokens
             if not self._account:
                 self._used = [0.0, 0.0]  # no rounding residue may keep an idle side full
-
-    def withdraw(self, slot: int) -> None:
-        """A waiting request leaves the order (admitted or aborted)."""
-        self._mark(slot, False)
 
     def forget(self, slot: int) -> None:
         """A request leaves for good, waiting or running; its slot may come back as another request."""
         self.withdraw(slot)
         self.release(slot)
-        self._place.pop(slot, None)
+        self._position.pop(slot, None)
         self._proposed.pop(slot, None)
 
-    def restore(self, slot: int) -> None:
-        """A request of the order waits again (retracted)."""
-        self._mark(slot, True)
-
-    def _mark(self, slot: int, waiting: bool) -> None:
-        place = self._place.get(slot, -1)
-        if place < 0 or self._waiting[place] == waiting:
-            return
-        self._waiting[place] = waiting
-        sign = 1 if waiting else -1
-        self.num_waiting += sign
-        self._comp_left = max(self._comp_left + sign * float(self._plan.comp[place]), 0.0)
-        self._mem_left = max(self._mem_left + sign * float(self._plan.mem[place]), 0.0)
-        self.demand = Demand(
-            max(self.demand.weight + sign * self._weight.item(place), 0.0),
-            max(self.demand.hold + sign * self._hold.item(place), 0.0),
-        )
-        if waiting:
-            self._left, self._right = min(self._left, place), max(self._right, place)
-
-    def rebalance(self, slot: int, weight: float, *, outlived: bool) -> None:
-        """Correct a running request's weight; one that outlived its estimate moves to the memory side.
+    def rebalance(self, slot: int, tokens: float, *, outlived: bool) -> None:
+        """Correct what a running request counts for; one that outlived its estimate moves to the memory side.
 
         Paper 5.4: a compute-side request that turns out long behaves like a memory-side one, and the
         compute side gets its share back.
@@ -363,29 +437,53 @@ class DualScanner:
         side, old = entry
         self._used[side] -= old
         side = Side.MEMORY if outlived else side
-        self._used[side] += weight
-        self._account[slot] = (side, weight)
+        self._used[side] += tokens
+        self._account[slot] = (side, tokens)
 
-    def side(self, slot: int) -> Side:
-        """Side of a running request.
+    # ---------------------------------------------------------------- inside
 
-        Raises:
-            KeyError: it is not running.
-        """
-        return self._account[slot][0]
+    def _mark(self, slot: int, waiting: bool) -> None:
+        position = self._position.get(slot, -1)
+        if position < 0 or self._waiting[position] == waiting:
+            return
+        self._waiting[position] = waiting
+        sign = 1 if waiting else -1
+        self.num_waiting += sign
+        self._comp_left = max(self._comp_left + sign * float(self._order.comp[position]), 0.0)
+        self._mem_left = max(self._mem_left + sign * float(self._order.mem[position]), 0.0)
+        self.demand = Demand(
+            max(self.demand.share + sign * self._dense_share.item(position), 0.0),
+            max(self.demand.token_steps + sign * self._dense_token_steps.item(position), 0.0),
+        )
+        if waiting:
+            self._left, self._right = min(self._left, position), max(self._right, position)
+
+    def _check(self) -> None:
+        """Running totals equal a recount, up to rounding."""
+        order, waiting = self._order, np.flatnonzero(self._waiting)
+        for total, recount in (
+            (self._comp_left, order.comp[waiting].sum()),
+            (self._mem_left, order.mem[waiting].sum()),
+            (self.demand.share, self._dense_share[waiting].sum()),
+            (self.demand.token_steps, self._dense_token_steps[waiting].sum()),
+            *((self._used[side], sum(t for s, t in self._account.values() if s is side)) for side in Side),
+        ):
+            assert np.isclose(total, recount, rtol=1e-6, atol=1e-3), (total, recount)
+        assert self.num_waiting == len(waiting)
+        assert not len(waiting) or (self._left <= waiting[0] and waiting[-1] <= self._right)
 
 
 _NO_INTS, _NO_FLOATS = np.zeros(0, np.int64), np.zeros(0)
 _NOTHING = ScanOrder(_NO_INTS, _NO_FLOATS, _NO_INTS, _NO_INTS, _NO_FLOATS, _NO_FLOATS, _NO_FLOATS)
 
 
-def scan_to_the_end(plan: ScanOrder, capacity: float) -> tuple[Ints, Ints, Floats]:
+def scan_to_the_end(order: ScanOrder, capacity: float) -> tuple[Ints, Ints, Floats]:
     """The whole admission order against a clock of decoding steps, for planning without an engine.
 
     Returns:
         (slots, sides, steps), each (n,): who is admitted, from which side, at which decoding step.
     """
-    places, sides, steps = _run_dry(
-        plan.weight, plan.density, plan.output.astype(np.float64), plan.comp, plan.mem, float(capacity)
+    positions, sides, steps = _run_dry(
+        order.share, order.density, order.output.astype(np.float64), order.comp, order.mem, float(capacity)
     )
-    return plan.slots[places], sides, steps
+    return order.slots[positions], sides, steps

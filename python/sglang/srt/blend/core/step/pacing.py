@@ -32,17 +32,21 @@ class Demand:
     """KV that requests will hold.
 
     Attributes:
-        weight: KV tokens that they count for, summed; see `share_weight`.
-        hold: the same times the steps that each of them takes, summed.
+        share: KV tokens that they count for, summed; see `share_tokens`.
+        token_steps: the same times the steps that each of them takes, summed.
     """
 
-    weight: float = 0.0
-    hold: float = 0.0
+    share: float = 0.0
+    token_steps: float = 0.0
 
     @property
     def steps(self) -> float:
-        """That one of them takes on average, by weight; 0 of nothing."""
-        return self.hold / self.weight if self.weight > 0.0 else 0.0
+        """Steps that a request takes on average, each counted by its share; 0 where there is none.
+
+        >>> Demand(share=100.0, token_steps=2500.0).steps
+        25.0
+        """
+        return self.token_steps / self.share if self.share > 0.0 else 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +81,8 @@ class WorkLeft:
 
     def compute_reserve(self, kv_capacity: float) -> float:
         """KV tokens that the compute side goes on holding if it is prefilled at an even pace."""
-        return min(self.compute.hold / self.prefill_steps(kv_capacity), (1.0 - _LEAST_MEMORY) * kv_capacity)
+        even = self.compute.token_steps / self.prefill_steps(kv_capacity)
+        return min(even, (1.0 - _LEAST_MEMORY) * kv_capacity)
 
 
 @dataclass(frozen=True, slots=True)

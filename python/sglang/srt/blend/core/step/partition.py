@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 from numba import njit
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 
@@ -65,8 +65,8 @@ def partition_capacity(capacity: float, *, root: float, compute_side: float, mem
     return Partition(compute, capacity - compute)
 
 
-def share_weight(new_tokens: ArrayLike, output: ArrayLike) -> Floats:
-    """KV tokens that a request counts for in its side's share.
+def share_tokens(new_tokens: Any, output: Any) -> Any:
+    """KV tokens that a request counts for in its side's share; of arrays, one for each.
 
     On average it holds what it adds to the cache plus half its output (paper 5.3: N = M_side /
     (p + d/2)), for d decoding steps and a few idle ones; only the decoding ones make density.
@@ -74,21 +74,8 @@ def share_weight(new_tokens: ArrayLike, output: ArrayLike) -> Floats:
     Args:
         new_tokens: prompt tokens not shared with KV that is there anyway.
         output: output tokens.
+
+    >>> share_tokens(100, 20)
+    100.0
     """
-    return np.asarray(share_of_one(np.asarray(new_tokens, np.float64), np.asarray(output, np.float64)))
-
-
-def share_of_one(new_tokens: Any, output: Any) -> Any:
-    """`share_weight` of floats, without the price of arrays."""
     return (new_tokens + output / 2.0) * output / (output + IDLE_STEPS)
-
-
-def steady_prefill_quota(share: float, prompt: float, output: float) -> float:
-    """Prefill tokens per step that keep one side's share full (paper Algorithm 3: C = N p / d).
-
-    Args:
-        share: KV tokens of the side.
-        prompt, output: mean tokens of its requests; an output below 1 counts as 1.
-    """
-    output = max(output, 1.0)
-    return share / (prompt + output / 2.0) * prompt / output

@@ -54,7 +54,7 @@ class PlannerView:
     __slots__ = ("_cost_model", "_index", "_namespaces", "_roots", "_roots_epoch")
 
     def __init__(self, planner: Planner, cost_model: CostModel, namespaces: Namespaces) -> None:
-        self._index = planner.index
+        self._index = planner.ledger.index
         self._cost_model = cost_model
         self._namespaces = namespaces
         self._roots: dict[tuple[str | None, str | None], tuple[int, int]] = {}

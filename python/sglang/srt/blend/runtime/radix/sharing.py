@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Hashable
 from typing import TYPE_CHECKING
 
+from sglang.srt.blend.core.step.leaders import PrefixKeys
 from sglang.srt.blend.runtime.radix.tree_core import AnnotatedTreeCore
 from sglang.srt.session.streaming_session import is_virtual_node
 
@@ -54,32 +55,12 @@ def uncached_prefix_key(
     return (req.last_node, req.extra_key, req.cache_salt, start, tuple(tokens[start : start + length]))
 
 
-class PrefixLeaders:
-    """Holds back requests whose uncached prefix another request is computing right now.
-
-    The leader's KV is in the tree when its prefill has been processed: for the next step without
-    overlap scheduling, for the one after with it. A request is only ever held behind a leader of
-    the last ``lag`` steps, so nobody starves.
+def prefix_keys(tree_cache: BasePrefixCache, req: Req, *, paced: bool) -> PrefixKeys:
+    """What a request would compute first: tokens that are worth a step's delay, and the fewest there are.
 
     Args:
-        lag: steps until a leader's insert is visible; 1, or 2 with overlap scheduling.
+        paced: prefill has a quota, so that somebody else may take the place of whoever waits.
     """
-
-    def __init__(self, lag: int = 1) -> None:
-        if lag < 1:
-            raise ValueError(f"lag {lag}: a leader's KV is visible one step later at the earliest")
-        self._steps: list[set[Hashable]] = [set() for _ in range(lag)]
-
-    def next_step(self) -> None:
-        """A new prefill batch is about to be formed."""
-        self._steps.pop()
-        self._steps.insert(0, set())
-
-    def must_wait(self, key: Hashable | None) -> bool:
-        """Whether a leader is computing this prefix; leave the request queued if so."""
-        return key is not None and any(key in step for step in self._steps)
-
-    def lead(self, key: Hashable | None) -> None:
-        """A request with this key was admitted in this step."""
-        if key is not None:
-            self._steps[0].add(key)
+    return PrefixKeys(
+        uncached_prefix_key(tree_cache, req), uncached_prefix_key(tree_cache, req, 1) if paced else None
+    )

@@ -1,0 +1,148 @@
+"""Who waits and who runs, and what each counts for: every change of a request's state, in one place."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sglang.srt.blend.core.cost.cost_model import CostModel
+from sglang.srt.blend.core.pool.pending_index import PendingIndex
+from sglang.srt.blend.core.pool.request_table import RequestTable, State
+from sglang.srt.blend.core.step.dual_scan import DualScanner, Side
+from sglang.srt.blend.core.step.pacing import WorkLeft
+from sglang.srt.blend.core.step.partition import share_tokens
+
+Ints = NDArray[np.int64]
+
+
+class Ledger:
+    """The request table, with the scanner's accounts and the index of cached prefixes that follow it.
+
+    Args:
+        kv_capacity: KV tokens that requests may hold together.
+
+    Attributes:
+        table: the owner of every request's state.
+        scanner: both ends of the last plan, and the share of each side that is in use.
+        index: which cached prefixes waiting requests need, and when.
+    """
+
+    def __init__(self, cost_model: CostModel, kv_capacity: int) -> None:
+        self.cost_model = cost_model
+        self.kv_capacity = kv_capacity
+        self.table = RequestTable()
+        self.scanner = DualScanner(kv_capacity)
+        self.index = PendingIndex()
+
+    # ---------------------------------------------------------------- events
+
+    def admit(self, slot: int, shared_tokens: int) -> Side:
+        """A waiting request starts running; returns the side that it counts on.
+
+        Args:
+            shared_tokens: prompt tokens in KV that other running requests hold anyway.
+
+        Raises:
+            KeyError: it does not wait.
+        """
+        table = self.table
+        table.require(slot, State.WAITING)
+        side, output = self.side(slot), table.expected(slot)
+        table.leave(slot)
+        table.estimate[slot] = output
+        table.start_running(slot, shared=shared_tokens)
+        self.index.set_waiting(slot, False)
+        self.scanner.admit(slot, self.share(slot), side)
+        table.memory_side[slot] = side is Side.MEMORY
+        return side
+
+    def retract(self, slot: int) -> None:
+        """A running request goes back to the queue without its KV; KeyError if it does not run."""
+        table = self.table
+        table.require(slot, State.RUNNING)
+        table.leave(slot)
+        self.scanner.release(slot)
+        table.start_waiting(slot)
+        self.scanner.restore(slot)
+        self.index.set_waiting(slot, True)
+
+    def leave(self, slot: int) -> None:
+        """A request leaves for good, waiting or running; KeyError if it has left already."""
+        self.table.require(slot, State.WAITING, State.RUNNING)
+        self.table.leave(slot)
+        self.scanner.forget(slot)
+        self.index.set_waiting(slot, False)
+
+    def progress(self, slots: Ints, generated: Ints) -> None:
+        """Running requests (n,) have generated so many tokens (n,); outlived estimates are corrected.
+
+        Paper 5.4: a request that turns out to be memory-intensive moves to the memory side's account. An
+        outlived estimate doubles, so the correction is rare.
+        """
+        table = self.table
+        table.generated[slots] = generated
+        for slot in slots[generated >= table.estimate[slots]].tolist():
+            estimate = table.expected(slot)
+            if table.state[slot] != State.RUNNING or estimate == table.estimate[slot]:
+                continue
+            table.correct(slot, estimate)
+            density = self.cost_model.density(table.store.length[slot], estimate)
+            self.scanner.rebalance(slot, self.share(slot), outlived=bool(density < self.scanner.root_density))
+            table.memory_side[slot] = self.scanner.side_of(slot) is Side.MEMORY
+
+    # ---------------------------------------------------------------- questions
+
+    def side(self, slot: int) -> Side:
+        """The side where a request runs, else from where it was proposed last, else by its own density.
+
+        Samples and whoever came after the plan were proposed from neither end. While everything fits, sides
+        decide nothing, but they are booked all the same: they say what runs when it does not fit any more.
+        """
+        side = self.scanner.side_of(slot)
+        if side is None:
+            prompt, output = self.table.store.length.item(slot), self.table.expected(slot)
+            dense = float(self.cost_model.density(prompt, output)) >= self.scanner.root_density
+            side = Side.COMPUTE if dense else Side.MEMORY
+        return side
+
+    def share(self, slot: int) -> float:
+        """KV tokens that a running request counts for in its side's share; see `share_tokens`."""
+        new_tokens = max(self.table.store.length.item(slot) - self.table.shared.item(slot), 0)
+        return float(share_tokens(new_tokens, self.table.estimate.item(slot)))
+
+    def fits_entirely(self) -> bool:
+        """Whether everything that waits fits beside what runs, to its end: then nobody need be delayed."""
+        return self.table.waiting_tokens + self.table.running_tokens <= self.kv_capacity
+
+    def work_left(self, remaining: Ints, context: Ints) -> WorkLeft:
+        """What running and waiting requests will still do.
+
+        Args:
+            remaining: (n,) output tokens that each running request has yet to produce.
+            context: (n,) KV tokens that each of them reads per step now.
+        """
+        table = self.table
+        rows = table.waiting_rows + float(remaining.sum())
+        reads = table.waiting_reads + float((remaining * (context + (remaining + 1) / 2)).sum())
+        return WorkLeft(
+            rows=rows,
+            kv_reads=reads,
+            longest=float(max(table.longest_waiting, remaining.max(initial=0))),
+            density=self.cost_model.work_density(rows, reads),
+            compute=self.scanner.demand,
+        )
+
+    def _check(self) -> None:
+        """The scanner and the index agree with the table about who waits and who runs."""
+        table, scanner = self.table, self.scanner
+        waiting, running = (np.flatnonzero(table.state == s).tolist() for s in (State.WAITING, State.RUNNING))
+        assert table.num_waiting == len(waiting)
+        assert sorted(scanner.accounts()) == running
+        assert set(scanner.waiting()) <= set(waiting)
+        for slot in running:
+            side, tokens = scanner.accounts()[slot]
+            assert tokens == self.share(slot)
+            assert (side is Side.MEMORY) == table.memory_side[slot]
+        indexed = [slot for slot in range(len(table.state)) if self.index.position(slot) >= 0]
+        assert [s for s in indexed if self.index.is_waiting(s)] == [s for s in waiting if s in set(indexed)]
+        scanner._check()

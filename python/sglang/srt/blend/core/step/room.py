@@ -1,0 +1,162 @@
+"""How much KV the running requests leave to one more, now and until they end (paper 5.3, ahead of time)."""
+
+from __future__ import annotations
+
+from copy import copy
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sglang.srt.blend.core.step.dual_scan import Side
+from sglang.srt.blend.core.step.forecast import KVForecast
+
+Ints = NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class Holders:
+    """Requests that hold KV, as forecasts want them; arrays (n,).
+
+    Attributes:
+        slots: requests.
+        remaining: steps until each is expected to give its KV back, 1 or more.
+        released: KV tokens that each alone holds now.
+        memory_side: whether each counts on the memory side.
+        preemptible: whether each runs in KV that is promised to others.
+    """
+
+    slots: Ints
+    remaining: Ints
+    released: Ints
+    memory_side: NDArray[np.bool_]
+    preemptible: NDArray[np.bool_]
+
+
+@dataclass(frozen=True, slots=True)
+class Outlook:
+    """Forecasts of everybody, and of the memory side alone."""
+
+    everybody: KVForecast
+    memory: KVForecast
+
+    def add(self, side: Side, new_tokens: int, remaining: int) -> None:
+        """A request of a side takes `new_tokens` of KV now and ends in `remaining` steps."""
+        self.everybody.add(new_tokens, remaining)
+        if side is Side.MEMORY:
+            self.memory.add(new_tokens, remaining)
+
+    def copy(self) -> Outlook:
+        """An outlook that goes its own way from here."""
+        return Outlook(copy(self.everybody), copy(self.memory))
+
+
+class Room:
+    """The KV that is left in one step, for requests that stay to their end and for preemptible ones.
+
+    Long answers that begin together grow together, past their side's share. So the memory side alone must
+    stay within what the compute side leaves, now and when all who compute now have been followed by others.
+    Not so a request that outlasts all other work: what it displaces can follow beside it, while the pool
+    would have to wait for it alone if it started later.
+
+    Args:
+        holders: who runs. Preemptible ones count for nobody else; those that fit after all are kept.
+        used: KV tokens held now, shared prefixes counted once.
+        margin: KV tokens by which use may turn out higher than estimates say.
+        reserve: KV tokens that the memory side leaves to the compute side.
+        outlasting: output tokens; an answer of that many or more outlasts all other work.
+        capacity: KV tokens.
+        page_size: tokens; each request may waste all but one of them.
+
+    Attributes:
+        kept: slots of preemptible requests for which there is room to their end now.
+    """
+
+    def __init__(
+        self,
+        holders: Holders,
+        *,
+        used: int,
+        margin: int,
+        reserve: int,
+        outlasting: float,
+        capacity: int,
+        page_size: int,
+    ) -> None:
+        self._used, self._margin, self._reserve = used, margin, reserve
+        self._outlasting, self._capacity, self._page_size = outlasting, capacity, page_size
+        preemptible = holders.preemptible
+        # Without preemptible requests: they leave when others need their room.
+        self._promised = self._outlook(holders, ~preemptible)
+        # With them; the same object while there are none.
+        self._crowded = self._promised
+        if preemptible.any():
+            self._crowded = self._outlook(holders, np.ones_like(preemptible))
+        self.kept: list[int] = []
+        for i in np.flatnonzero(preemptible).tolist():
+            held, left = int(holders.released[i]), int(holders.remaining[i])
+            if self.fits(Side.MEMORY, held, left):
+                self.kept.append(int(holders.slots[i]))
+                self._promised.add(Side.MEMORY, held, left)
+
+    def fits(self, side: Side, new_tokens: int, remaining: int) -> bool:
+        """Whether KV use stays within bounds until a request ends that is added now.
+
+        Args:
+            new_tokens: KV tokens that it takes now.
+            remaining: steps until its end.
+        """
+        return all(
+            forecast.peak_with(new_tokens, remaining) <= tokens
+            for forecast, tokens in self._bounds(side, remaining)
+        )
+
+    def longest(self, new_tokens: int) -> int:
+        """Steps that a memory-side request of `new_tokens` may take at most to fit; negative if none may."""
+        return min(forecast.longest(new_tokens, tokens) for forecast, tokens in self._bounds(Side.MEMORY, 0))
+
+    def longest_visit(self, new_tokens: int) -> int:
+        """Steps that a preemptible request of `new_tokens` could stay beside everybody."""
+        tokens = self._tokens(self._crowded)
+        return min(
+            self._crowded.everybody.longest(new_tokens, tokens),
+            self._crowded.memory.longest(new_tokens, tokens - self._reserve),
+        )
+
+    @property
+    def requests(self) -> int:
+        """How many requests hold KV, preemptible ones included."""
+        return len(self._crowded.everybody)
+
+    def add(self, side: Side, new_tokens: int, remaining: int, *, preemptible: bool) -> None:
+        """A request was admitted; arguments as of `fits`."""
+        alone = self._crowded is self._promised
+        if preemptible and alone:
+            self._crowded = self._promised.copy()
+        self._crowded.add(side, new_tokens, remaining)
+        if not preemptible and not alone:
+            self._promised.add(side, new_tokens, remaining)
+
+    def _bounds(self, side: Side, remaining: int) -> list[tuple[KVForecast, int]]:
+        """Forecasts that one more request of a side must keep within so many KV tokens."""
+        tokens = self._tokens(self._promised)
+        bounds = [(self._promised.everybody, tokens)]
+        if side is Side.MEMORY and remaining < self._outlasting:
+            bounds.append((self._promised.memory, tokens - self._reserve))
+        return bounds
+
+    def _tokens(self, outlook: Outlook) -> int:
+        """KV tokens for those of the outlook and one more, less what partly filled pages waste."""
+        return self._capacity - (self._page_size - 1) * (len(outlook.everybody) + 1)
+
+    def _outlook(self, holders: Holders, present: NDArray[np.bool_]) -> Outlook:
+        """The outlook of some of the holders, as if the others had given their KV back."""
+        remaining, released = holders.remaining, holders.released
+        memory, compute = present & holders.memory_side, present & ~holders.memory_side
+        held = self._used - int(released[~present].sum())
+        return Outlook(
+            KVForecast(held, remaining[present], released[present], self._margin),
+            KVForecast(
+                held - int(released[compute].sum()), remaining[memory], released[memory], self._margin
+            ),
+        )

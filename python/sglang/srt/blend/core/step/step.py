@@ -1,0 +1,342 @@
+"""One prefill step: who is proposed, and for each of them in turn whether it begins now, and why.
+
+    step = planner.begin_step(running, used_tokens, limits)
+    for slot in step.proposals:
+        decision = step.consider(slot, new_tokens, prefix)
+        if decision.admits:             # and the engine can allocate it
+            step.admitted(decision, prefill_tokens=..., shared_tokens=...)
+        elif decision.verdict is Verdict.ENOUGH:
+            break
+
+Four questions are asked of a request, in this order: is it its turn (paper 5.3), has its side been found
+full, does another compute its prefix (paper A.2), does its future fit (paper 5.3, with lengths estimated as
+in 5.1)? A step is made, asked and forgotten; what the next one needs to know is in `StepMemory`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sglang.srt.blend.core.step.dual_scan import Side
+from sglang.srt.blend.core.step.leaders import NO_PREFIX, PrefixKeys
+from sglang.srt.blend.core.step.ledger import Ledger
+from sglang.srt.blend.core.step.pacing import Quota
+from sglang.srt.blend.core.step.room import Holders, Room
+from sglang.srt.blend.core.step.step_memory import StepMemory
+from sglang.srt.blend.core.step.verdict import Decision, Reason, Verdict
+
+Ints = NDArray[np.int64]
+
+LATE_STEPS = 2
+"""Steps by which the scheduler sees an ended request later than its output length tells."""
+
+DEVIATIONS = 3.0
+"""Standard deviations of what running requests will hold that stay free, for retractions compute twice."""
+
+PREEMPTION_GAIN = 1.5
+"""How many times its cost a preemptible request must save: others who come meanwhile cut its stay short."""
+
+SURPLUS = 0.5
+"""Share of the quota that is proposed beyond it, to replace requests that wait for a shared prefix."""
+
+MAX_PASSED_OVER = 32
+"""Requests that one step may pass over: each costs a prefix match."""
+
+
+class Running(NamedTuple):
+    """The requests that hold KV when a step begins, in order of admission; arrays (n,).
+
+    Attributes:
+        slots: requests.
+        generated: output tokens of each so far.
+    """
+
+    slots: Ints
+    generated: Ints
+
+
+@dataclass(frozen=True, slots=True)
+class StepLimits:
+    """What the engine lets a step do.
+
+    Attributes:
+        max_proposals: requests that may be looked at in one step.
+        page_size: tokens of a KV page.
+        forecasts: whether future KV use is forecast; otherwise the engine's own budgets decide.
+        may_defer: whether a request that was looked at may be left in the queue while others go on.
+    """
+
+    max_proposals: int = 512
+    page_size: int = 1
+    forecasts: bool = True
+    may_defer: bool = True
+
+
+class Step:
+    """The decisions of one prefill step; see `Planner.begin_step`.
+
+    Args:
+        ledger: who waits and runs; `admitted` writes to it.
+        memory: what earlier steps have left.
+        running: slots (n,) of the requests that hold KV, in order of admission.
+        used_tokens: KV tokens that they hold, shared prefixes counted once.
+        limits: of the engine.
+        quota: what the compute side should prefill; None leaves it to the engine's limits.
+        overlaps: whether prefill hides behind memory traffic, so that no step has a fixed cost to share.
+        proposals: slots to consider, in order.
+        first: slot of the request that is proposed if nobody else is and nothing runs.
+        everything_fits: whether all that waits fits beside what runs: then everyone is proposed.
+
+    Attributes:
+        proposals, everything_fits: as given.
+        paced: whether the compute side has a quota.
+    """
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        memory: StepMemory,
+        *,
+        running: Ints,
+        used_tokens: int,
+        limits: StepLimits,
+        quota: Quota | None,
+        overlaps: bool,
+        proposals: Sequence[int],
+        first: int | None,
+        everything_fits: bool,
+    ) -> None:
+        self.everything_fits = everything_fits
+        self.paced = quota is not None
+        self._ledger, self._memory, self._limits = ledger, memory, limits
+        self._running = running.tolist()
+        self._used = used_tokens
+        self._idle = not self._running
+        self._quota = 0 if quota is None else quota.tokens  # what is left of it
+        self._surplus = int(SURPLUS * self._quota)  # what is left of it
+        self._overlaps = overlaps
+        self._room: Room | None = None
+        self._passed_over = 0
+        self._first = first
+        self.propose(proposals)
+
+    # ------------------------------------------------------------- whose turn
+
+    def propose(self, slots: Sequence[int]) -> None:
+        """Consider these instead, in this order."""
+        self.proposals = list(slots)
+        if not slots and self._idle and self._first is not None:
+            self.proposals = [self._first]  # whatever the plan says, someone goes
+        self._proposed = frozenset(self.proposals)
+
+    def consider(
+        self, slot: int, new_tokens: int, prefix: PrefixKeys = NO_PREFIX, *, unheld_tokens: int = 0
+    ) -> Decision:
+        """Decide about one request; nothing changes but what the step remembers of it.
+
+        Args:
+            slot: a waiting request.
+            new_tokens: prompt tokens that it has to compute.
+            prefix: what it would compute first.
+            unheld_tokens: cached tokens of its prefix that nobody who runs holds: admitted, it holds them.
+        """
+        decision = self._decide(slot, new_tokens, prefix, unheld_tokens)
+        self._memory.reasons[decision.reason] += 1
+        return decision
+
+    def _decide(self, slot: int, new_tokens: int, prefix: PrefixKeys, unheld_tokens: int) -> Decision:
+        decision = Decision(slot, new_tokens, prefix, unheld_tokens)
+        if not self.everything_fits and slot not in self._proposed:
+            return decision.because(Verdict.ENOUGH, Reason.NOT_PROPOSED)
+        side = self._line(slot)
+        paced = self.paced and side is Side.COMPUTE and not self._idle
+        if paced and not self._quota:
+            return self._pass_over(decision, Verdict.DEFER, Reason.QUOTA_SPENT)
+        if self._limits.may_defer and not self._idle:
+            if not self._memory.may_fit(side, self._ledger.table.expected(slot)):
+                return self._pass_over(decision, Verdict.DEFER, Reason.SIDE_WAITS)
+            if self._computed_by_another(decision, paced):
+                return self._pass_over(decision, Verdict.DEFER, Reason.SHARED_PREFIX)
+        decision = self._ask_for_room(decision, side)
+        if decision.admits and paced:
+            return decision._replace(prefill_tokens=self._quota)
+        return decision
+
+    def _line(self, slot: int) -> Side:
+        """The side in whose line a request waits; while everything fits there is only one line."""
+        return Side.COMPUTE if self.everything_fits else self._ledger.side(slot)
+
+    def _computed_by_another(self, decision: Decision, paced: bool) -> bool:
+        """Whether a leader computes what a request would compute, so that it had better wait a step.
+
+        More of a paced side is proposed than the quota. As long as that lasts, whoever waits is replaced, and
+        even the shortest prefix is worth it.
+        """
+        leaders, prefix = self._memory.leaders, decision.prefix
+        if leaders.compute(prefix.worth_a_step):
+            return True
+        replaceable = paced and decision.new_tokens <= self._surplus
+        if not replaceable or not leaders.compute(prefix.shortest):
+            return False
+        self._surplus -= decision.new_tokens
+        return True
+
+    def _pass_over(self, decision: Decision, verdict: Verdict, reason: Reason) -> Decision:
+        """Leave a request queued and go on with the next, unless too many were passed over."""
+        self._passed_over += 1
+        enough = self._passed_over >= MAX_PASSED_OVER
+        return decision.because(Verdict.ENOUGH if enough else verdict, reason)
+
+    # ------------------------------------------------------------- memory
+
+    def _ask_for_room(self, decision: Decision, side: Side) -> Decision:
+        """Admit a request whose turn it is, if KV use stays within the capacity until everyone ends."""
+        if self._idle:
+            return decision.because(Verdict.ADMIT, Reason.NOTHING_RUNS)
+        if not self._limits.forecasts:
+            return decision.because(Verdict.ADMIT, Reason.NOT_FORECAST)
+        room = self._room = self._room or self._look_ahead(decision.unheld_tokens)
+        if room.fits(side, decision.new_tokens, self.steps_left(decision.slot)):
+            return decision.because(Verdict.ADMIT, Reason.FITS)
+        if side is Side.MEMORY and self._worth_preemption(room, decision.new_tokens):
+            return decision.because(Verdict.ADMIT_PREEMPTIBLE, Reason.WORTH_PREEMPTION)
+        return self._side_is_full(decision, Reason.NO_ROOM)
+
+    def refused(self, decision: Decision) -> Decision:
+        """The engine could not allocate a request that was to be admitted: its side waits."""
+        self._memory.reasons[Reason.ENGINE_REFUSED] += 1
+        return self._side_is_full(decision, Reason.ENGINE_REFUSED)
+
+    def _side_is_full(self, decision: Decision, reason: Reason) -> Decision:
+        """Nobody behind it on its side is tried until somebody leaves, except shorter ones that fit."""
+        if not self._limits.may_defer:
+            return decision.because(Verdict.ENOUGH, reason)
+        memory, side = self._memory, self._line(decision.slot)
+        memory.full_sides.add(side)
+        if side is Side.MEMORY:
+            memory.longest_fit = 0
+            if self._room is not None:
+                longest = self._room.longest(decision.new_tokens + decision.unheld_tokens)
+                memory.longest_fit = max(longest - LATE_STEPS, 0)
+        if memory.longest_fit == 0 and len(memory.full_sides) == len(Side):
+            return decision.because(Verdict.ENOUGH, reason)
+        return self._pass_over(decision, Verdict.SIDE_FULL, reason)
+
+    def _worth_preemption(self, room: Room, new_tokens: int) -> bool:
+        """Whether a request should begin in room that it has to leave to others before it ends.
+
+        Until then its rows share what a step costs however few it has. What it holds when it leaves is
+        computed once more. Not where prefill and steps hide behind each other: nothing is fixed there.
+        """
+        if self._overlaps:
+            return False
+        steps = room.longest_visit(new_tokens)
+        if steps <= LATE_STEPS:
+            return False
+        cost = self._ledger.cost_model
+        saved = steps * cost.weight_time / (room.requests + 1)
+        return saved > PREEMPTION_GAIN * float(cost.prefix_comp(new_tokens + steps))
+
+    def steps_left(self, slot: int) -> int:
+        """Steps until a request is expected to give its KV back if it runs from now on."""
+        table = self._ledger.table
+        return max(table.expected(slot) - table.generated.item(slot), 1) + LATE_STEPS
+
+    def _look_ahead(self, unheld_tokens: int) -> Room:
+        """The room beside everybody who runs, made when it is first asked for.
+
+        Args:
+            unheld_tokens: of the request that asks; the engine holds them while it looks.
+        """
+        ledger, table = self._ledger, self._ledger.table
+        slots = np.array(self._running, np.int64)
+        generated = table.generated[slots]
+        context = table.store.length[slots] + generated
+        remaining = np.maximum(table.expected_many(slots) - generated, 1)
+        released = context - table.shared[slots]
+        work = ledger.work_left(remaining, context)
+        reserve = work.compute_reserve(ledger.kv_capacity) if self.paced else ledger.scanner.compute_share()
+        margin = 0 if self.everything_fits else int(DEVIATIONS * table.spread(slots, released))
+        room = Room(
+            Holders(
+                slots, remaining + LATE_STEPS, released, table.memory_side[slots], table.preemptible[slots]
+            ),
+            used=self._used + unheld_tokens,
+            margin=margin,
+            reserve=int(reserve),
+            outlasting=work.read_steps(ledger.kv_capacity),
+            capacity=ledger.kv_capacity,
+            page_size=self._limits.page_size,
+        )
+        table.preemptible[room.kept] = False
+        return room
+
+    # ------------------------------------------------------------- what happens
+
+    def admitted(self, decision: Decision, *, prefill_tokens: int, shared_tokens: int) -> Side:
+        """A request that was to be admitted has begun; returns the side that it counts on.
+
+        Args:
+            prefill_tokens: prompt tokens that it prefills in this step.
+            shared_tokens: prompt tokens in KV that others who run hold.
+
+        Raises:
+            KeyError: it does not wait.
+        """
+        slot, table, memory = decision.slot, self._ledger.table, self._memory
+        line, preemptible = self._line(slot), decision.verdict is Verdict.ADMIT_PREEMPTIBLE
+        longest = memory.longest_fit
+        tokens = table.store.length.item(slot) + table.generated.item(slot) - shared_tokens
+        if line is Side.MEMORY and longest is not None and table.expected(slot) > longest:
+            memory.longest_fit = None
+        if self._room is not None:
+            self._room.add(line, tokens, self.steps_left(slot), preemptible=preemptible)
+        side = self._ledger.admit(slot, shared_tokens)
+        table.preemptible[slot] = preemptible
+        memory.admitted()
+        memory.leaders.lead(decision.prefix)
+        self._runs(slot, tokens, prefill_tokens)
+        return side
+
+    def chunk_tokens(self, slot: int | None, free_tokens: int) -> int:
+        """Prompt tokens that the next chunk of a running prompt may have, whole pages.
+
+        Args:
+            slot: the request; None if the planner does not know it.
+            free_tokens: KV tokens that can be allocated now.
+        """
+        tokens = free_tokens
+        if self.paced and not self._idle and slot is not None and self._ledger.side(slot) is Side.COMPUTE:
+            tokens = min(tokens, self._quota)
+        return max(tokens // self._limits.page_size * self._limits.page_size, 0)
+
+    def continued(self, tokens_left: int, prefill_tokens: int) -> None:
+        """A running prompt goes on in this step.
+
+        Args:
+            tokens_left: prompt tokens for which it has not taken KV yet.
+            prefill_tokens: prompt tokens that it prefills in this step.
+        """
+        self._runs(None, tokens_left, prefill_tokens)
+
+    def lead(self, prefix: PrefixKeys) -> None:
+        """Somebody who runs computes this prefix in this step."""
+        self._memory.leaders.lead(prefix)
+
+    def preempted(self, slots: Sequence[int], used_tokens: int) -> None:
+        """The engine has taken KV from running requests; these (n,) still run and hold so many tokens."""
+        self._running, self._used, self._room = list(slots), used_tokens, None
+        self._idle = not self._running
+
+    def _runs(self, slot: int | None, tokens: int, prefill_tokens: int) -> None:
+        """A request takes KV and prefills; prefill of any side is prefill of this step."""
+        if slot is not None:
+            self._running.append(slot)
+        self._used += tokens
+        self._idle = False
+        self._quota = max(self._quota - prefill_tokens, 0)

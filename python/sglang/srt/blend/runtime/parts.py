@@ -1,0 +1,33 @@
+"""What a scheduler that runs the policy has besides upstream's parts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from sglang.srt.blend.core.planner import Planner
+from sglang.srt.blend.runtime.admission_log import AdmissionLog
+from sglang.srt.blend.runtime.metrics import PrometheusGauges
+from sglang.srt.blend.runtime.policy import BlendSchedulePolicy
+from sglang.srt.blend.runtime.pool import RequestPool
+
+if TYPE_CHECKING:
+    from sglang.srt.managers.schedule_policy import PrefillAdder
+
+
+@dataclass
+class BlendParts:
+    """One scheduler's planner and what translates between it and upstream.
+
+    Attributes:
+        adder_class: the prefill adder bound to these parts.
+        annotated: whether cached prefixes carry annotations.
+    """
+
+    planner: Planner
+    pool: RequestPool
+    policy: BlendSchedulePolicy
+    log: AdmissionLog
+    gauges: PrometheusGauges | None
+    adder_class: type[PrefillAdder]
+    annotated: bool
