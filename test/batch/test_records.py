@@ -9,8 +9,8 @@ from fake_engine import FakeEngine, line
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sglang.batch.endpoints import ENDPOINTS
 from sglang.batch.records import (
-    URLS,
     Answer,
     BatchFailure,
     BatchRequest,
@@ -30,7 +30,7 @@ nearly_valid = st.fixed_dictionaries(
     optional={
         "custom_id": st.sampled_from(["a", "b", ""]) | json_values,
         "method": st.sampled_from(["POST", "GET"]) | json_values,
-        "url": st.sampled_from([*URLS, "/v1/embeddings"]) | json_values,
+        "url": st.sampled_from([*ENDPOINTS, "/v1/embeddings"]) | json_values,
         "body": st.dictionaries(st.sampled_from(["prompt", "stream", "n"]), json_values) | json_values,
     },
 ).map(lambda record: json.dumps(record).encode())
@@ -89,7 +89,7 @@ def test_stream_false_is_no_stream() -> None:
 
 
 def test_an_answered_record_has_the_fields_of_the_openai_batch_api() -> None:
-    request = BatchRequest(3, "a", URLS[0], {})
+    request = BatchRequest(3, "a", "/v1/completions", {})
     record = json.loads(answer_record(request, Answer(200, b'{"choices": [1]}')))
     assert record["id"].startswith("batch_req_")
     assert record["custom_id"] == "a"
@@ -101,7 +101,7 @@ def test_an_answered_record_has_the_fields_of_the_openai_batch_api() -> None:
 
 def test_a_refused_request_keeps_the_reply_and_names_its_line() -> None:
     refusal = Answer(400, b'{"message": "too long"}', code="BadRequestError", message="too long")
-    record = json.loads(answer_record(BatchRequest(3, "a", URLS[0], {}), refusal))
+    record = json.loads(answer_record(BatchRequest(3, "a", "/v1/completions", {}), refusal))
     assert record["error"] == {"code": "BadRequestError", "message": "too long", "line": 3}
     assert record["response"]["status_code"] == 400
     assert record["response"]["body"] == {"message": "too long"}

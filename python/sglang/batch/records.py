@@ -15,7 +15,7 @@ from typing import Any
 
 import msgspec
 
-URLS = ("/v1/chat/completions", "/v1/completions")
+from sglang.batch.endpoints import ENDPOINTS
 
 MAX_QUOTED = 80
 """Characters of a user's own value that an error message repeats."""
@@ -93,8 +93,8 @@ def parse_line(line: int, raw: bytes) -> BatchRequest | BatchFailure:
     method, url, body = record.get("method"), record.get("url"), record.get("body")
     if method != "POST":
         return failure("invalid_method", f'method is {_quote(method)}; it must be "POST"')
-    if not isinstance(url, str) or url not in URLS:
-        return failure("invalid_url", f"url is {_quote(url)}; choose one of {', '.join(URLS)}")
+    if not isinstance(url, str) or url not in ENDPOINTS:
+        return failure("invalid_url", f"url is {_quote(url)}; choose one of {', '.join(ENDPOINTS)}")
     if not isinstance(body, dict):
         return failure("invalid_body", f"body is {_quote(body)}; it must be an object")
     if body.get("stream"):

@@ -12,7 +12,6 @@ import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -23,7 +22,7 @@ from sglang.batch.arguments import parse_server_args
 from sglang.batch.plan.arguments import USAGE
 from sglang.batch.progress import progress_bar
 from sglang.batch.records import Answer, BatchRequest, Usage
-from sglang.batch.run.in_process import BatchEngine
+from sglang.batch.request_handlers import RequestHandlers
 from sglang.batch.run.job import BatchJob
 from sglang.srt.blend.core.cost.model_shape import ModelShape
 
@@ -116,7 +115,7 @@ def read_prompts(path: Path, server: list[str], *, quiet: bool) -> Prompts:
         SystemExit, BadUsage, ModelUnavailable: see `parse_server_args`.
         OSError, ValueError: upstream cannot read the model's config or tokenizer.
     """
-    reader = _PromptReader(parse_server_args(server, usage=USAGE))
+    reader = PromptReader(parse_server_args(server, usage=USAGE))
     bad: list[BadLine] = []
 
     def keep_errors(record: bytes) -> None:
@@ -134,7 +133,7 @@ def read_prompts(path: Path, server: list[str], *, quiet: bool) -> Prompts:
     return reader.result(lines=asyncio.run(read()), bad=tuple(bad))
 
 
-class _PromptReader(BatchEngine):
+class PromptReader:
     """SGLang's request handlers over a tokenizer without an engine; collects instead of answering."""
 
     def __init__(self, server_args: Any) -> None:
@@ -150,8 +149,8 @@ class _PromptReader(BatchEngine):
         manager, templates = init_tokenizer_manager(
             server_args, PortArgs.init_new(server_args), _tokenizer_class()
         )
-        self._engine = SimpleNamespace(tokenizer_manager=manager, template_manager=templates)
-        self._add_handlers()
+        self._manager = manager
+        self._handlers = RequestHandlers(manager, templates)
         self._limit = manager.context_len
         self._found: list[tuple[BatchRequest, Any]] = []
         config, _ = PretrainedConfig.get_config_dict(server_args.model_path)
@@ -170,9 +169,9 @@ class _PromptReader(BatchEngine):
 
     async def answer(self, request: BatchRequest, request_id: str) -> Answer:
         """Collect the request's prompts, or say as a real run would why it is refused."""
-        found = self.tokenizer_manager.tokenised = []
-        refusal = await super().answer(request, request_id)
-        self.tokenizer_manager.rid_to_state.clear()
+        found = self._manager.tokenised = []
+        refusal = await self._handlers.answer(request, request_id)
+        self._manager.rid_to_state.clear()
         if not found:
             return refusal
         self._found.extend((request, prompt) for prompt in found)

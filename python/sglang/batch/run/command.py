@@ -11,7 +11,7 @@ from sglang.batch.arguments import BAD_USAGE, RunArguments
 from sglang.batch.progress import progress_bar
 from sglang.batch.run.barrier import Barrier, NoBarrier, SchedulerBarrier
 from sglang.batch.run.blend_history import BlendHistory
-from sglang.batch.run.in_process import BatchEngine, EngineFailed
+from sglang.batch.run.in_process import EngineFailed, InProcessSGLang
 from sglang.batch.run.job import BatchJob
 from sglang.batch.run.picture import PictureUnavailable, draw
 from sglang.batch.run.report import Report
@@ -35,22 +35,22 @@ def run(arguments: RunArguments, server_args: Any) -> int:
     """Answer the input file; returns the exit code (see `cli`)."""
     say(f"starting the engine: {server_args.model_path}", quiet=arguments.quiet)
     try:
-        engine = BatchEngine(server_args)
+        sglang = InProcessSGLang(server_args)
     except EngineFailed as error:
         say(str(error))
         return ENGINE_FAILED
     try:
-        return int(engine.loop.run_until_complete(_run(arguments, server_args, engine)))
+        return int(sglang.loop.run_until_complete(_run(arguments, server_args, sglang)))
     except OSError as error:
         say(f"a file is gone or in the way since the start: {error}")
         return BAD_USAGE
     finally:
-        engine.shutdown()
+        sglang.shutdown()
 
 
-async def _run(arguments: RunArguments, server_args: Any, engine: BatchEngine) -> int:
-    stopped = _stop_on_signals(engine)
-    sampler = Sampler(engine.internal_state)
+async def _run(arguments: RunArguments, server_args: Any, sglang: InProcessSGLang) -> int:
+    stopped = _stop_on_signals(sglang)
+    sampler = Sampler(sglang.tokenizer_manager.get_internal_state)
     sampling = asyncio.ensure_future(sampler.run())
     with (
         arguments.input.open("rb") as lines,
@@ -63,10 +63,10 @@ async def _run(arguments: RunArguments, server_args: Any, engine: BatchEngine) -
             output.flush()
 
         job = BatchJob(
-            engine,
+            sglang.handlers,
             write,
             pool=_pool(arguments, server_args),
-            barrier=_barrier(arguments, engine),
+            barrier=_barrier(arguments, sglang),
             on_record=show,
         )
         running = asyncio.ensure_future(job.run(lines))
@@ -113,10 +113,10 @@ def say(text: str, *, quiet: bool = False) -> None:
         print(f"sglang-batch: {text}", file=sys.stderr, flush=True)
 
 
-def _stop_on_signals(engine: BatchEngine) -> asyncio.Future[signal.Signals]:
+def _stop_on_signals(sglang: InProcessSGLang) -> asyncio.Future[signal.Signals]:
     """A future that a signal completes. Upstream's own handlers, which would end the process without a
     word about the results, are installed by its first request: ours come after."""
-    engine.tokenizer_manager.auto_create_handle_loop()
+    sglang.tokenizer_manager.auto_create_handle_loop()
     loop = asyncio.get_running_loop()
     stopped: asyncio.Future[signal.Signals] = loop.create_future()
 
@@ -135,11 +135,11 @@ def _pool(arguments: RunArguments, server_args: Any) -> int:
     return min(arguments.pool, limit) if limit else arguments.pool
 
 
-def _barrier(arguments: RunArguments, engine: BatchEngine) -> Barrier:
+def _barrier(arguments: RunArguments, sglang: InProcessSGLang) -> Barrier:
     if not arguments.pool_barrier:
         return NoBarrier()
     try:
-        return SchedulerBarrier(engine.tokenizer_manager)
+        return SchedulerBarrier(sglang.tokenizer_manager)
     except (AttributeError, ImportError) as error:
         say(f"no pool barrier: this SGLang lacks {error}; the first plans see a part of the pool only")
         return NoBarrier()
