@@ -1,4 +1,4 @@
-"""Makes `fake_engine` importable next to the tests that use it."""
+"""Makes `stand_ins` importable next to the tests that use it."""
 
 import sys
 from pathlib import Path

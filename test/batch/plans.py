@@ -6,9 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from sglang.batch.plan.pool import Answers, find_groups
+from sglang.batch.plan.answers import Answers
+from sglang.batch.plan.groups import find_groups
 from sglang.batch.plan.prompts import PlannedModel, Prompts
-from sglang.batch.plan.report import PlanReport, Sample
+from sglang.batch.plan.report import Excerpt, PlanReport
 from sglang.batch.plan.schedules import Schedule, Simulated
 from sglang.batch.plan.timeline import Timeline
 from sglang.srt.blend.core.cost.cost_model import CostModel
@@ -90,7 +91,7 @@ def make_report(workload: Workload, prompts: Prompts, **changes: Any) -> PlanRep
         "groups": tuple(find_groups(workload, prompts, np.arange(len(workload)), COST)),
         "optimum": {"mixed": 70.0},
         "longest_answer": 10,
-        "sample": Sample(len(workload), 5000, {"mixed": 1.0}),
+        "excerpt": Excerpt(len(workload), 5000, {"mixed": 1.0}),
         "simulated": tuple(runs),
         "failed": (),
         "advice": None,

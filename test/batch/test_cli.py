@@ -3,10 +3,10 @@
 from pathlib import Path
 
 import pytest
-from fake_engine import line
+from stand_ins import line
 
 from sglang.batch import cli
-from sglang.batch.arguments import with_defaults
+from sglang.batch.server_flags import with_defaults
 
 
 @pytest.fixture

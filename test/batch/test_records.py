@@ -5,9 +5,9 @@ import json
 from typing import Any
 
 import pytest
-from fake_engine import FakeEngine, line
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from stand_ins import FakeAnswerer, line
 
 from sglang.batch.endpoints import ENDPOINTS
 from sglang.batch.records import (
@@ -41,7 +41,7 @@ raw_lines = (st.binary(max_size=80) | nearly_valid).map(lambda raw: raw.replace(
 @given(st.lists(raw_lines, max_size=8))
 def test_every_line_that_is_not_blank_gets_exactly_one_output_line(lines: list[bytes]) -> None:
     written: list[bytes] = []
-    asyncio.run(BatchJob(FakeEngine(), written.append, pool=3).run(lines))
+    asyncio.run(BatchJob(FakeAnswerer(), written.append, pool=3).run(lines))
 
     records = [json.loads(record) for record in written]
     assert all(record.endswith(b"\n") and record.count(b"\n") == 1 for record in written)

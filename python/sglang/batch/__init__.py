@@ -1,8 +1,11 @@
 """`sglang-batch`: batch files in, answers or a plan out.
 
-* `cli`: the command line; `arguments`: what `run` takes.
-* `records`: lines of the OpenAI Batch format; `progress`: the progress bar; `smollm2`: the embedded model.
-* `run/`: answers a file with an engine in this process.
-* `plan/`: what a file would take on a GPU, without one.
-* `calibrate`: a hardware profile of this CPU.
+* `cli`: the command line. Its commands:
+  * `run/`: answers a file, with SGLang in this process.
+  * `plan/`: tells what a file would take on a GPU, without one.
+  * `calibrate/`: measures a hardware profile of this CPU.
+* `records`: lines of the OpenAI Batch format.
+* `endpoints`: the URLs that a line may name; `request_handlers`: SGLang's own handlers of their requests.
+* `upstream`: what we read of SGLang; `server_flags`: its server's flags, which `run` and `plan` take too.
+* `usage`: checks of a command line; `progress`: the progress bar; `smollm2`: the embedded model.
 """

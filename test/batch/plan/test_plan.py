@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fake_engine import line
 from plans import CONFIG
+from stand_ins import line
 
 from checkpoints import VOCABULARY, make_tokenizer
 from sglang.batch import cli

@@ -7,9 +7,9 @@ import pytest
 from plans import families, make_prompts, make_report
 
 from sglang.batch.plan.advice import Machine, advise
-from sglang.batch.plan.pool import assume_answers
+from sglang.batch.plan.answers import assume_answers
 from sglang.batch.plan.prompts import BadLine
-from sglang.batch.plan.report import SHOWN, Sample
+from sglang.batch.plan.report import SHOWN, Excerpt
 from sglang.batch.plan.schedules import NotSimulated, Schedule
 
 PROMPTS = make_prompts(families(dict.fromkeys(range(1, 21), 3)), cap=[1] * 60)
@@ -51,8 +51,8 @@ def test_an_infinite_density_is_null_in_json(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "plan.json").read_text())["density"] is None
 
 
-def test_a_sample_is_scaled_up_and_said_to_be_one() -> None:
-    report = make_report(WORKLOAD, PROMPTS, sample=Sample(20, 1500, {"mixed": 3.0}))
+def test_an_excerpt_is_scaled_up_and_said_to_be_one() -> None:
+    report = make_report(WORKLOAD, PROMPTS, excerpt=Excerpt(20, 1500, {"mixed": 3.0}))
     assert report.seconds("blend", "mixed") == 240.0
     text = report.text()
     assert "20 of 60 requests were simulated" in text
@@ -60,7 +60,7 @@ def test_a_sample_is_scaled_up_and_said_to_be_one() -> None:
 
 
 def test_without_simulations_the_bound_is_called_a_bound() -> None:
-    text = make_report(WORKLOAD, PROMPTS, sample=None, simulated=()).text()
+    text = make_report(WORKLOAD, PROMPTS, excerpt=None, simulated=()).text()
     assert "not simulated" in text
     assert "a bound, not a prediction" in text
 

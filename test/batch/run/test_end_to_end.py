@@ -11,7 +11,7 @@ from typing import Any
 
 import psutil
 import pytest
-from fake_engine import line
+from stand_ins import line
 
 from checkpoints import CONTEXT, make_llama
 

@@ -65,12 +65,12 @@ def test_another_policy_has_no_blend_lines() -> None:
 
 
 def test_density_and_possible_sharing_are_those_of_the_largest_plan() -> None:
-    samples = [
+    polls = [
         (1.0, state(waiting=0, density=None, sharing_possible=0.0)),
         (2.0, state(waiting=3, density=0.1, sharing_possible=0.1)),
         (3.0, state(waiting=0, density=1.25, sharing_possible=0.6)),
     ]
-    history = BlendHistory.of(samples)
+    history = BlendHistory.of(polls)
     assert history is not None
     assert (history.density, history.sharing_possible) == (1.25, 0.6)
     text = report(history).text()

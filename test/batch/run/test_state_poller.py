@@ -1,9 +1,9 @@
-"""The sampler ends by itself where there is nothing to see, and with a last look where there is."""
+"""The poller ends by itself where there is nothing to see, and with a last poll where there is."""
 
 import asyncio
 from typing import Any
 
-from sglang.batch.run.state_poller import Sampler
+from sglang.batch.run.state_poller import StatePoller
 
 
 class FakeScheduler:
@@ -16,27 +16,27 @@ class FakeScheduler:
         return [self.state]
 
 
-def test_another_policy_is_asked_once() -> None:
+def test_another_policy_is_polled_once() -> None:
     scheduler = FakeScheduler()
-    sampler = Sampler(scheduler.internal_state)
-    asyncio.run(asyncio.wait_for(sampler.run(), 5))
+    poller = StatePoller(scheduler.internal_state)
+    asyncio.run(asyncio.wait_for(poller.run(), 5))
     assert scheduler.asked == 1
-    assert sampler.states == []
-    assert sampler.capacity == 4000
+    assert poller.states == []
+    assert poller.capacity == 4000
 
 
-def test_the_last_look_is_taken_after_the_stop() -> None:
+def test_the_last_poll_comes_after_the_stop() -> None:
     scheduler = FakeScheduler(blend={"held": 0})
-    sampler = Sampler(scheduler.internal_state)
+    poller = StatePoller(scheduler.internal_state)
 
     async def scenario() -> None:
-        sampling = asyncio.ensure_future(sampler.run())
+        polling = asyncio.ensure_future(poller.run())
         await asyncio.sleep(0.05)
         scheduler.state["blend"] = {"held": 7}
-        sampler.stop()
-        await asyncio.wait_for(sampling, 5)
+        poller.stop()
+        await asyncio.wait_for(polling, 5)
 
     asyncio.run(scenario())
-    assert [state["held"] for _, state in sampler.states] == [0, 7]
-    seconds = [seconds for seconds, _ in sampler.states]
+    assert [state["held"] for _, state in poller.states] == [0, 7]
+    seconds = [seconds for seconds, _ in poller.states]
     assert seconds == sorted(seconds)

@@ -8,18 +8,20 @@ from dataclasses import dataclass
 from sglang.batch.plan.schedules import Schedule
 
 WORTH_IT = 1.02
-"""A flag must gain this much: smaller differences are below the time model's error of 3 to 4%."""
+"""Ratio of simulated times from which a flag is recommended: smaller gains are below the time model's error
+of 3 to 4%."""
 
 WORTH_PDMUX = 1.05
-"""PD multiplexing costs chunked prefill and SGLang's overlap schedule, which no simulation shows."""
+"""The same for PD multiplexing, which costs chunked prefill and SGLang's overlap schedule: no simulation
+shows that."""
 
 SERVER_POLICY = {"dfs": "fcfs", "random": "fcfs"}
-"""Orders of the file, which the server then serves as it comes."""
+"""Policy of the server behind an order that the file itself is brought into."""
 
 
 @dataclass(frozen=True)
 class Flag:
-    """A recommendation; `text` is empty where it is to leave something as it is."""
+    """A recommendation and its reason; `text` is empty where it is to leave something as it is."""
 
     text: str
     why: str
@@ -27,16 +29,18 @@ class Flag:
 
 @dataclass(frozen=True)
 class Advice:
-    """Flags for the best schedule, and what to try beyond."""
+    """Flags for the schedule that was simulated fastest, and what is worth a try beyond it."""
 
     flags: tuple[Flag, ...]
     try_too: tuple[Flag, ...]
 
     @property
     def command_line(self) -> str:
+        """The recommended flags as they are typed."""
         return " ".join(flag.text for flag in self.flags if flag.text)
 
     def lines(self) -> Iterator[str]:
+        """Write it for the report, a line at a time."""
         yield f"\n  recommended: {self.command_line}"
         for flag in self.flags:
             yield f"    {flag.text or '(no flag)'}: {flag.why}"
@@ -50,10 +54,13 @@ class Machine:
     """What the simulations ran with.
 
     Attributes:
-        chunk: tokens per prefill chunk; chunk_efficiency: share of the best GEMM rate in a pass of that size.
-        static: share of the memory for weights and KV cache; spare_bytes: the rest.
-        tensor_parallel_chosen: the user did not name a number of GPUs.
-        nvidia: PD multiplexing exists.
+        chunk: tokens per prefill chunk; 0 or less prefills prompts whole.
+        chunk_efficiency: share of the best modelled GEMM rate that a pass of that size reaches, 0 to 1.
+        static: share of a GPU's memory for weights and KV cache, 0 to 1; `spare_bytes` is the rest.
+        weight_bytes: one GPU's share of the model.
+        tensor_parallel: GPUs that share the model.
+        tensor_parallel_chosen: whether their number was chosen for the user, who did not name one.
+        nvidia: whether PD multiplexing exists.
     """
 
     chunk: int
@@ -70,8 +77,8 @@ def advise(seconds: Mapping[Schedule, float], machine: Machine, *, everything_fi
     """Choose among simulated schedules.
 
     Args:
-        seconds: simulated; at least one.
-        everything_fits: all requests have room in the KV cache at once.
+        seconds: simulated seconds of the same requests; at least one schedule.
+        everything_fits: whether all requests have room in the KV cache at once.
     """
     engine, engine_flag = _engine(seconds)
     policy_flag = _policy(seconds, engine, everything_fits=everything_fits)
@@ -81,13 +88,15 @@ def advise(seconds: Mapping[Schedule, float], machine: Machine, *, everything_fi
     )
 
 
-def _best(seconds: Mapping[Schedule, float], engine: str) -> float:
+def _least(seconds: Mapping[Schedule, float], engine: str) -> float:
+    """Seconds of the fastest policy on an engine; infinite where none was simulated on it."""
     times = (time for schedule, time in seconds.items() if schedule.engine == engine)
     return min(times, default=float("inf"))
 
 
 def _engine(seconds: Mapping[Schedule, float]) -> tuple[str, Flag]:
-    alternating, mixed = _best(seconds, "alternating"), _best(seconds, "mixed")
+    """Choose between prefill and decode in passes of their own and in one; PD multiplexing is only tried."""
+    alternating, mixed = _least(seconds, "alternating"), _least(seconds, "mixed")
     engines = {schedule.engine for schedule in seconds}
     if len(engines & {"alternating", "mixed"}) < 2:
         only = min(engines)  # alternating or mixed before overlapped
@@ -131,6 +140,7 @@ def _policy_text(policy: str) -> str:
 
 
 def _prepared(policy: str) -> str:
+    """Say what must happen to the file before the server gets it, for orders that are the file's."""
     return {"dfs": "with the file sorted by prompt; ", "random": "with the file shuffled; "}.get(policy, "")
 
 
@@ -158,7 +168,7 @@ def _pdmux(seconds: Mapping[Schedule, float], engine: str) -> Iterator[Flag]:
     if not overlapped:
         return
     policy = min(overlapped, key=lambda name: overlapped[name])
-    gain = _best(seconds, engine) / overlapped[policy]
+    gain = _least(seconds, engine) / overlapped[policy]
     if gain >= WORTH_PDMUX or engine == "overlapped":
         yield Flag(
             f"{_policy_text(policy)} --enable-pdmux --disable-overlap-schedule --chunked-prefill-size -1",

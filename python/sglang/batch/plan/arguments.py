@@ -8,30 +8,33 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from sglang.batch.arguments import BadUsage, check_input
+from sglang.batch.usage import BadUsage, check_folder, check_input
 from sglang.srt.blend.core.cost.engines import engine_names
 from sglang.srt.blend.core.cost.hardware import Hardware, hardware_names, load_hardware
 
 USAGE = "sglang-batch plan -i FILE --model-path MODEL --hardware GPU [options] [server flags]"
 
 POLICIES = ("fcfs", "lpm", "dfs", "random", "blend")
-"""What can be compared: SGLang's own, the two orders of a file that others use, and ours."""
+"""Orders that can be compared: two of SGLang's policies, two orders of a file, and blend."""
 
 DEFAULT_POLICIES = ("fcfs", "dfs", "blend")
 
 SIMULATE_REQUESTS = 5_000
-"""Requests that are simulated at most."""
+"""Requests of the file that are simulated at most."""
 
 
 @dataclass(frozen=True)
 class PlanArguments:
-    """`sglang-batch plan`, checked. `server` is what is left for the server's own parser.
+    """The checked flags of `sglang-batch plan`.
 
     Attributes:
-        output_tokens: assumed length of an answer, None for as long as max_tokens allows.
-        tensor_parallel: GPUs that share the model, 0 for as few as hold it.
-        simulate_requests: larger pools are sampled; 0 simulates nothing.
+        hardware_name: the profile as the user named it, which is how simulations load it again.
+        output_tokens: assumed length of an answer; None for as long as max_tokens allows.
+        tensor_parallel: GPUs that share the model; 0 for as few as hold it.
+        simulate_requests: requests of the excerpt that is simulated of a larger pool; 0 simulates nothing.
         jobs: simulations at a time.
+        json, chart: where the report and its picture go; None for nowhere.
+        server: flags for the server's own parser.
     """
 
     input: Path
@@ -50,6 +53,7 @@ class PlanArguments:
 
 
 def add_plan_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the flags that are `plan`'s own."""
     parser.add_argument(
         "-i", "--input", type=Path, metavar="FILE", help="requests, OpenAI Batch input format"
     )
@@ -91,7 +95,7 @@ def add_plan_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=SIMULATE_REQUESTS,
         metavar="N",
-        help="simulate a sample of whole prefix groups where there are more requests; 0 gives only the"
+        help="simulate an excerpt of whole prefix groups where there are more requests; 0 gives only the"
         " practical optimum, a bound (default: %(default)s)",
     )
     parser.add_argument(
@@ -113,6 +117,9 @@ def add_plan_arguments(parser: argparse.ArgumentParser) -> None:
 
 def check_plan(options: argparse.Namespace, server: Sequence[str]) -> PlanArguments:
     """Check what can be checked before anything is read.
+
+    Args:
+        server: flags that the parser did not know.
 
     Raises:
         BadUsage: something is missing, unknown, unreadable or in the way.
@@ -136,8 +143,7 @@ def check_plan(options: argparse.Namespace, server: Sequence[str]) -> PlanArgume
             raise BadUsage(f"--{name} {value}: must be at least {minimum}")
     check_input(options.input)
     for flag, path in (("--json", options.json), ("--chart", options.chart)):
-        if path is not None and not path.parent.is_dir():
-            raise BadUsage(f"{flag} {path}: folder {path.parent} does not exist; create it first")
+        check_folder(flag, path)
     if options.chart is not None:
         _check_chart(options.chart, simulated=options.simulate_requests > 0)
     return PlanArguments(
@@ -158,6 +164,7 @@ def check_plan(options: argparse.Namespace, server: Sequence[str]) -> PlanArgume
 
 
 def _choices(flag: str, text: str, known: Sequence[str]) -> tuple[str, ...]:
+    """Split a list of names at its commas; each name counts once."""
     chosen = tuple(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
     unknown = [name for name in chosen if name not in known]
     if unknown or not chosen:
@@ -166,7 +173,7 @@ def _choices(flag: str, text: str, known: Sequence[str]) -> tuple[str, ...]:
 
 
 def _check_chart(path: Path, *, simulated: bool) -> None:
-    """Minutes of simulation should not end in a chart that cannot be drawn."""
+    """Check that a chart can be drawn, before minutes of simulation that end in none."""
     if path.suffix not in (".png", ".html"):
         raise BadUsage(f"--chart {path}: the name must end in .png or .html")
     if not simulated:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def draw_plan(report: PlanReport, path: Path) -> None:
-    """Write a .png, or an .html page that holds the picture and the report's text.
+    """Draw a .png, or an .html page that holds the picture and the report's text.
 
     Raises:
         ImportError: matplotlib is missing; `check_plan` asks for it before anything is simulated.
@@ -46,8 +46,8 @@ def _draw_use(report: PlanReport, engine: str, axes: Axes, resource: str) -> Non
             axes.stairs(use, edges, baseline=None, label=run.schedule.policy)
     axes.set_ylim(0, 1.02)
     axes.set_title(f"{engine}: {resource} use")
-    part = report.sample is not None and report.sample.requests < report.requests
-    axes.set_xlabel(f"simulated seconds{' of the sample' if part else ''}")
+    part = report.excerpt is not None and report.excerpt.requests < report.requests
+    axes.set_xlabel(f"simulated seconds{' of the excerpt' if part else ''}")
 
 
 def _draw_seconds(report: PlanReport, engine: str, axes: Axes) -> None:

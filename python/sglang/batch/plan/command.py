@@ -13,31 +13,35 @@ from concurrent.futures.process import BrokenProcessPool
 import numpy as np
 from tqdm import tqdm
 
-from sglang.batch.arguments import BadUsage
 from sglang.batch.plan.advice import Machine, advise
+from sglang.batch.plan.answers import assume_answers
 from sglang.batch.plan.arguments import PlanArguments
-from sglang.batch.plan.pool import assume_answers, find_groups, sample
-from sglang.batch.plan.prompts import PlannedModel, Prompts, read_prompts
-from sglang.batch.plan.report import PlanReport, Sample
+from sglang.batch.plan.excerpt import choose_excerpt
+from sglang.batch.plan.gpus import enough_gpus, kv_capacity, step_times
+from sglang.batch.plan.groups import find_groups
+from sglang.batch.plan.prompt_reader import read_prompts
+from sglang.batch.plan.prompts import PlannedModel, Prompts
+from sglang.batch.plan.report import Excerpt, PlanReport
 from sglang.batch.plan.schedules import NotSimulated, Schedule, Simulated, simulate_all, simulator_processes
+from sglang.batch.usage import BadUsage
 from sglang.srt.blend.core.cost.cost_model import CostModel
 from sglang.srt.blend.core.cost.engines import PoolWork, practical_optimum
-from sglang.srt.blend.core.cost.hardware import Hardware
 from sglang.srt.blend.core.cost.step_time import StepTimeModel
 from sglang.srt.blend.core.pool.workload import Workload
 
 PLANNED, SOME_BAD, NOT_SIMULATED = 0, 1, 3
-"""Exit codes: all well; some lines cannot be run; the simulations failed."""
-
-DEGREES = (1, 2, 4, 8)
-"""GPUs of one node that are tried."""
-
-LEAST_KV = 0.1
-"""Share of the static memory that the KV cache must get for a number of GPUs to be enough."""
+"""Exit codes: all well; some lines cannot be run; a simulation failed."""
 
 
 def plan(arguments: PlanArguments) -> int:
-    """Print the plan, write its files; returns the exit code (see `cli`)."""
+    """Print the plan and write its files.
+
+    Returns:
+        The exit code, as `cli` explains it.
+
+    Raises:
+        BadUsage: the model cannot be read or does not fit, or a file cannot be written.
+    """
     with simulator_processes(arguments.jobs) as processes:
         prompts = _read(arguments, processes)
         report = _report(arguments, prompts, processes)
@@ -72,11 +76,11 @@ def _read(arguments: PlanArguments, processes: ProcessPoolExecutor) -> Prompts:
 
 
 def _report(arguments: PlanArguments, prompts: Prompts, processes: ProcessPoolExecutor) -> PlanReport | None:
-    """None where not one line can be run."""
+    """Make the plan; None, with a word about why, where not one line can be run."""
     model, hardware = prompts.model, arguments.hardware
     longest_prompt = int(np.diff(prompts.offsets).max(initial=0))
-    degree = arguments.tensor_parallel or _enough_gpus(model, hardware, longest_prompt)
-    times = _times(model, hardware, degree)
+    degree = arguments.tensor_parallel or enough_gpus(model, hardware, longest_prompt)
+    times = step_times(model, hardware, degree)
     cost = _cost(times)
     capacity = kv_capacity(model, hardware, degree)
     # SGLang keeps two tokens of the context, and of the KV cache, to itself.
@@ -91,7 +95,7 @@ def _report(arguments: PlanArguments, prompts: Prompts, processes: ProcessPoolEx
         return None
     statistics, tree = workload.statistics(cost), workload.tree(cost)
     optimum = {engine: _optimum(workload, times, engine) for engine in arguments.engines}
-    done, failed, taken = _simulate(arguments, workload, model, times, optimum, processes)
+    done, failed, excerpt = _simulate(arguments, workload, model, times, optimum, processes)
     seconds = {run.schedule: run.seconds for run in done}
     needed = int(tree.node_kv_tokens[0])
     return PlanReport(
@@ -115,7 +119,7 @@ def _report(arguments: PlanArguments, prompts: Prompts, processes: ProcessPoolEx
         groups=tuple(find_groups(workload, prompts, kept, cost)),
         optimum=optimum,
         longest_answer=int(workload.output.max()),
-        sample=taken,
+        excerpt=excerpt,
         simulated=tuple(done),
         failed=tuple(failed),
         advice=advise(seconds, _machine(arguments, model, times), everything_fits=needed <= capacity)
@@ -124,40 +128,8 @@ def _report(arguments: PlanArguments, prompts: Prompts, processes: ProcessPoolEx
     )
 
 
-def kv_capacity(model: PlannedModel, hardware: Hardware, degree: int) -> int:
-    """KV tokens beside the weights, as the simulated GPU's platform counts them; negative without room."""
-    shape = model.shape(degree)
-    static = hardware.memory * model.server["mem_fraction_static"]
-    tokens = int((static - shape.weight_bytes) / shape.kv_bytes_per_token)
-    return min(tokens, model.server["max_total_tokens"] or tokens)
-
-
-def _enough_gpus(model: PlannedModel, hardware: Hardware, longest_prompt: int) -> int:
-    static = hardware.memory * model.server["mem_fraction_static"]
-    for degree in DEGREES:
-        shape = model.shape(degree)
-        room = kv_capacity(model, hardware, degree)
-        if room > longest_prompt and static - shape.weight_bytes >= LEAST_KV * static:
-            return degree
-    return DEGREES[-1]
-
-
-def _times(model: PlannedModel, hardware: Hardware, degree: int) -> StepTimeModel:
-    try:
-        times = StepTimeModel(model.shape(degree), hardware)
-    except ValueError as error:
-        raise BadUsage(str(error)) from None
-    if kv_capacity(model, hardware, degree) <= 2:
-        raise BadUsage(
-            f"--hardware {hardware.name}: {degree} of them cannot hold the model,"
-            f" {times.shape.weight_bytes / 1e9:.1f} GB of weights on each of {hardware.memory / 1e9:.0f} GB;"
-            " choose larger GPUs or a larger --tp-size"
-        )
-    return times
-
-
 def _optimum(workload: Workload, times: StepTimeModel, engine: str) -> float:
-    """Practical optimum in seconds, given that the longest answer takes a pass for each token."""
+    """Seconds of the practical optimum, in which the longest answer takes a pass for each token."""
     order, tree = workload.depth_first_order(), workload.tree(_cost(times))
     pool = PoolWork.of(workload.prompt[order], workload.output[order], tree.lcp)
     return practical_optimum(times, engine, pool, min_steps=int(workload.output.max()))
@@ -174,11 +146,11 @@ def _simulate(
     times: StepTimeModel,
     optimum: dict[str, float],
     processes: ProcessPoolExecutor,
-) -> tuple[list[Simulated], list[NotSimulated], Sample | None]:
-    """Simulations in the order asked for; of a sample where the pool is too large."""
+) -> tuple[list[Simulated], list[NotSimulated], Excerpt | None]:
+    """Simulate the schedules asked for, in their order, with an excerpt of the pool where it is too large."""
     if arguments.simulate_requests == 0:
         return [], [], None
-    chosen = sample(workload, arguments.simulate_requests, _cost(times))
+    chosen = choose_excerpt(workload, arguments.simulate_requests, _cost(times))
     part = workload if len(chosen) == len(workload) else workload.take(chosen)
     schedules = [Schedule(policy, engine) for policy in arguments.policies for engine in arguments.engines]
     results = simulate_all(
@@ -197,7 +169,7 @@ def _simulate(
     return (
         [run for run in done if isinstance(run, Simulated)],
         [run for run in done if isinstance(run, NotSimulated)],
-        Sample(len(part), int(part.tree(_cost(times)).node_kv_tokens[0]), scale),
+        Excerpt(len(part), int(part.tree(_cost(times)).node_kv_tokens[0]), scale),
     )
 
 

@@ -1,4 +1,4 @@
-"""Imported once by the process that simulations fork off from: what takes them longest to import.
+"""What takes simulations longest to import, imported once by the process that they fork off from.
 
 Importing it has effects: never do so anywhere else.
 """

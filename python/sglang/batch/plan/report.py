@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from sglang.batch.plan.advice import Advice
-from sglang.batch.plan.pool import Answers, Group
+from sglang.batch.plan.answers import Answers
+from sglang.batch.plan.groups import Group
 from sglang.batch.plan.prompts import BadLine
 from sglang.batch.plan.schedules import NotSimulated, Schedule, Simulated
 
 SHOWN = 8
-"""Groups and bad lines that the text shows; the JSON has all."""
+"""Groups and bad lines that the text shows; the JSON has all of them."""
 
 LABELS = {
     "fcfs": "fcfs (file order)",
@@ -24,17 +25,18 @@ LABELS = {
     "random": "random",
     "blend": "blend",
 }
+"""What the text calls the policies."""
 
 
 @dataclass(frozen=True)
-class Sample:
-    """What was simulated of the pool.
+class Excerpt:
+    """What was simulated of the pool: all of it, or fewer requests that stand for all.
 
     Attributes:
-        requests: simulated.
-        kv_tokens: that they need together.
-        scale: by which the sample's simulated seconds are multiplied, per engine: the ratio of the
-            practical optimum of the whole pool to that of the sample.
+        requests: how many were simulated.
+        kv_tokens: KV tokens that they need together, prefixes counted once.
+        scale: factor per engine by which the excerpt's simulated seconds become the pool's, which is the
+            ratio of the two practical optima.
     """
 
     requests: int
@@ -44,17 +46,25 @@ class Sample:
 
 @dataclass(frozen=True)
 class PlanReport:
-    """The plan of one file. Seconds are simulated, for the whole pool.
+    """The plan of one file. All seconds are simulated, or a bound.
 
     Attributes:
         tensor_parallel: GPUs that share the model.
-        sharing_possible: part of the prompt tokens that a depth-first walk does not compute, 0 to 1.
+        lines: lines of the file that are not blank.
+        requests: requests that can be run; media: those of them with pictures, audio or video.
+        prompt_tokens, output_tokens: tokens of all of them; output tokens are assumed.
+        sharing_possible: share of the prompt tokens that a depth-first walk does not compute, 0 to 1.
         density: Comp / Mem of the pool with that sharing (paper 4.1).
-        kv_capacity, kv_tokens: tokens that fit, and that all requests need together, prefixes counted once.
-        weight_bytes: of one GPU's share of the model.
-        optimum: practical optimum per engine, which no schedule beats by more than 1%.
-        longest_answer: tokens; it takes a pass for each.
-        sample: None where nothing was simulated.
+        kv_capacity: KV tokens that fit on the GPUs.
+        kv_tokens: KV tokens that all requests need together, prefixes counted once.
+        weight_bytes: one GPU's share of the model.
+        mem_fraction_static, chunked_prefill_size: SGLang's flags, as simulated.
+        groups: requests that share a prefix, those with most work first.
+        optimum: seconds that no schedule of the whole pool beats by more than 1%, per engine.
+        longest_answer: tokens, each of which takes a pass.
+        excerpt: None where nothing was simulated.
+        simulated: of the excerpt; its seconds are not scaled.
+        advice: None where nothing was simulated.
     """
 
     model: str
@@ -77,25 +87,25 @@ class PlanReport:
     groups: tuple[Group, ...]
     optimum: dict[str, float]
     longest_answer: int
-    sample: Sample | None
+    excerpt: Excerpt | None
     simulated: tuple[Simulated, ...]
     failed: tuple[NotSimulated, ...]
     advice: Advice | None
 
     def seconds(self, policy: str, engine: str) -> float | None:
-        """Simulated seconds of the whole pool; None where there is no such simulation."""
+        """Scale a schedule's simulated seconds to the whole pool; None where there is no such simulation."""
         for run in self.simulated:
-            if run.schedule == Schedule(policy, engine) and self.sample is not None:
-                return run.seconds * self.sample.scale[engine]
+            if run.schedule == Schedule(policy, engine) and self.excerpt is not None:
+                return run.seconds * self.excerpt.scale[engine]
         return None
 
     @property
     def policies(self) -> list[str]:
-        """Those that were simulated, in order."""
+        """Policies that were simulated on some engine, in order."""
         return list(dict.fromkeys(run.schedule.policy for run in self.simulated))
 
     def text(self) -> str:
-        """The report as aligned lines."""
+        """Write the report as aligned lines."""
         gpus = f"{self.tensor_parallel} x {self.hardware}"
         return "\n".join(
             [
@@ -150,12 +160,12 @@ class PlanReport:
         for policy in self.policies:
             if policy != "blend" and "blend" in self.policies:
                 yield self._gain(policy, engines)
-        if self.sample is None:
+        if self.excerpt is None:
             yield "    not simulated: the practical optimum is a bound, not a prediction"
-        elif self.sample.requests < self.requests:
-            part, whole = (tokens / self.kv_capacity for tokens in (self.sample.kv_tokens, self.kv_tokens))
+        elif self.excerpt.requests < self.requests:
+            part, whole = (tokens / self.kv_capacity for tokens in (self.excerpt.kv_tokens, self.kv_tokens))
             yield (
-                f"    {self.sample.requests:,} of {self.requests:,} requests were simulated, in whole prefix"
+                f"    {self.excerpt.requests:,} of {self.requests:,} requests were simulated, in whole prefix"
                 " groups, and times scaled up by the work they are."
             )
             yield (
@@ -185,7 +195,11 @@ class PlanReport:
             yield f"    and {len(self.bad_lines) - SHOWN:,} more; --json lists all"
 
     def write_json(self, path: Path) -> None:
-        """Everything, simulated seconds of the whole pool per policy and engine included."""
+        """Write everything, and the whole pool's simulated seconds per policy and engine.
+
+        Raises:
+            OSError: the file cannot be written.
+        """
         whole = {**asdict(self), "seconds": self._all_seconds()}
         path.write_text(json.dumps(_finite(whole), indent=2) + "\n")
 
@@ -203,7 +217,7 @@ def _seconds(value: float | None) -> str:
 
 
 def _finite(value: Any) -> Any:
-    """JSON knows no infinity: densities of pools that decode nothing become null."""
+    """Replace what JSON does not know: the infinite density of a pool that decodes nothing becomes null."""
     if isinstance(value, dict):
         return {key: _finite(part) for key, part in value.items()}
     if isinstance(value, list | tuple):

@@ -24,7 +24,7 @@ KILLED = "its process was killed, most likely for want of memory; take fewer --j
 
 @dataclass(frozen=True)
 class Schedule:
-    """A policy on an engine; names as in `simulate`."""
+    """A policy on an engine, named as `simulate` names them."""
 
     policy: str
     engine: str
@@ -32,11 +32,13 @@ class Schedule:
 
 @dataclass(frozen=True)
 class Simulated:
-    """What a simulation of the pool, or of a sample, gave. All seconds are simulated.
+    """What a simulation gave.
 
     Attributes:
+        seconds: simulated seconds until the last answer.
         sharing: share of prompt tokens that came from the cache, 0 to 1.
         retractions: times that a running request lost its KV.
+        kv_capacity: tokens.
         python_seconds: CPU time that scheduling took on this machine; not part of `seconds`.
     """
 
@@ -60,9 +62,12 @@ class NotSimulated:
 
 @contextmanager
 def simulator_processes(jobs: int) -> Iterator[ProcessPoolExecutor]:
-    """Processes on the simulated GPU's platform, a new one for every call.
+    """Start processes on the simulated GPU's platform, a new one for every call.
 
     Leaving by an exception stops those that run.
+
+    Args:
+        jobs: processes at a time.
     """
     before = os.environ.get("SGLANG_PLATFORM")
     os.environ["SGLANG_PLATFORM"] = "simulated_gpu"  # every process gets the environment of the first start
@@ -88,7 +93,7 @@ def simulator_processes(jobs: int) -> Iterator[ProcessPoolExecutor]:
 
 
 def _die_of_signals() -> None:
-    """Ctrl-C reaches the whole process group: no traceback from each of it."""
+    """Die of ctrl-C without a traceback: it reaches every process of the group."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
@@ -101,7 +106,15 @@ def simulate_all(
     hardware: str,
     tensor_parallel: int,
 ) -> Iterator[Simulated | NotSimulated]:
-    """Results in the order in which they come."""
+    """Simulate the workload under each schedule.
+
+    Args:
+        hardware: name of a profile, or its file.
+        tensor_parallel: GPUs that share the model.
+
+    Yields:
+        One result per schedule, in the order in which they come.
+    """
     futures: dict[Future[Simulated], Schedule] = {
         executor.submit(
             _simulate, schedule, workload, model, hardware=hardware, tensor_parallel=tensor_parallel

@@ -33,11 +33,12 @@ class Timeline:
 
 
 def timeline(seconds: ArrayLike, work: StepWork, shape: ModelShape, hardware: Hardware) -> Timeline:
-    """Sum up steps.
+    """Spread the work of steps over simulated time.
 
     Args:
-        seconds: (steps,) simulated time of each.
+        seconds: (steps,) simulated seconds of each step.
         work: its fields are (steps,) arrays.
+        shape: one GPU's share of the model.
     """
     ends = np.concatenate([[0.0], np.cumsum(_floats(seconds))])
     edges = np.linspace(0.0, ends[-1], BINS + 1)
@@ -55,6 +56,7 @@ def timeline(seconds: ArrayLike, work: StepWork, shape: ModelShape, hardware: Ha
 
 
 def _flop(work: StepWork, shape: ModelShape) -> Floats:
+    """FLOP of each step, (steps,): the products of its rows, and attention over the KV of each."""
     decode, kv_tokens = _floats(work.decode_rows), _floats(work.kv_tokens)
     rows, logits = decode + _floats(work.prefill_tokens), decode + _floats(work.finished_prefills)
     gemm = 2.0 * ((shape.gemm_params - shape.head_params) * rows + shape.head_params * logits)
@@ -63,7 +65,7 @@ def _flop(work: StepWork, shape: ModelShape) -> Floats:
 
 
 def _bytes(work: StepWork, shape: ModelShape) -> Floats:
-    """Weights once per pass, and the KV cache of its decode rows; activations are left out."""
+    """Bytes read in each step, (steps,): the weights once, and the KV of its decode rows; no activations."""
     return np.asarray(shape.weight_bytes + _floats(work.kv_tokens) * shape.kv_bytes_per_token)
 
 

@@ -1,9 +1,9 @@
 """`sglang-batch run`.
 
-* `command`: engine up, job through, report out, engine down.
+* `command`: SGLang up, job through, report out, SGLang down; `arguments`: the flags.
 * `job`: the life of a batch: lines in, records out.
-* `in_process`: SGLang's engine in this process and its own request handlers.
+* `in_process`: SGLang in this process.
 * `barrier`: nothing is admitted before the first pool is complete.
-* `state_poller`, `blend_history`: the scheduler's numbers over time.
+* `state_poller`: polls the scheduler's state during the run; `blend_history`: what that says of a run.
 * `report`, `picture`: what a user reads at the end.
 """

@@ -16,15 +16,17 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Container, Iterable
-from typing import Any, Protocol
+from typing import Protocol
+
+from sglang.batch.upstream import TokenizerManager
 
 PATIENCE = 10.0
 """Seconds without a new arrival at the scheduler after which the barrier opens anyway."""
 
 POLL = 0.02
 POLL_PER_REQUEST = 2e-6
-"""Seconds between two looks at the arrivals: fixed, and per request looked at (the event loop has
-tokenizing to do meanwhile)."""
+"""Seconds between two looks at the arrivals: a fixed part, and one per request that is looked at, since the
+event loop has tokenizing to do meanwhile."""
 
 
 class Barrier(Protocol):
@@ -46,7 +48,7 @@ class Barrier(Protocol):
 
 
 class NoBarrier:
-    """For engines without the seam, and for `--no-pool-barrier`."""
+    """Holds nothing: for an SGLang without the seam, and for `--no-pool-barrier`."""
 
     async def close(self) -> None:
         return
@@ -59,20 +61,23 @@ class NoBarrier:
 
 
 class SchedulerBarrier:
-    """Holds the schedulers behind a TokenizerManager.
+    """Holds the schedulers behind a tokenizer.
+
+    Args:
+        patience: seconds without a new arrival after which the barrier settles anyway.
 
     Raises:
         AttributeError: this SGLang lacks what the barrier needs; the message names the symbol.
     """
 
-    def __init__(self, tokenizer_manager: Any, *, patience: float = PATIENCE) -> None:
+    def __init__(self, tokenizer_manager: TokenizerManager, *, patience: float = PATIENCE) -> None:
         from sglang.srt.managers.io_struct import ContinueGenerationReqInput, PauseGenerationReqInput
         from sglang.srt.managers.tokenizer_manager import ReqState
 
         if "dispatched" not in ReqState.__dataclass_fields__:
             raise AttributeError("sglang.srt.managers.tokenizer_manager.ReqState.dispatched")
         self._send = tokenizer_manager._async_dispatch_to_scheduler
-        self._states: dict[str, Any] = tokenizer_manager.rid_to_state
+        self._states = tokenizer_manager.rid_to_state
         self._pause = PauseGenerationReqInput(mode="in_place")
         # Nothing ran during the pause, so there is no device cache worth emptying.
         self._continue = ContinueGenerationReqInput(torch_empty_cache=False)
@@ -105,7 +110,7 @@ class SchedulerBarrier:
             await self._send(self._continue)
 
     def _arrived(self, request_id: str) -> bool:
-        """Whether the request is with the scheduler. The socket keeps order, so sent means there.
+        """Tell whether the request is with the scheduler. The socket keeps order, so sent means there.
 
         Upstream expands a request for several prompts or answers into `<id>_0`, `<id>_1`, ...; with
         several answers it first waits for a run of the prompt alone, which the barrier holds too. Such

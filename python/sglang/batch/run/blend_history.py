@@ -1,11 +1,11 @@
-"""The blend scheduler's own numbers over a run: what it could share, what it mixed, how it split memory."""
+"""What the blend policy did over a run: what it could share, what it mixed, how it split the memory."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import dropwhile
-from typing import Any
+from typing import TypedDict
 
 ROWS = 10
 """Rows of the text picture; a longer run is thinned out evenly."""
@@ -14,20 +14,40 @@ WIDTH = 40
 """Characters that stand for the whole KV capacity in the text picture."""
 
 
+class BlendState(TypedDict):
+    """The part of the policy's state that a history is made of; units as in `Moment` and `BlendHistory`."""
+
+    hardware: str
+    pool_density: float | None
+    sharing_possible: float
+    held: int
+    retractions: int
+    partition_compute_tokens: int
+    partition_memory_tokens: int
+    used_compute_tokens: int
+    used_memory_tokens: int
+
+
 @dataclass(frozen=True)
 class Moment:
-    """One look at the scheduler. Tokens, except `seconds` since the start of the run. Nothing is reserved
-    when nobody waits."""
+    """The KV capacity as one poll found it.
+
+    Attributes:
+        seconds: since the start of the run.
+        compute, memory: tokens reserved for requests from the compute and the memory side (M_L and M_R,
+            paper 5.3); both are 0 when nobody waits.
+        used_compute, used_memory: tokens in use by requests of each side.
+    """
 
     seconds: float
     compute: int
     memory: int
-    """KV capacity reserved for requests from the compute and the memory side (M_L and M_R, paper 5.3)."""
     used_compute: int
     used_memory: int
 
     @property
     def reserved(self) -> int:
+        """Tokens reserved for either side."""
         return self.compute + self.memory
 
 
@@ -36,11 +56,12 @@ class BlendHistory:
     """A run under the blend policy.
 
     Attributes:
-        hardware: profile that the planner's cost model used.
+        hardware: name of the profile that the planner's cost model used.
         density: Comp/Mem of the whole pool on that hardware (paper 4.1); None if nothing of it decodes.
-        sharing_possible: part of the pool's prompt tokens that need not be computed, 0 to 1.
+        sharing_possible: share of the pool's prompt tokens that need not be computed, 0 to 1.
         held: times a request waited one step because another computed its prefix.
-        retractions: running requests that went back to the queue.
+        retractions: times a running request went back to the queue.
+        moments: the polls, in order, from the first on that found a partition.
     """
 
     hardware: str
@@ -51,11 +72,13 @@ class BlendHistory:
     moments: tuple[Moment, ...]
 
     @classmethod
-    def of(cls, states: Sequence[tuple[float, dict[str, Any]]]) -> BlendHistory | None:
-        """From `(seconds, scheduler state)` samples; None if there are none (another policy).
+    def of(cls, states: Sequence[tuple[float, BlendState]]) -> BlendHistory | None:
+        """Sum up what polls found; None if they found nothing, as under any other policy.
 
-        Density and possible sharing are those of the largest pool that a plan has seen. Moments begin with
-        the first plan that divides the memory.
+        Density and possible sharing are those of the largest pool that a plan has seen.
+
+        Args:
+            states: each poll's seconds since the start of the run, and the policy's state then.
         """
         if not states:
             return None
@@ -71,6 +94,7 @@ class BlendHistory:
         )
 
     def text(self) -> str:
+        """Write the history as aligned lines, the partition over time as a picture."""
         lines = []
         if self.density is not None:
             value = f"{self.density:.3g} = compute time / memory time, modelled for {self.hardware}"
@@ -86,7 +110,7 @@ class BlendHistory:
         return "\n".join(lines)
 
 
-def _moment(seconds: float, state: dict[str, Any]) -> Moment:
+def _moment(seconds: float, state: BlendState) -> Moment:
     return Moment(
         seconds=round(seconds, 1),
         compute=state["partition_compute_tokens"],
@@ -97,12 +121,14 @@ def _moment(seconds: float, state: dict[str, Any]) -> Moment:
 
 
 def _row(moment: Moment) -> str:
+    """Draw one moment as a line of WIDTH characters, which stand for what is reserved."""
     left = round(WIDTH * moment.compute / moment.reserved) if moment.reserved else 0
     picture = "#" * left + "=" * (WIDTH - left) if moment.reserved else " " * WIDTH
     return f"  {moment.seconds:>9.0f} s     |{picture}|  {moment.used_compute:,} + {moment.used_memory:,}"
 
 
 def _thin(moments: Sequence[Moment], rows: int) -> list[Moment]:
+    """Leave `rows` moments at regular distances, both ends among them."""
     if len(moments) <= rows:
         return list(moments)
     return [moments[round(i * (len(moments) - 1) / (rows - 1))] for i in range(rows)]

@@ -1,4 +1,4 @@
-"""`sglang-batch run`: engine up, job through, report out, engine down; and what a signal does to that."""
+"""`sglang-batch run`: SGLang up, job through, report out, SGLang down; and what a signal does to that."""
 
 from __future__ import annotations
 
@@ -7,19 +7,23 @@ import signal
 import sys
 from typing import Any
 
-from sglang.batch.arguments import BAD_USAGE, RunArguments
 from sglang.batch.progress import progress_bar
+from sglang.batch.run.arguments import RunArguments
 from sglang.batch.run.barrier import Barrier, NoBarrier, SchedulerBarrier
 from sglang.batch.run.blend_history import BlendHistory
 from sglang.batch.run.in_process import EngineFailed, InProcessSGLang
 from sglang.batch.run.job import BatchJob
 from sglang.batch.run.picture import PictureUnavailable, draw
 from sglang.batch.run.report import Report
-from sglang.batch.run.state_poller import Sampler
+from sglang.batch.run.state_poller import StatePoller
+from sglang.batch.upstream import ServerArgs
+from sglang.batch.usage import BAD_USAGE
 
 ALL_ANSWERED, SOME_FAILED, ENGINE_FAILED = 0, 1, 3
+"""Exit codes, as `cli` explains them."""
+
 STOP_SECONDS = 10.0
-"""How long the end of a run waits for what may hang with a broken engine."""
+"""Seconds that the end of a run waits for what may hang with a broken engine."""
 
 SIGNALLED = 128
 """Added to a signal's number, as shells do: ctrl-C exits with 130."""
@@ -29,10 +33,15 @@ REASONS = {
     signal.SIGTERM: "terminated",
     signal.SIGQUIT: "an engine process died (its log is above)",
 }
+"""Signals that end a run, and what they mean."""
 
 
-def run(arguments: RunArguments, server_args: Any) -> int:
-    """Answer the input file; returns the exit code (see `cli`)."""
+def run(arguments: RunArguments, server_args: ServerArgs) -> int:
+    """Answer the input file.
+
+    Returns:
+        The exit code, as `cli` explains it.
+    """
     say(f"starting the engine: {server_args.model_path}", quiet=arguments.quiet)
     try:
         sglang = InProcessSGLang(server_args)
@@ -48,10 +57,10 @@ def run(arguments: RunArguments, server_args: Any) -> int:
         sglang.shutdown()
 
 
-async def _run(arguments: RunArguments, server_args: Any, sglang: InProcessSGLang) -> int:
+async def _run(arguments: RunArguments, server_args: ServerArgs, sglang: InProcessSGLang) -> int:
     stopped = _stop_on_signals(sglang)
-    sampler = Sampler(sglang.tokenizer_manager.get_internal_state)
-    sampling = asyncio.ensure_future(sampler.run())
+    poller = StatePoller(sglang.tokenizer_manager.get_internal_state)
+    polling = asyncio.ensure_future(poller.run())
     with (
         arguments.input.open("rb") as lines,
         arguments.output.open("wb" if arguments.overwrite else "xb") as output,
@@ -84,20 +93,18 @@ async def _run(arguments: RunArguments, server_args: Any, sglang: InProcessSGLan
     if error := running.exception():
         say(f"stopped after {tally.done} lines: {_first(error)}")
         return ENGINE_FAILED
-    sampler.stop()
-    await asyncio.wait({sampling}, timeout=STOP_SECONDS)
-    if not sampling.done() or sampling.exception():
+    poller.stop()
+    await asyncio.wait({polling}, timeout=STOP_SECONDS)
+    if not polling.done() or polling.exception():
         say("the scheduler's own numbers are incomplete: it did not answer")
-    report = Report.of(
-        tally, server_args, kv_capacity=sampler.capacity, blend=BlendHistory.of(sampler.states)
-    )
+    report = Report.of(tally, server_args, kv_capacity=poller.capacity, blend=BlendHistory.of(poller.states))
     say(f"{tally.done} lines done, results in {arguments.output}\n{report.text()}", quiet=arguments.quiet)
     _write_report(arguments, report)
     return SOME_FAILED if tally.failed else ALL_ANSWERED
 
 
 def _write_report(arguments: RunArguments, report: Report) -> None:
-    """The report's files. The answers are safe by now: what fails here is said and changes no exit code."""
+    """Write the report's files. The answers are safe by now: what fails here changes no exit code."""
     try:
         if arguments.report is not None:
             report.write_json(arguments.report)
@@ -108,14 +115,17 @@ def _write_report(arguments: RunArguments, report: Report) -> None:
 
 
 def say(text: str, *, quiet: bool = False) -> None:
-    """A message for the user, on stderr: stdout stays free."""
+    """Tell the user something, on stderr: stdout stays free."""
     if not quiet:
         print(f"sglang-batch: {text}", file=sys.stderr, flush=True)
 
 
 def _stop_on_signals(sglang: InProcessSGLang) -> asyncio.Future[signal.Signals]:
-    """A future that a signal completes. Upstream's own handlers, which would end the process without a
-    word about the results, are installed by its first request: ours come after."""
+    """Make a future that the first of the REASONS completes.
+
+    Upstream's own handlers, which would end the process without a word about the results, are installed by
+    its first request: ours come after.
+    """
     sglang.tokenizer_manager.auto_create_handle_loop()
     loop = asyncio.get_running_loop()
     stopped: asyncio.Future[signal.Signals] = loop.create_future()
@@ -129,9 +139,10 @@ def _stop_on_signals(sglang: InProcessSGLang) -> asyncio.Future[signal.Signals]:
     return stopped
 
 
-def _pool(arguments: RunArguments, server_args: Any) -> int:
-    """Requests in flight: never more than the server is told to queue, or it would refuse the rest."""
-    limit = getattr(server_args, "max_queued_requests", None)
+def _pool(arguments: RunArguments, server_args: ServerArgs) -> int:
+    """Count the requests in flight at most: not more than the server is told to queue, or it would refuse
+    the rest."""
+    limit = server_args.max_queued_requests
     return min(arguments.pool, limit) if limit else arguments.pool
 
 
@@ -146,6 +157,7 @@ def _barrier(arguments: RunArguments, sglang: InProcessSGLang) -> Barrier:
 
 
 def _first(error: BaseException) -> BaseException:
+    """Unwrap the first error of a group of groups."""
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
     return error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Callable
 from typing import Any
 
 from sglang.batch.request_handlers import RequestHandlers
@@ -42,18 +43,19 @@ class InProcessSGLang:
         self._engine.shutdown()
 
 
-def _engine_class() -> Any:
-    """`sgl.Engine` whose end we survive, through what upstream offers to subclasses."""
-    from sglang.srt.entrypoints.engine import Engine
+def _engine_class() -> Callable[..., Engine]:
+    """Derive an `sgl.Engine` whose end this process survives, through what upstream offers to subclasses."""
+    from sglang.srt.entrypoints import engine
 
-    class SurvivableEngine(Engine):
+    class SurvivableEngine(engine.Engine):
         run_scheduler_process_func = staticmethod(_run_scheduler)
         run_detokenizer_process_func = staticmethod(_run_detokenizer)
 
         @classmethod
         def _launch_scheduler_processes(cls, *args: Any, **kwargs: Any) -> Any:
             # A scheduler that cannot start sends SIGQUIT, upon which upstream's handler, installed just
-            # before this, kills us. Without it the start fails with an exception, which can be reported.
+            # before this, kills this process. Without it the start fails with an exception, which can be
+            # reported.
             signal.signal(signal.SIGQUIT, lambda number, frame: None)
             return super()._launch_scheduler_processes(*args, **kwargs)
 
@@ -61,8 +63,8 @@ def _engine_class() -> Any:
 
 
 def _run_scheduler(*args: Any, **kwargs: Any) -> Any:
-    """Upstream's scheduler process, which leaves ctrl-C to us: a terminal sends it to the whole process
-    group, the engine's processes would die of it, and the watchdog would kill us before the last word."""
+    """Run upstream's scheduler process without ctrl-C, which a terminal sends to the whole process group:
+    the engine's processes would die of it, and the watchdog would kill the runner before its last word."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     from sglang.srt.managers.scheduler import run_scheduler_process
 
@@ -70,7 +72,7 @@ def _run_scheduler(*args: Any, **kwargs: Any) -> Any:
 
 
 def _run_detokenizer(*args: Any, **kwargs: Any) -> Any:
-    """Upstream's detokenizer process, likewise."""
+    """Run upstream's detokenizer process, likewise without ctrl-C."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     from sglang.srt.managers.detokenizer_manager import run_detokenizer_process
 

@@ -21,38 +21,53 @@ from sglang.batch.records import Answer, BatchFailure, BatchRequest
 from sglang.batch.run.barrier import Barrier, NoBarrier
 
 UTF8_MARK = b"\xef\xbb\xbf"
+"""Bytes that some editors put before the first line of a file."""
 
 
 class Answerer(Protocol):
-    """Whoever runs a request; may raise anything, which becomes that request's error record."""
+    """Whoever runs requests."""
 
-    async def answer(self, request: BatchRequest, request_id: str) -> Answer: ...
+    async def answer(self, request: BatchRequest, request_id: str) -> Answer:
+        """Run one request to its end; what this raises becomes the request's error record.
+
+        Args:
+            request_id: unique among the requests of a run.
+        """
 
 
 @dataclass(slots=True)
 class Tally:
-    """What a job has done so far. Tokens as counted by the engine; times in seconds."""
+    """What a job has done so far.
+
+    Attributes:
+        lines: lines read that are not blank.
+        answered, failed: lines whose record says so.
+        codes: failed lines by error code.
+        prompt_tokens, cached_tokens, completion_tokens: tokens as the engine counted them; cached ones are
+            prompt tokens whose KV was there already.
+        barrier_seconds: from the first submission until the barrier opened, which is what rendering and
+            tokenizing the first pool took.
+        seconds: from the first submission until now, or the end.
+    """
 
     lines: int = 0
     answered: int = 0
     failed: int = 0
     codes: Counter[str] = field(default_factory=Counter)
-    """Failed lines by error code."""
     prompt_tokens: int = 0
     cached_tokens: int = 0
     completion_tokens: int = 0
     barrier_seconds: float = 0.0
-    """From the first submission until the barrier opened: rendering and tokenizing the first pool."""
     seconds: float = 0.0
-    """From the first submission until now, or the end."""
 
     @property
     def done(self) -> int:
+        """Lines that have their record."""
         return self.answered + self.failed
 
     @property
     def tokens_per_second(self) -> float:
-        """Processed tokens (input + output) per second; what batches are measured by (paper 6)."""
+        """Tokens processed, input and output, per second: what batches are measured by (paper 6)."""
         tokens = self.prompt_tokens + self.completion_tokens
         return tokens / self.seconds if self.seconds > 0 else 0.0
 
@@ -63,8 +78,8 @@ class BatchJob:
     Args:
         answerer: runs one request.
         write: takes one finished output line; its errors end the job.
-        pool: requests in flight at most. The planner sees that many at a time.
-        barrier: holds admissions until the first pool is complete.
+        pool: requests in flight at most, which is how many the planner sees at a time.
+        barrier: holds admissions until the first pool is complete; None holds nothing.
         on_record: called after each record, for a progress bar.
     """
 
@@ -80,7 +95,7 @@ class BatchJob:
         self.tally = Tally()
         self._answerer = answerer
         self._write = write
-        self._slots = asyncio.Semaphore(pool)
+        self._room = asyncio.Semaphore(pool)
         self._barrier = barrier or NoBarrier()
         self._barrier_open = False
         self._on_record = on_record
@@ -111,7 +126,7 @@ class BatchJob:
             await self._barrier.open()
 
     def _read(self, lines: Iterable[bytes]) -> Iterator[BatchRequest | BatchFailure]:
-        """Parsed lines; blank ones are no requests. A custom_id belongs to the first line that has it."""
+        """Parse lines; blank ones are no requests. A custom_id belongs to the first line that has it."""
         seen: set[str] = set()
         for number, raw in enumerate(lines, start=1):
             if number == 1:
@@ -129,9 +144,10 @@ class BatchJob:
                 yield item
 
     async def _submit(self, request: BatchRequest, group: asyncio.TaskGroup) -> None:
-        if self._slots.locked():
+        """Start a request as soon as there is room for it; a pool that is full is complete."""
+        if self._room.locked():
             await self._open_barrier()
-        await self._slots.acquire()
+        await self._room.acquire()
         request_id = uuid.uuid4().hex
         self._in_flight.add(request_id)
         group.create_task(self._run(request, request_id))
@@ -149,9 +165,10 @@ class BatchJob:
                 self._record_answer(request, answer)
         finally:
             self._in_flight.discard(request_id)
-            self._slots.release()
+            self._room.release()
 
     async def _open_barrier(self) -> None:
+        """Let the scheduler admit once all that was submitted is there; only the first call does anything."""
         if not self._barrier_open:
             self._barrier_open = True
             await self._barrier.settle(self._in_flight, tuple(self._in_flight))
@@ -178,5 +195,6 @@ class BatchJob:
         self._clock()
 
     def _clock(self) -> None:
+        """Bring the tally's seconds up to date and show it."""
         self.tally.seconds = time.monotonic() - self._started
         self._on_record(self.tally)

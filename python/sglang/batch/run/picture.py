@@ -12,7 +12,7 @@ class PictureUnavailable(Exception):
 
 
 def draw(report: Report, path: Path) -> None:
-    """Write the picture; matplotlib chooses the format by the name's ending.
+    """Draw the run into a file, whose format matplotlib chooses by the name's ending.
 
     Raises:
         PictureUnavailable: matplotlib is missing, or the run was not scheduled by blend.

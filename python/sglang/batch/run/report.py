@@ -8,15 +8,25 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from sglang.batch.run.blend_history import BlendHistory
 from sglang.batch.run.job import Tally
+from sglang.batch.upstream import ServerArgs
 
 
 @dataclass(frozen=True)
 class Report:
-    """Numbers of one run. `blend` is None under any other policy."""
+    """The numbers of one run.
+
+    Attributes:
+        lines: lines that are not blank; each was answered or failed.
+        failures: failed lines by error code, the most frequent first.
+        seconds, barrier_seconds: as in `Tally`.
+        prompt_tokens, cached_tokens, completion_tokens: tokens as the engine counted them.
+        tokens_per_second: input and output tokens.
+        kv_capacity: tokens, None where the scheduler did not say.
+        blend: None under any other policy.
+    """
 
     policy: str
     device: str
@@ -35,8 +45,9 @@ class Report:
 
     @classmethod
     def of(
-        cls, tally: Tally, server_args: Any, *, kv_capacity: int | None, blend: BlendHistory | None
+        cls, tally: Tally, server_args: ServerArgs, *, kv_capacity: int | None, blend: BlendHistory | None
     ) -> Report:
+        """Round a tally's numbers and say on what they were reached."""
         return cls(
             policy=str(server_args.schedule_policy),
             device=str(server_args.device or _platform_device()),
@@ -56,11 +67,11 @@ class Report:
 
     @property
     def sharing(self) -> float:
-        """Part of all prompt tokens that came from the cache, 0 to 1."""
+        """Share of all prompt tokens that came from the cache, 0 to 1."""
         return self.cached_tokens / self.prompt_tokens if self.prompt_tokens else 0.0
 
     def text(self) -> str:
-        """The report as aligned lines."""
+        """Write the report as aligned lines."""
         rows = [
             ("lines", f"{self.answered:,} answered, {self.failed:,} with an error record"),
             *((f"  {code}", f"{count:,}") for code, count in self.failures.items()),
@@ -79,11 +90,16 @@ class Report:
         return "" if self.blend is None else f" ({self.blend.sharing_possible:.1%} possible)"
 
     def write_json(self, path: Path) -> None:
+        """Write every number.
+
+        Raises:
+            OSError: the file cannot be written.
+        """
         path.write_text(json.dumps({**asdict(self), "sharing": round(self.sharing, 4)}, indent=2) + "\n")
 
 
 def _platform_device() -> str:
-    """The device that upstream takes when the user names none."""
+    """Name the device that upstream takes when the user names none."""
     from sglang.srt.platforms import current_platform
 
     return str(current_platform.device_type)

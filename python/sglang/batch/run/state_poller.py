@@ -1,4 +1,4 @@
-"""The scheduler's own numbers, looked at from time to time while a batch runs."""
+"""Polls the scheduler's state while a batch runs."""
 
 from __future__ import annotations
 
@@ -6,43 +6,51 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, cast
+
+from sglang.batch.run.blend_history import BlendState
 
 INTERVAL = 1.0
-"""Seconds between two samples; each is one control message that the scheduler answers between steps."""
+"""Seconds between two polls; each is one control message that the scheduler answers between steps."""
 
 
-class Sampler:
-    """Collects the `blend` part of the schedulers' internal state (of the first data-parallel rank).
+class StatePoller:
+    """Collects the blend policy's state, of the first data-parallel rank's scheduler.
+
+    Args:
+        internal_state: asks all ranks' schedulers.
 
     Attributes:
-        states: `(seconds since the start, state)`; empty with any other policy.
-        capacity: KV capacity in tokens, None until known.
+        states: each poll's seconds since the start, and the state then; empty under any other policy.
+        capacity: KV capacity in tokens, None until the first poll is answered.
     """
 
     def __init__(self, internal_state: Callable[[], Awaitable[list[dict[str, Any]]]]) -> None:
-        self.states: list[tuple[float, dict[str, Any]]] = []
+        self.states: list[tuple[float, BlendState]] = []
         self.capacity: int | None = None
         self._internal_state = internal_state
         self._started = time.monotonic()
         self._stopped = asyncio.Event()
 
     async def run(self) -> None:
-        """Sample until stopped, and once more then; or until it turns out that there is nothing to see."""
-        while await self._sample() and not self._stopped.is_set():
+        """Poll until stopped, and once more then; under a policy without a state to see, poll once."""
+        while await self._poll() and not self._stopped.is_set():
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._stopped.wait(), INTERVAL)
 
     def stop(self) -> None:
-        """Let `run` end. Never cancel it instead: upstream's control channel has one message under way at
-        a time, and a caller that goes away before the answer leaves the channel occupied."""
+        """Let `run` end after one more poll.
+
+        Never cancel it instead: upstream's control channel has one message under way at a time, and a
+        caller that goes away before the answer leaves the channel occupied.
+        """
         self._stopped.set()
 
-    async def _sample(self) -> bool:
+    async def _poll(self) -> bool:
         state = (await self._internal_state())[0]
         self.capacity = state.get("memory_usage", {}).get("token_capacity")
         blend = state.get("blend")
         if not isinstance(blend, dict):
             return False
-        self.states.append((time.monotonic() - self._started, blend))
+        self.states.append((time.monotonic() - self._started, cast(BlendState, blend)))
         return True

@@ -7,9 +7,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from sglang.batch import calibrate, cli
-from sglang.batch.arguments import BadUsage
-from sglang.batch.calibrate import Calibration, gemm_rates, layer_matrices, measure, to_toml
+from sglang.batch import cli
+from sglang.batch.calibrate import command
+from sglang.batch.calibrate import measure as measuring
+from sglang.batch.calibrate.calibration import Calibration, to_toml
+from sglang.batch.calibrate.measure import gemm_rates, layer_matrices, measure
+from sglang.batch.usage import BadUsage
 from sglang.srt.blend.core.cost.hardware import load_hardware
 from sglang.srt.blend.core.cost.model_shape import ModelShape
 from sglang.srt.blend.runtime.arguments import BlendOptions
@@ -95,7 +98,7 @@ def test_a_rate_is_the_flop_of_all_layers_by_the_best_time(monkeypatch: pytest.M
         work()
         return 2.0
 
-    monkeypatch.setattr(calibrate, "best_seconds", two_seconds)
+    monkeypatch.setattr(measuring, "best_seconds", two_seconds)
     rates = list(gemm_rates([(4, 8), (8, 4)], 3, torch.float32, rounds=1, tokens=(1, 5)))
     assert rates == [2 * 1 * 3 * 64 / 2.0, 2 * 5 * 3 * 64 / 2.0]
     assert len(products) == 2 * 3 * 2
@@ -107,14 +110,14 @@ def test_what_takes_long_is_measured_once(
     monkeypatch: pytest.MonkeyPatch, seconds: float, calls: int
 ) -> None:
     clock = [0.0]
-    monkeypatch.setattr(calibrate.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(measuring.time, "perf_counter", lambda: clock[0])
     done = []
 
     def work() -> None:
         done.append(None)
         clock[0] += seconds
 
-    assert calibrate.best_seconds(work, 3) == seconds
+    assert measuring.best_seconds(work, 3) == seconds
     assert len(done) == calls
 
 
@@ -161,8 +164,8 @@ def test_an_existing_profile_is_kept(tmp_path: Path, capsys: pytest.CaptureFixtu
 def test_without_output_the_profile_goes_to_stdout(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(calibrate, "_config", lambda path: config(**SIZES))
-    monkeypatch.setattr(calibrate, "measure", lambda *_, **__: MEASURED)
+    monkeypatch.setattr(command, "_config", lambda path: config(**SIZES))
+    monkeypatch.setattr(command, "measure", lambda *_, **__: MEASURED)
     assert cli.main(["calibrate", "--model-path", str(tmp_path)]) == 0
     output = capsys.readouterr()
     path = tmp_path / "copied.toml"

@@ -1,4 +1,4 @@
-"""Stand-ins for an engine, for tests of what happens around one."""
+"""Stand-ins for SGLang, for tests of what happens around it."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ def line(custom_id: str, /, **changes: Any) -> bytes:
     return json.dumps(fields).encode() + b"\n"
 
 
-class FakeEngine:
-    """Answers after `seconds` (by custom_id, else at once); `raises` names requests that blow up."""
+class FakeAnswerer:
+    """Answers after `seconds` by custom_id, else at once; raises for the requests named in `raises`."""
 
     def __init__(self, *, seconds: dict[str, float] | None = None, raises: Container[str] = ()) -> None:
         self.seconds = seconds or {}

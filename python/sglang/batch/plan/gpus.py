@@ -1,0 +1,63 @@
+"""Which GPUs hold a model: how many, and what is left of their memory for the KV cache."""
+
+from __future__ import annotations
+
+from sglang.batch.plan.prompts import PlannedModel
+from sglang.batch.usage import BadUsage
+from sglang.srt.blend.core.cost.hardware import Hardware
+from sglang.srt.blend.core.cost.step_time import StepTimeModel
+
+DEGREES = (1, 2, 4, 8)
+"""Numbers of GPUs, all of one node, that are tried."""
+
+LEAST_KV = 0.1
+"""Share of the static memory that the KV cache must get for a number of GPUs to be enough."""
+
+
+def kv_capacity(model: PlannedModel, hardware: Hardware, degree: int) -> int:
+    """Count the KV tokens that fit beside the weights, as the simulated GPU's platform does.
+
+    Args:
+        degree: GPUs that share the model.
+
+    Returns:
+        Tokens; negative where the weights alone do not fit.
+    """
+    shape = model.shape(degree)
+    static = hardware.memory * model.server["mem_fraction_static"]
+    tokens = int((static - shape.weight_bytes) / shape.kv_bytes_per_token)
+    return min(tokens, model.server["max_total_tokens"] or tokens)
+
+
+def enough_gpus(model: PlannedModel, hardware: Hardware, longest_prompt: int) -> int:
+    """Find the least of the DEGREES that leaves room for a KV cache; the largest where none does.
+
+    Args:
+        longest_prompt: tokens, which must fit into the KV cache.
+    """
+    static = hardware.memory * model.server["mem_fraction_static"]
+    for degree in DEGREES:
+        shape = model.shape(degree)
+        room = kv_capacity(model, hardware, degree)
+        if room > longest_prompt and static - shape.weight_bytes >= LEAST_KV * static:
+            return degree
+    return DEGREES[-1]
+
+
+def step_times(model: PlannedModel, hardware: Hardware, degree: int) -> StepTimeModel:
+    """Model the steps of one GPU of `degree` that share the model.
+
+    Raises:
+        BadUsage: the GPUs cannot hold the model, or the step time model does not cover it.
+    """
+    try:
+        times = StepTimeModel(model.shape(degree), hardware)
+    except ValueError as error:
+        raise BadUsage(str(error)) from None
+    if kv_capacity(model, hardware, degree) <= 2:
+        raise BadUsage(
+            f"--hardware {hardware.name}: {degree} of them cannot hold the model,"
+            f" {times.shape.weight_bytes / 1e9:.1f} GB of weights on each of {hardware.memory / 1e9:.0f} GB;"
+            " choose larger GPUs or a larger --tp-size"
+        )
+    return times
