@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import threading
 from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -77,15 +78,22 @@ def simulator_processes(jobs: int) -> Iterator[ProcessPoolExecutor]:
         jobs, mp_context=context, max_tasks_per_child=1, initializer=_die_of_signals
     )
     others = multiprocessing.active_children()
+    stopping = threading.Thread(target=executor.shutdown, kwargs={"cancel_futures": True})
     try:
         yield executor
     except BaseException:
-        for process in multiprocessing.active_children():
-            if process not in others:
-                process.terminate()
+        # A process that is stopped may hold the lock of the queue, on which one that starts meanwhile then
+        # waits for ever: stop processes until none is left to wait for.
+        stopping.start()
+        while stopping.is_alive():
+            for process in multiprocessing.active_children():
+                if process not in others:
+                    process.terminate()
+            stopping.join(0.1)
         raise
-    finally:
+    else:
         executor.shutdown(cancel_futures=True)
+    finally:
         if before is None:
             del os.environ["SGLANG_PLATFORM"]
         else:
