@@ -78,6 +78,18 @@ def add_plan_arguments(parser: argparse.ArgumentParser) -> None:
         help="assumed length of an answer where the request does not fix it, less where max_tokens is less"
         " (default: as long as max_tokens allows; see the report for requests without it)",
     )
+    _add_simulation_arguments(parser)
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the whole result as JSON too")
+    parser.add_argument(
+        "--chart",
+        type=Path,
+        metavar="FILE",
+        help="draw simulated compute and memory use over time, .png or .html (needs matplotlib)",
+    )
+    parser.add_argument("--quiet", action="store_true", help="no progress on stderr")
+
+
+def _add_simulation_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--policies",
         default=",".join(DEFAULT_POLICIES),
@@ -105,14 +117,6 @@ def add_plan_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="simulations at a time (default: %(default)s)",
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the whole result as JSON too")
-    parser.add_argument(
-        "--chart",
-        type=Path,
-        metavar="FILE",
-        help="draw simulated compute and memory use over time, .png or .html (needs matplotlib)",
-    )
-    parser.add_argument("--quiet", action="store_true", help="no progress on stderr")
 
 
 def check_plan(options: argparse.Namespace, server: Sequence[str]) -> PlanArguments:
