@@ -12,6 +12,9 @@ from typing import Any, TextIO
 
 import numpy as np
 
+from sglang.srt.blend.runtime import installer
+from sglang.srt.blend.runtime.installer import Hook, HookType
+
 OUTPUT_TOKENS = "benchmark_output_tokens"
 """Key in a request's ``custom_params``: after how many tokens its answer ends. No policy looks there, so a
 length is as unknown to it as with a model that decides by itself."""
@@ -20,22 +23,28 @@ length is as unknown to it as with a model that decides by itself."""
 def run_scheduler(log: str, *args: Any, **kwargs: Any) -> Any:
     """Upstream's scheduler process with the hooks; `log` is the file of the steps."""
     from sglang.srt.managers.scheduler import run_scheduler_process
-    from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
-    hooks = {
-        "sglang.srt.managers.scheduler.Scheduler.run_batch": (
-            StepLog(open(log, "a", buffering=1)).note,  # noqa: SIM115  (lives as long as the process)
-            HookType.BEFORE,
-        ),
-        "sglang.srt.managers.schedule_batch.Req.update_finish_state": (end_answer, HookType.AROUND),
-    }
-    for target, (function, kind) in hooks.items():
-        HookRegistry.register(target, function, kind)
-    HookRegistry.apply_hooks()
-    missing = [target for target in hooks if target not in HookRegistry._patched]
-    if missing:
-        raise RuntimeError(f"this SGLang cannot be measured: {missing[0]} could not be hooked")
+    installer.install(hooks(log), "this SGLang cannot be measured: {target} could not be hooked")
     return run_scheduler_process(*args, **kwargs)
+
+
+def hooks(log: str) -> tuple[Hook, ...]:
+    """Both hooks; the file `log` stays open as long as the process lives."""
+    steps = StepLog(open(log, "a", buffering=1))  # noqa: SIM115
+    return (
+        Hook(
+            "sglang.srt.managers.scheduler.Scheduler.run_batch",
+            steps.note,
+            HookType.BEFORE,
+            "upstream logs no line for every step",
+        ),
+        Hook(
+            "sglang.srt.managers.schedule_batch.Req.update_finish_state",
+            end_answer,
+            HookType.AROUND,
+            "a random model ends no answer where the workload says",
+        ),
+    )
 
 
 def end_answer(original: Callable[..., Any], req: Any, *args: Any, **kwargs: Any) -> Any:

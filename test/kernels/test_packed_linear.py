@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from sglang.srt.hardware_backend.portable_cpu import packed_linear
-from sglang.srt.hardware_backend.portable_cpu.kernel_registration import _pack_updated_weights
+from sglang.srt.hardware_backend.portable_cpu.hooks import _pack_updated_weights
 from sglang.srt.hardware_backend.portable_cpu.packed_linear import (
     PackedHeadMethod,
     PackedLinearMethod,

@@ -129,7 +129,7 @@ def test_seeds_and_masks_are_upstreams(asked_for, monkeypatch):
 def test_registered_with_the_kernels(monkeypatch):
     factories: dict[str, object] = {}
     monkeypatch.setattr(upstream, "_CUSTOM_SAMPLER_FACTORIES", factories)
-    monkeypatch.setattr(kernel_registration, "_use_torch_for_last_locations", lambda: None)
+    monkeypatch.setattr(kernel_registration, "install", lambda _: None)
     monkeypatch.setattr(fused_ops, "register_fused_ops", lambda _: None)
     kernel_registration.register_kernels("portable_cpu")
     assert factories == {"pytorch": PortableSampler}

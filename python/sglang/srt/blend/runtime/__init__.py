@@ -1,6 +1,7 @@
 """Translators onto SGLang's seams: the decisions are `core`'s.
 
-* `plugin`: every hook on upstream, with its reason; `compatibility`: what upstream must have.
+* `plugin`: the hooks on upstream, each with its reason; `installer`: puts these and the platforms' in place;
+  `compatibility`: what upstream must have.
 * `startup`: what a scheduler gets when it starts with the policy; `arguments`: the `--blend-*` flags.
 * `policy`: the order of the waiting queue; `queue_order`: where each request stands in it.
 * `prefill_adder`: who is admitted in a prefill step.

@@ -1,4 +1,4 @@
-"""Every place where we touch upstream, and why. ``register`` is the entry point that upstream calls.
+"""Every place where the scheduler touches upstream, and why. ``register`` is the entry point upstream calls.
 
 With any schedule policy but blend each hook returns what upstream returns. A hook whose target is
 missing stops a blend server at start-up with the symbol's name (see ``compatibility``).
@@ -13,15 +13,14 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import msgspec
 
-from sglang.srt.blend.runtime import arguments
+from sglang.srt.blend.runtime import arguments, installer
 from sglang.srt.blend.runtime.arguments import POLICY
 from sglang.srt.blend.runtime.compatibility import problems, require
-from sglang.srt.plugins.hook_registry import HookRegistry, HookType
+from sglang.srt.blend.runtime.installer import Hook, HookType
 
 
 def _is_blend(scheduler: Any) -> bool:
@@ -119,17 +118,6 @@ def _set_gauges(_result: Any, reporter: Any, *_: Any, **__: Any) -> None:
 
 
 # ---------------------------------------------------------------- table
-
-
-@dataclass(frozen=True, slots=True)
-class Hook:
-    """One hook: its upstream target, what runs, how, and why."""
-
-    target: str
-    function: Callable[..., Any]
-    kind: HookType
-    reason: str
-    module: str = ""  # that must be imported before; "" applies at once
 
 
 _ARGS = "sglang.srt.server_args"
@@ -241,26 +229,20 @@ HOOKS: tuple[Hook, ...] = (
     ),
 )
 
-TARGETS: tuple[str, ...] = tuple(dict.fromkeys(hook.target for hook in HOOKS))
+TARGETS: tuple[str, ...] = installer.targets(HOOKS)
 
 _ENGINE = "sglang.srt.entrypoints.engine"
-_registered: set[str] = set()
-_taken: set[str] = set()  # targets that somebody had patched before we could register
 
 
-def register() -> None:
-    """Entry point of the group ``sglang.srt.plugins``; upstream applies the hooks afterwards."""
-    for target in TARGETS:
-        hooks = [hook for hook in HOOKS if hook.target == target]
-        if target in _registered or not all(_imported(hook.module) for hook in hooks):
-            continue
-        _registered.add(target)
-        if target in HookRegistry._patched:
-            _taken.add(target)
-            continue
-        for hook in hooks:
-            HookRegistry.register(hook.target, hook.function, hook.kind)
+def register() -> bool:
+    """Entry point of the group ``sglang.srt.plugins``; upstream applies the hooks afterwards.
+
+    Returns:
+        Whether hooks have become possible since the last call.
+    """
+    new = installer.register(HOOKS)
     _accept_keyword_arguments()
+    return new
 
 
 def ensure_registered() -> None:
@@ -270,30 +252,18 @@ def ensure_registered() -> None:
     because the same distribution ships another platform. Safe to call while upstream's modules are
     still being imported.
     """
-    before = len(_registered)
-    register()
-    if len(_registered) > before:
-        HookRegistry.apply_hooks()
+    if register():
+        installer.apply()
 
 
 def unapplied() -> list[str]:
     """Problems with our hooks in this process, one line each; the scheduler's module is imported."""
-    found = [f"{target} had been patched by another plugin before" for target in sorted(_taken)]
-    return found + [
-        f"the hook on {target} was not applied"
-        for target in TARGETS
-        if target not in _taken and not (target in _registered and target in HookRegistry._patched)
-    ]
-
-
-def _imported(module: str) -> bool:
-    loaded = sys.modules.get(module) if module else sys
-    return loaded is not None and not getattr(loaded.__spec__, "_initializing", False)
+    return installer.unapplied(HOOKS)
 
 
 def _accept_keyword_arguments() -> None:
     """``sgl.Engine(blend_...=...)``: upstream's own seam for private forks, a class attribute."""
-    if not _imported(_ENGINE):
+    if not installer.imported(_ENGINE):
         return
     engine = sys.modules[_ENGINE].Engine  # type: ignore[attr-defined]
     if not getattr(engine.server_args_class, "accepts_blend_options", False):

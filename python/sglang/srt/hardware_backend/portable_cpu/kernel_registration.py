@@ -2,7 +2,8 @@
 
 from typing import TYPE_CHECKING, Any
 
-import torch
+from sglang.srt.blend.runtime import installer
+from sglang.srt.hardware_backend.portable_cpu import hooks
 
 if TYPE_CHECKING:
     from sglang.srt.model_executor.model_runner import ModelRunner
@@ -25,6 +26,9 @@ def register_kernels(dispatch_key: str) -> None:
 
     Args:
         dispatch_key: the platform's ``get_dispatch_key_name()``.
+
+    Raises:
+        RuntimeError: this SGLang lacks a function that has to be replaced.
     """
     from sglang.srt.hardware_backend.portable_cpu.fused_ops import register_fused_ops
     from sglang.srt.hardware_backend.portable_cpu.sampler import PortableSampler
@@ -34,7 +38,7 @@ def register_kernels(dispatch_key: str) -> None:
     register_attention_backend(ATTENTION_BACKEND)(_create_attention_backend)
     register_fused_ops(dispatch_key)
     register_sampler_backend(SAMPLING_BACKEND, PortableSampler)
-    _use_torch_for_last_locations()
+    install(hooks.STEP_HOOKS)
 
 
 def _create_attention_backend(runner: "ModelRunner") -> Any:
@@ -45,18 +49,15 @@ def _create_attention_backend(runner: "ModelRunner") -> Any:
     return PortableCpuAttnBackend(runner)
 
 
-def _use_torch_for_last_locations() -> None:
-    """Pages longer than one token need the slot that precedes each chunk; upstream asks Triton for it.
-
-    ``get_last_loc`` picks its PyTorch version by the name torch_native alone, so every other backend's
-    name leads to a Triton kernel, which cannot launch here.
+def install(table: tuple[installer.Hook, ...]) -> None:
+    """Put the platform's hooks in place.
 
     Raises:
-        RuntimeError: this SGLang has no such function.
+        RuntimeError: naming what this SGLang lacks.
     """
-    from sglang.srt.plugins.hook_registry import HookType
-
-    _patch("sglang.srt.mem_cache.allocation.get_last_loc", _last_locations, HookType.REPLACE)
+    installer.install(
+        table, f"--attention-backend {ATTENTION_BACKEND}: the installed SGLang has no {{target}}"
+    )
 
 
 def _pack_weights_of(runner: "ModelRunner") -> None:
@@ -65,47 +66,7 @@ def _pack_weights_of(runner: "ModelRunner") -> None:
     Raises:
         RuntimeError: this SGLang lacks a function that updates weights.
     """
-    from sglang.srt.hardware_backend.portable_cpu.decoder_stack import PLAIN_DECODERS, class_name, forward
     from sglang.srt.hardware_backend.portable_cpu.packed_linear import pack_weights
-    from sglang.srt.plugins.hook_registry import HookType
 
     pack_weights(runner.model)
-    for module in runner.model.modules():
-        if class_name(module) in PLAIN_DECODERS:
-            _patch(f"{class_name(module)}.forward", forward, HookType.AROUND)
-    for method in (
-        "update_weights_from_disk",
-        "update_weights_from_tensor",
-        "update_weights_from_ipc",
-        "load_weights_from_distributed",
-    ):
-        updater = "sglang.srt.model_executor.model_runner_components.weight_updater.WeightUpdater"
-        _patch(f"{updater}.{method}", _pack_updated_weights, HookType.AFTER)
-
-
-def _pack_updated_weights(_result: Any, updater: Any, *_args: Any, **_options: Any) -> None:
-    from sglang.srt.hardware_backend.portable_cpu.decoder_stack import forget_stacks
-    from sglang.srt.hardware_backend.portable_cpu.packed_linear import pack_weights
-
-    model = updater.get_model_runner().model
-    pack_weights(model)
-    forget_stacks(model)
-
-
-def _patch(target: str, hook: Any, kind: Any) -> None:
-    """Register a hook and see to it that it is in place; RuntimeError if upstream has no such function."""
-    from sglang.srt.plugins.hook_registry import HookRegistry
-
-    if target not in HookRegistry._patched:
-        HookRegistry.register(target, hook, kind)
-        HookRegistry.apply_hooks()
-    if target not in HookRegistry._patched:  # upstream only logs what it could not patch
-        raise RuntimeError(f"--attention-backend {ATTENTION_BACKEND}: the installed SGLang has no {target}")
-
-
-def _last_locations(
-    req_to_token: torch.Tensor, req_pool_indices: torch.Tensor, prefix_lens: torch.Tensor
-) -> torch.Tensor:
-    """Slot of the last cached token of each request, -1 where nothing is cached; (requests,)."""
-    last = req_to_token[req_pool_indices, (prefix_lens - 1).clamp(min=0)]
-    return torch.where(prefix_lens > 0, last, -1)
+    install(hooks.decoder_hooks(runner.model) + hooks.WEIGHT_HOOKS)

@@ -1,44 +1,24 @@
 """Where upstream would touch weights or a GPU, we answer instead. Every hook of the simulated GPU.
 
-The platform's own seams do the rest: `init_backend` and `post_load_model` call the two functions below at
+The platform's own seams do the rest: `init_backend` and `post_load_model` install the two tables below at
 the moments when what they replace has been imported and not yet run.
 """
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
 from typing import Any
 
 import torch
 
 from sglang.srt.blend.core.cost.model_shape import ModelShape
 from sglang.srt.blend.core.cost.step_time import StepTimeModel
+from sglang.srt.blend.runtime import installer
+from sglang.srt.blend.runtime.installer import Hook, HookType
 from sglang.srt.hardware_backend.simulated_gpu.settings import SimulationSettings
-from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
 
 class NoModel(torch.nn.Module):
     """Stands where the model's weights would be."""
-
-
-def replace_loading() -> None:
-    """Load nothing: architecture and weights are never looked at, only the config."""
-    _hook("sglang.srt.model_loader.loader.DummyModelLoader.load_model", _load_nothing, HookType.REPLACE)
-
-
-def replace_execution() -> None:
-    """Size the KV cache by the simulated GPU and run batches on the simulated device."""
-    _hook(
-        "sglang.srt.mem_cache.kv_cache_configurator.KVCacheConfigurator._profile_available_bytes",
-        _simulated_kv_bytes,
-        HookType.REPLACE,
-    )
-    _hook("sglang.srt.managers.tp_worker.TpModelWorker.forward_batch_generation", _forward, HookType.REPLACE)
-    _hook(
-        "sglang.srt.model_executor.model_runner.ModelRunner.init_cuda_graphs", _no_runners, HookType.REPLACE
-    )
-    _add_to_internal_state()
 
 
 def shape_of(model_config: Any, *, tensor_parallel: int, kv_dtype: str) -> ModelShape:
@@ -67,21 +47,11 @@ def device_of(worker: Any) -> Any:
     return device
 
 
-def _hook(target: str, function: Callable[..., Any], kind: HookType) -> None:
-    if target in HookRegistry._patched or target in HookRegistry._hooks:
-        return
-    HookRegistry.register(target, function, kind)
-    HookRegistry.apply_hooks()
-    if target not in HookRegistry._patched:
-        raise RuntimeError(f"the simulated GPU cannot run on this SGLang: {target} could not be replaced")
-
-
 def _load_nothing(_loader: Any, *, model_config: Any, device_config: Any) -> torch.nn.Module:
     return NoModel()
 
 
 def _no_runners(runner: Any, capture_decode_cuda_graph: bool = True) -> None:
-    """Neither graphs nor warm-up: there is no forward pass to prepare."""
     runner.eager_runner = runner.prefill_cuda_graph_runner = runner.decode_cuda_graph_runner = None
     runner.decode_cuda_graph_captured = False
     runner.decode_cuda_graph_capture_bs = []
@@ -113,28 +83,58 @@ def _forward(worker: Any, batch: Any, *_: Any, **__: Any) -> Any:
     return device_of(worker).forward(batch)
 
 
-def _add_to_internal_state() -> None:
-    """The clock and the totals in get_server_info, under 'simulated_gpu'.
+def _report_clock(output: Any, scheduler: Any, *_: Any, **__: Any) -> None:
+    device = device_of(scheduler.tp_worker)
+    output.internal_state["simulated_gpu"] = {
+        "hardware": device.model.hardware.name,
+        "engine": device.engine,
+        **device.steps.totals(),
+    }
 
-    By hand: the registry takes no further hook on a target that it has patched, and the blend plugin has
-    one here.
+
+LOADING_HOOKS: tuple[Hook, ...] = (
+    Hook(
+        "sglang.srt.model_loader.loader.DummyModelLoader.load_model",
+        _load_nothing,
+        HookType.REPLACE,
+        "architecture and weights are never looked at, only the config",
+    ),
+)
+
+EXECUTION_HOOKS: tuple[Hook, ...] = (
+    Hook(
+        "sglang.srt.mem_cache.kv_cache_configurator.KVCacheConfigurator._profile_available_bytes",
+        _simulated_kv_bytes,
+        HookType.REPLACE,
+        "the KV cache is sized by the simulated GPU",
+    ),
+    Hook(
+        "sglang.srt.managers.tp_worker.TpModelWorker.forward_batch_generation",
+        _forward,
+        HookType.REPLACE,
+        "batches run on the simulated device",
+    ),
+    Hook(
+        "sglang.srt.model_executor.model_runner.ModelRunner.init_cuda_graphs",
+        _no_runners,
+        HookType.REPLACE,
+        "neither graphs nor warm-up: there is no forward pass to prepare",
+    ),
+    Hook(
+        "sglang.srt.managers.scheduler.Scheduler.get_internal_state",
+        _report_clock,
+        HookType.AFTER,
+        "the clock and the totals in get_server_info, under 'simulated_gpu'",
+    ),
+)
+
+HOOKS = LOADING_HOOKS + EXECUTION_HOOKS
+
+
+def install(table: tuple[Hook, ...]) -> None:
+    """Put hooks in place.
+
+    Raises:
+        RuntimeError: naming what this SGLang lacks.
     """
-    from sglang.srt.managers.scheduler import Scheduler
-
-    original = Scheduler.get_internal_state
-    if hasattr(original, "reports_simulated_gpu"):
-        return
-
-    @functools.wraps(original)
-    def get_internal_state(scheduler: Any, *args: Any, **kwargs: Any) -> Any:
-        output = original(scheduler, *args, **kwargs)
-        device = device_of(scheduler.tp_worker)
-        output.internal_state["simulated_gpu"] = {
-            "hardware": device.model.hardware.name,
-            "engine": device.engine,
-            **device.steps.totals(),
-        }
-        return output
-
-    get_internal_state.reports_simulated_gpu = True  # type: ignore[attr-defined]
-    Scheduler.get_internal_state = get_internal_state
+    installer.install(table, "the simulated GPU cannot run on this SGLang: {target} could not be replaced")

@@ -63,9 +63,9 @@ class SimulatedGpuPlatform(CpuDeviceMixin, SRTPlatform):
     def init_backend(self) -> None:
         from sglang.srt.hardware_backend.simulated_gpu import hooks
 
-        hooks.replace_loading()
+        hooks.install(hooks.LOADING_HOOKS)
 
     def post_load_model(self, model: torch.nn.Module) -> None:
         from sglang.srt.hardware_backend.simulated_gpu import hooks
 
-        hooks.replace_execution()
+        hooks.install(hooks.EXECUTION_HOOKS)
