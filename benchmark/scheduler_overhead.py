@@ -103,11 +103,12 @@ def measure(
         os.environ["SGLANG_UNIFIED_RADIX_TREE_CORE_BACKEND"] = tree_core
     from benchmark.paper.models import MODELS
 
-    from sglang.srt.hardware_backend.simulated_gpu import in_process
+    from sglang.srt.hardware_backend.simulated_gpu.lone_scheduler import step, submit
+    from sglang.srt.hardware_backend.simulated_gpu.simulated_scheduler import queue_kept, simulated_scheduler
 
     requests = make_requests(running + waiting + 2 * steps * running // OUTPUT[0])
     arguments: dict[str, Any] = {"blend_engine": "mixed"} if policy == "blend" else {}
-    with in_process.scheduler(
+    with simulated_scheduler(
         MODELS["llama-3-8b"].config,
         hardware="a100-80gb",
         engine="mixed",
@@ -119,7 +120,7 @@ def measure(
         **arguments,
     ) as scheduler:
         for number, (prompt, output) in enumerate(requests):
-            in_process.submit(scheduler, str(number), prompt, max_new_tokens=output, ignore_eos=True)
+            submit(scheduler, str(number), prompt, max_new_tokens=output, sampling={"ignore_eos": True})
         limit = None
         if repeat is not None:
             # The same objects in another order: a walk over requests takes as long as memory makes it wait.
@@ -129,12 +130,12 @@ def measure(
             limit = _limit_admissions(scheduler)
         seconds, inside, sizes, seen = [], [], [], set()
         schedule: Schedule = []
-        with in_process.queue_kept(), _samples("/sglang/srt/blend/") as samples:
+        with queue_kept(), _samples("/sglang/srt/blend/") as samples:
             for step in range(2 * steps):
                 if limit is not None and repeat is not None:
                     limit.allowed += len(repeat[step])
                 begin, before = time.thread_time(), samples.count()
-                in_process.step(scheduler)
+                step(scheduler)
                 hits, looks, looking = samples.count() - before
                 took = time.thread_time() - begin - looking
                 batch = [int(request.rid) for request in scheduler.last_batch.reqs]

@@ -7,19 +7,25 @@
 
 Everything is upstream's: request intake, radix tree, KV allocator, batches, result processing. Two things
 are replaced: outputs are collected here instead of being sent over ZeroMQ, and with ``simulated=True``
-the model's forward pass returns made-up tokens (one millisecond a step), ending each request after the
-output length that ``submit`` was given, which the scheduler cannot know in advance.
+the model's forward pass returns made-up tokens, ending each request after the output length that ``submit``
+was given, which the scheduler cannot know in advance.
 """
 
 from __future__ import annotations
 
 import contextlib
-from array import array
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
+
+from sglang.srt.hardware_backend.simulated_gpu import lone_scheduler as driver
+
+if TYPE_CHECKING:
+    from sglang.srt.managers.schedule_batch import ScheduleBatch
+    from sglang.srt.managers.scheduler import Scheduler
+    from sglang.srt.managers.utils import GenerationBatchResult
 
 EOS = 2  # token id with which the simulated device ends an answer
 
@@ -34,16 +40,14 @@ class LoneScheduler:
         steps: forward passes run so far.
     """
 
-    def __init__(self, scheduler: Any, *, simulated: bool):
-        self.scheduler = scheduler
+    def __init__(self) -> None:
+        self.scheduler: Scheduler
         self.outputs: dict[str, list[int]] = {}
         self.finished: dict[str, dict[str, Any]] = {}
         self.steps = 0
-        self.simulated = simulated
         self.output_length: dict[str, int] = {}
         self._issued: dict[str, int] = {}
         self._submitted = 0
-        self._collect_outputs()
 
     def submit(
         self,
@@ -64,38 +68,18 @@ class LoneScheduler:
             sampling: further fields of ``SamplingParams`` (``ignore_eos``, ``json_schema``, ...).
             request: further fields of ``TokenizedGenerateReqInput`` (``priority``, ``extra_key``, ...).
         """
-        from sglang.srt.managers.io_struct import TokenizedGenerateReqInput
-        from sglang.srt.sampling.sampling_params import SamplingParams
-
         rid = rid or f"r{self._submitted}"
         self._submitted += 1
-        params = SamplingParams(
-            max_new_tokens=output if max_new_tokens is None else max_new_tokens,
-            temperature=0.0,
-            **(sampling or {}),
-        )
-        params.normalize(None)
         self.output_length[rid] = output
         self.outputs[rid] = []
-        fields = {
-            "return_logprob": False,
-            "logprob_start_len": -1,
-            "top_logprobs_num": 0,
-            "token_ids_logprob": None,
-            "stream": False,
-            "input_embeds": None,
-            "mm_inputs": None,
-            "token_type_ids": None,
+        driver.submit(
+            self.scheduler,
+            rid,
+            tokens,
+            max_new_tokens=output if max_new_tokens is None else max_new_tokens,
+            sampling=sampling,
             **request,
-        }
-        recv = TokenizedGenerateReqInput(
-            rid=rid,
-            input_text=None,
-            input_ids=array("q", tokens),
-            sampling_params=params,
-            **fields,
         )
-        self.scheduler.process_input_requests([recv])
         return rid
 
     def abort(self, rid: str = "", *, every: bool = False) -> None:
@@ -108,39 +92,11 @@ class LoneScheduler:
         """Flush the cache; False when upstream refuses because requests are pending."""
         return bool(self.scheduler.flush_cache())
 
-    def step(self) -> Any:
+    def step(self) -> ScheduleBatch | None:
         """One turn of upstream's event loop (normal or overlap); the batch it launched, or None."""
-        s = self.scheduler
-        plan = s.get_next_batch_to_run(running_batch=s.running_batch, last_batch=s.last_batch)
-        s.running_batch = plan.running_batch
-        batch = plan.batch_to_run
-        s.cur_batch_for_debug = batch
-        if s.enable_overlap:
-            self._step_overlap(batch)
-        elif batch:
-            s.process_batch_result(batch, s.run_batch(batch))
-        else:
-            s.on_idle()
-        s.last_batch = batch
+        batch = driver.step(self.scheduler)
         self.steps += batch is not None
         return batch
-
-    def _step_overlap(self, batch: Any) -> None:
-        s = self.scheduler
-        alone = s.is_disable_overlap_for_batch(batch, last_batch=s.last_batch)
-        if alone:
-            s.process_batch_result(*s.result_queue.popleft())
-        result = None
-        if batch:
-            result = s.run_batch(batch)
-            s.result_queue.append((batch.copy(), result))
-        if s.last_batch:
-            if not alone:
-                s.process_batch_result(*s.result_queue.popleft())
-        elif batch is None:
-            s.on_idle()
-        if s.is_generation:
-            s.launch_batch_sample_if_needed(result, batch)
 
     @property
     def idle(self) -> bool:
@@ -173,28 +129,21 @@ class LoneScheduler:
                 checker._check_req_pool()
                 checker._check_tree_cache()
 
-    def _collect_outputs(self) -> None:
-        """Take outputs where upstream would send them to the detokenizer and the tokenizer manager."""
+    def deliver(self, payload: Any) -> None:
+        """Keep what upstream sends to the detokenizer and to the tokenizer manager."""
+        rids = getattr(payload, "rids", None)
+        if rids is None:
+            if getattr(payload, "rid", None) is not None:
+                self.finished[payload.rid] = getattr(payload, "finished_reason", None) or {"type": "abort"}
+            return
+        tokens = payload.output_ids or payload.decode_ids
+        for i, rid in enumerate(rids):
+            if tokens is not None:
+                self.outputs.setdefault(rid, []).extend(tokens[i])
+            if payload.finished_reasons[i] is not None:
+                self.finished[rid] = payload.finished_reasons[i]
 
-        def deliver(payload: Any, *_: Any) -> None:
-            rids = getattr(payload, "rids", None)
-            if rids is None:
-                reason = getattr(payload, "finished_reason", None)
-                if getattr(payload, "rid", None) is not None:
-                    self.finished[payload.rid] = reason or {"type": "abort"}
-                return
-            tokens = payload.output_ids or payload.decode_ids
-            for i, rid in enumerate(rids):
-                if tokens is not None:
-                    self.outputs.setdefault(rid, []).extend(tokens[i])
-                if payload.finished_reasons[i] is not None:
-                    self.finished[rid] = payload.finished_reasons[i]
-
-        channels = self.scheduler.ipc_channels
-        channels.send_to_detokenizer.send_output = deliver
-        channels.send_to_tokenizer.send_output = deliver
-
-    def forward(self, batch: Any, **_: Any) -> Any:
+    def forward(self, batch: ScheduleBatch, **_: Any) -> GenerationBatchResult:
         """The simulated device: one token a row, EOS where the answer is to end."""
         from sglang.srt.managers.utils import GenerationBatchResult
 
@@ -226,47 +175,17 @@ def lone_scheduler(
         checkpoint: model folder, for example ``checkpoints.make_llama(tmp_path)``.
         simulated: replace the forward pass, see the module's docstring.
     """
-    from sglang.srt.blend.runtime.plugin import ensure_registered
-    from sglang.srt.distributed import bootstrap
-    from sglang.srt.distributed.parallel_state import destroy_distributed_environment, destroy_model_parallel
-    from sglang.srt.entrypoints.engine import Engine
-    from sglang.srt.managers.scheduler import Scheduler
-    from sglang.srt.plugins import load_plugins
-    from sglang.srt.runtime_context import SpawnRanks, publish
-    from sglang.srt.server_args import PortArgs
-
-    load_plugins()
-    ensure_registered()
     defaults = {
-        "model_path": str(checkpoint),
-        "device": "cpu",
         "dtype": "float32",
-        "skip_tokenizer_init": True,
         "max_total_tokens": 4096,
         "max_running_requests": 64,
         "chunked_prefill_size": 512,
-        "disable_overlap_schedule": True,
-        "sampling_backend": "pytorch",
-        "log_level": "error",
-        "random_seed": 0,
-        # Upstream's watchdog would send SIGQUIT to the parent of the test run (make, say), five minutes after
-        # a test has left its scheduler with a batch.
-        "watchdog_timeout": 1e9,
     }
-    args = Engine.server_args_class(**(defaults | server_args))
-    args.resolve_once()
-    args.check_server_args()
-    publish(args, role="scheduler", ranks=SpawnRanks(world_rank=0, gpu_id=0))
-    bootstrap._PARALLEL_INITIALISED = False
-    try:
-        scheduler = Scheduler(args, PortArgs.init_new(args))
-        scheduler.idle_sleeper = None  # the portable CPU platform would wait for ZeroMQ messages when idle
+    lone = LoneScheduler()
+    with driver.lone_scheduler(checkpoint, lone.deliver, **(defaults | server_args)) as scheduler:
+        lone.scheduler = scheduler
         scheduler.enable_skip_finishing_decode = scheduler.enable_overlap
         scheduler.model_config.hf_eos_token_id = {EOS}
-        lone = LoneScheduler(scheduler, simulated=simulated)
         if simulated:
             scheduler.model_worker.forward_batch_generation = lone.forward
         yield lone
-    finally:
-        destroy_model_parallel()
-        destroy_distributed_environment()

@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sglang.srt.blend.core.pool.workload import Workload
-from sglang.srt.hardware_backend.simulated_gpu import in_process
+from sglang.srt.hardware_backend.simulated_gpu import lone_scheduler
+from sglang.srt.hardware_backend.simulated_gpu.simulated_scheduler import queue_kept, simulated_scheduler
 from sglang.srt.hardware_backend.simulated_gpu.step_log import StepLog
 
 _REORDERED = ("dfs", "random")
@@ -109,7 +110,7 @@ def simulate(
         if reason == "abort" or tokens != workload.output[request]:
             wrong.append(f"{rid}: {reason} after {tokens} of {workload.output[request]} tokens")
 
-    with in_process.scheduler(
+    with simulated_scheduler(
         model_config,
         hardware=hardware,
         engine=engine,
@@ -123,18 +124,18 @@ def simulate(
         device.lengths = lengths
         begin = time.process_time()
         for request in order.tolist():
-            in_process.submit(
+            lone_scheduler.submit(
                 scheduler,
                 f"r{request}",
                 workload.prompt_tokens(request),
                 max_new_tokens=int(workload.max_new_tokens[request]),
-                ignore_eos=bool(workload.known[request]),
+                sampling={"ignore_eos": bool(workload.known[request])},
             )
         submitted = time.process_time()
         idle = 0
-        with in_process.queue_kept():
+        with queue_kept():
             while idle < _STANDSTILL and not (idle and scheduler.is_fully_idle()):
-                idle = 0 if in_process.step(scheduler) else idle + 1
+                idle = idle + 1 if lone_scheduler.step(scheduler) is None else 0
         stepped = time.process_time()
         missing = np.flatnonzero(np.isnan(finished))
         wrong.extend(f"r{request}: never answered" for request in missing[:8])
