@@ -17,6 +17,7 @@ from benchmark.paper.compare import Run, cost_model, workload_of
 from benchmark.paper.tables import FULL
 
 from sglang.srt.blend.core.cost.engines import PoolWork, practical_optimum
+from sglang.srt.blend.core.cost.kv_capacity import kv_capacity
 from sglang.srt.blend.core.cost.step_time import StepTimeModel
 from sglang.srt.hardware_backend.simulated_gpu.srt_platform import STATIC_MEMORY_FRACTION
 
@@ -34,8 +35,7 @@ def main() -> None:
         order = workload.depth_first_order()
         once = PoolWork.of(workload.prompt[order], workload.output[order], workload.tree(cost).lcp)
         times, longest = StepTimeModel(cost.shape, cost.hardware), int(np.max(workload.output))
-        free = cost.hardware.memory * STATIC_MEMORY_FRACTION - cost.shape.weight_bytes
-        capacity = free / cost.shape.kv_bytes_per_token
+        capacity = kv_capacity(cost.shape, cost.hardware, STATIC_MEMORY_FRACTION)
         for copies in COPIES:
             pool = PoolWork(*(copies * getattr(once, field.name) for field in fields(PoolWork)))
             optimum = practical_optimum(times, run.engine, pool)

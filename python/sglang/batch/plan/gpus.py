@@ -5,6 +5,8 @@ from __future__ import annotations
 from sglang.batch.plan.prompts import PlannedModel
 from sglang.batch.usage import BadUsage
 from sglang.srt.blend.core.cost.hardware import Hardware
+from sglang.srt.blend.core.cost.kv_capacity import kv_cache_bytes
+from sglang.srt.blend.core.cost.kv_capacity import kv_capacity as rank_kv_capacity
 from sglang.srt.blend.core.cost.step_time import StepTimeModel
 
 DEGREES = (1, 2, 4, 8)
@@ -23,9 +25,7 @@ def kv_capacity(model: PlannedModel, hardware: Hardware, degree: int) -> int:
     Returns:
         Tokens; negative where the weights alone do not fit.
     """
-    shape = model.shape(degree)
-    static = hardware.memory * model.server["mem_fraction_static"]
-    tokens = int((static - shape.weight_bytes) / shape.kv_bytes_per_token)
+    tokens = rank_kv_capacity(model.shape(degree), hardware, model.server["mem_fraction_static"])
     return min(tokens, model.server["max_total_tokens"] or tokens)
 
 
@@ -35,11 +35,11 @@ def enough_gpus(model: PlannedModel, hardware: Hardware, longest_prompt: int) ->
     Args:
         longest_prompt: tokens, which must fit into the KV cache.
     """
-    static = hardware.memory * model.server["mem_fraction_static"]
+    fraction = model.server["mem_fraction_static"]
     for degree in DEGREES:
-        shape = model.shape(degree)
         room = kv_capacity(model, hardware, degree)
-        if room > longest_prompt and static - shape.weight_bytes >= LEAST_KV * static:
+        free = kv_cache_bytes(model.shape(degree), hardware, fraction)
+        if room > longest_prompt and free >= LEAST_KV * (hardware.memory * fraction):
             return degree
     return DEGREES[-1]
 

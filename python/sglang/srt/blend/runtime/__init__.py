@@ -6,7 +6,8 @@
 * `policy`: the order of the waiting queue; `queue_order`: where each request stands in it.
 * `prefill_adder`: who is admitted in a prefill step.
 * `pool`: upstream's requests and the planner's slots.
-* `encoder_cost`, `token_ids`: multimodal requests and odd token ids as the planner wants them.
+* `model_config`: upstream's model config as the cost model wants it; `encoder_cost`, `token_ids`: the same of
+  multimodal requests and odd token ids.
 * `metrics`, `admission_log`: what a user can see.
 * `radix/`: the RadixAttention tree with resource annotations, and its eviction.
 """

@@ -21,6 +21,7 @@ from sglang.srt.blend.runtime.admission_log import AdmissionLog
 from sglang.srt.blend.runtime.arguments import POLICY, flag, get_options
 from sglang.srt.blend.runtime.encoder_cost import EncoderCost
 from sglang.srt.blend.runtime.metrics import PrometheusGauges
+from sglang.srt.blend.runtime.model_config import config_dict, dtype_name
 from sglang.srt.blend.runtime.parts import BlendParts
 from sglang.srt.blend.runtime.policy import BlendSchedulePolicy
 from sglang.srt.blend.runtime.pool import RequestPool
@@ -74,7 +75,7 @@ def install_policy(original: Callable[[Scheduler], None], scheduler: Scheduler) 
 def build(scheduler: Scheduler) -> BlendParts:
     """Planner, accounts and policy for a scheduler whose cache exists."""
     options = get_options(scheduler.server_args)
-    config = model_config(scheduler)
+    config = config_dict(scheduler.model_config)
     hardware = find_hardware(options.hardware, scheduler.device)
     cost_model = CostModel(_shape(config, scheduler), hardware)
     compile_kernels(cost_model)
@@ -161,26 +162,14 @@ def _priority_sign(scheduler: Scheduler) -> int:
     return 1 if scheduler.schedule_low_priority_values_first else -1
 
 
-def model_config(scheduler: Scheduler) -> dict[str, Any]:
-    """The model's Hugging Face config as a dict, with the dtype it runs at."""
-    upstream = scheduler.model_config
-    config: dict[str, Any] = upstream.hf_config.to_dict()
-    text = upstream.hf_text_config.to_dict()
-    return {**config, "text_config": {**text, "dtype": _name(upstream.dtype)}}
-
-
 def _shape(config: Mapping[str, Any], scheduler: Scheduler) -> ModelShape:
-    kv_dtype = _name(scheduler.tp_worker.model_runner.kv_cache_dtype)
+    kv_dtype = dtype_name(scheduler.tp_worker.model_runner.kv_cache_dtype)
     known = ("float32", "bfloat16", "float16", "float8_e4m3fn", "float8_e5m2")
     return ModelShape.from_config(
         config,
         tensor_parallel=get_parallel().attn_tp_size,
         kv_dtype=kv_dtype if kv_dtype in known else "auto",
     )
-
-
-def _name(dtype: object) -> str:
-    return str(dtype).removeprefix("torch.")
 
 
 def find_hardware(name: str, device: str) -> Hardware:

@@ -6,29 +6,41 @@ the moments when what they replace has been imported and not yet run.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
+from sglang.srt.blend.core.cost.kv_capacity import kv_cache_bytes
 from sglang.srt.blend.core.cost.model_shape import ModelShape
 from sglang.srt.blend.core.cost.step_time import StepTimeModel
 from sglang.srt.blend.runtime import installer
 from sglang.srt.blend.runtime.installer import Hook, HookType
+from sglang.srt.blend.runtime.model_config import config_dict
 from sglang.srt.hardware_backend.simulated_gpu.settings import SimulationSettings
+
+if TYPE_CHECKING:
+    from sglang.srt.configs.model_config import ModelConfig
+    from sglang.srt.hardware_backend.simulated_gpu.device import SimulatedDevice
+    from sglang.srt.managers.schedule_batch import ScheduleBatch
+    from sglang.srt.managers.scheduler import Scheduler
+    from sglang.srt.managers.tp_worker import TpModelWorker
+    from sglang.srt.managers.utils import GenerationBatchResult
+    from sglang.srt.mem_cache.kv_cache_configurator import KVCacheConfigurator
+    from sglang.srt.model_executor.model_runner import ModelRunner
 
 
 class NoModel(torch.nn.Module):
     """Stands where the model's weights would be."""
 
 
-def shape_of(model_config: Any, *, tensor_parallel: int, kv_dtype: str) -> ModelShape:
-    """The cost model's view of upstream's ModelConfig."""
-    config = model_config.hf_config.to_dict()
-    config["dtype"] = str(model_config.dtype).removeprefix("torch.")
-    return ModelShape.from_config(config, tensor_parallel=tensor_parallel, kv_dtype=kv_dtype)
+def shape_of(model_config: ModelConfig, *, tensor_parallel: int, kv_dtype: str) -> ModelShape:
+    """The cost model's view of one rank's share; `kv_dtype` as in --kv-cache-dtype."""
+    return ModelShape.from_config(
+        config_dict(model_config), tensor_parallel=tensor_parallel, kv_dtype=kv_dtype
+    )
 
 
-def device_of(worker: Any) -> Any:
+def device_of(worker: TpModelWorker) -> SimulatedDevice:
     """The simulated device of a TpModelWorker, made at its first use."""
     device = getattr(worker, "simulated_device", None)
     if device is None:
@@ -51,14 +63,14 @@ def _load_nothing(_loader: Any, *, model_config: Any, device_config: Any) -> tor
     return NoModel()
 
 
-def _no_runners(runner: Any, capture_decode_cuda_graph: bool = True) -> None:
+def _no_runners(runner: ModelRunner, capture_decode_cuda_graph: bool = True) -> None:
     runner.eager_runner = runner.prefill_cuda_graph_runner = runner.decode_cuda_graph_runner = None
     runner.decode_cuda_graph_captured = False
     runner.decode_cuda_graph_capture_bs = []
     runner.graph_memory_usage, runner.graph_time_usage = {}, {}
 
 
-def _simulated_kv_bytes(configurator: Any, pre_model_load_memory: int) -> int:
+def _simulated_kv_bytes(configurator: KVCacheConfigurator, pre_model_load_memory: int) -> int:
     """Bytes for the KV cache: the GPU's static part less the weights of one rank.
 
     Where one process stands for several ranks, its tokens are as large as theirs together.
@@ -67,23 +79,25 @@ def _simulated_kv_bytes(configurator: Any, pre_model_load_memory: int) -> int:
 
     settings, ranks = SimulationSettings.from_environment(), get_parallel().tp_size
     hardware, degree = settings.hardware, max(ranks, settings.tensor_parallel)
+    fraction = get_schedule().mem_fraction_static
     shape, seen = (
         shape_of(configurator.model_config, tensor_parallel=n, kv_dtype="auto") for n in (degree, ranks)
     )
-    static = hardware.memory * get_schedule().mem_fraction_static
-    if static <= shape.weight_bytes:
+    free = kv_cache_bytes(shape, hardware, fraction)
+    if free <= 0:
         raise ValueError(
             f"a simulated {hardware.name} cannot hold the weights: {shape.weight_bytes / 1e9:.1f} GB per "
-            f"rank of {static / 1e9:.1f} GB; use more tensor-parallel ranks or a larger GPU"
+            f"rank of {hardware.memory * fraction / 1e9:.1f} GB; use more tensor-parallel ranks or a larger "
+            "GPU"
         )
-    return int((static - shape.weight_bytes) * (seen.kv_bytes / shape.kv_bytes))
+    return int(free * (seen.kv_bytes / shape.kv_bytes))
 
 
-def _forward(worker: Any, batch: Any, *_: Any, **__: Any) -> Any:
+def _forward(worker: TpModelWorker, batch: ScheduleBatch, *_: Any, **__: Any) -> GenerationBatchResult:
     return device_of(worker).forward(batch)
 
 
-def _report_clock(output: Any, scheduler: Any, *_: Any, **__: Any) -> None:
+def _report_clock(output: Any, scheduler: Scheduler, *_: Any, **__: Any) -> None:
     device = device_of(scheduler.tp_worker)
     output.internal_state["simulated_gpu"] = {
         "hardware": device.model.hardware.name,

@@ -3,6 +3,7 @@
 * `model_shape`: the sizes that matter, read from a Hugging Face config.
 * `hardware`: peak rates of a device, from `hardware.toml` or a file.
 * `cost_model`: compute and memory seconds of a request, and its density.
+* `kv_capacity`: bytes and tokens of the KV cache beside the weights.
 * `gemm_profile`: measured GEMM times (`gpu_gemm_profiles.csv`, `gpu_kernels.toml`).
 * `step_time`: the parts of one forward pass, seconds.
 * `engines`: how an engine combines the parts: alternating, mixed or overlapped passes.
