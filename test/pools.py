@@ -15,8 +15,8 @@ from sglang.srt.blend.core.cost.hardware import load_hardware
 from sglang.srt.blend.core.cost.model_shape import ModelShape
 from sglang.srt.blend.core.order.plan import PlannerOptions
 from sglang.srt.blend.core.planner import Planner
-from sglang.srt.blend.core.pool import prefix_sort
-from sglang.srt.blend.core.pool.prefix_tree import ResourceAwarePrefixTree, build_tree
+from sglang.srt.blend.core.pool.prefix_tree import ResourceAwarePrefixTree
+from sglang.srt.blend.core.pool.sorted_prompts import SortedPrompts
 from sglang.srt.blend.core.pool.token_store import TokenStore
 
 LLAMA_3_8B: dict[str, Any] = {
@@ -86,18 +86,16 @@ class Pool:
             namespace=part.namespace,
         )
 
-    def sorted(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """(order, lcp) of the prompts."""
+    def sorted(self) -> SortedPrompts:
+        """The requests in order of their prompts; slots are indices into the pool."""
         store = TokenStore()
-        slots = store.put(self.tokens, self.offsets)
-        arrays = store.data, store.start, store.length, self.namespace
-        order = prefix_sort.sort_prompts(*arrays, slots)
-        return order, prefix_sort.neighbour_prefixes(*arrays, order)
+        return SortedPrompts().insert(store, store.put(self.tokens, self.offsets), self.namespace)
 
     def tree(self, cost: CostModel | None = None) -> ResourceAwarePrefixTree:
         """The tree with true output lengths."""
-        order, lcp = self.sorted()
-        return build_tree(lcp, self.lengths[order], self.output[order], cost or llama_on_a100())
+        prompts = self.sorted()
+        order = prompts.slots
+        return prompts.tree(self.lengths[order], self.output[order], cost or llama_on_a100())
 
 
 def pool(

@@ -144,7 +144,7 @@ def one_of_each():
     )
     planner.table.estimate[:] = [10, 10_000] + [300] * 20
     planner.refresh()
-    planner.ledger.scanner.load(planner._blend_waiting(planner._planned()).scan)
+    planner.ledger.scanner.load(planner._order_waiting(planner._planned()).scan)
     planner.admit(0)
     planner.admit(1)
     return planner
@@ -176,14 +176,14 @@ def test_a_retracted_request_is_planned_with_the_work_that_it_still_is():
     )
     back, fresh = slots.tolist()
     planner.admit(back)
-    planner.progress(np.array([back]), np.array([400]))
+    planner.ledger.progress(np.array([back]), np.array([400]))
     planner.retract(back)
     assert planner.table.waiting_rows == 420 + 100 + 20 + 500
     planner.replan()
     assert planner.table.waiting_rows == 420 + 100 + 20 + 500
     assert planner.order.tolist() == [back, fresh]
-    assert planner._blend.scan.output.tolist() == [100, 500]
-    assert planner._blend.scan.new_tokens.tolist() == [420, 20]
+    assert planner._window.scan.output.tolist() == [100, 500]
+    assert planner._window.scan.new_tokens.tolist() == [420, 20]
 
 
 def test_a_request_admitted_unasked_goes_to_the_side_of_its_density():
@@ -193,7 +193,7 @@ def test_a_request_admitted_unasked_goes_to_the_side_of_its_density():
 
 def test_a_request_that_outlives_its_estimate_a_little_keeps_its_side():
     planner = one_of_each()
-    planner.progress(np.array([0]), np.array([12]))
+    planner.ledger.progress(np.array([0]), np.array([12]))
     assert planner.ledger.side(0) == Side.COMPUTE
     assert planner.table.expected(0) == 24
 
@@ -201,7 +201,7 @@ def test_a_request_that_outlives_its_estimate_a_little_keeps_its_side():
 def test_a_request_that_outlives_its_estimate_by_far_moves_to_the_memory_side():
     planner = one_of_each()
     before = planner.state.used
-    planner.progress(np.array([0]), np.array([5000]))
+    planner.ledger.progress(np.array([0]), np.array([5000]))
     assert planner.ledger.side(0) == Side.MEMORY
     assert planner.state.used.compute == 0.0
     assert planner.state.used.memory > before.memory
@@ -278,7 +278,7 @@ def test_a_server_that_never_needs_a_plan_does_not_grow():
             planner.observe(slot, 5)
             planner.remove(slot)
     assert planner.table.store.num_slots < 5000
-    assert len(planner._order) < 5000
+    assert len(planner._pool.prompts) < 5000
 
 
 # ------------------------------------------------------------------ what is left, and when to plan
@@ -293,7 +293,7 @@ def test_steps_left_are_those_of_the_longest_that_still_waits():
         planner.admit(slot)
         longest.append(planner.ledger.work_left(none, none).longest)
     assert longest == [9, 7, 7, 3, 0]
-    planner.progress(np.array([1, 3]), np.array([2, 1]))
+    planner.ledger.progress(np.array([1, 3]), np.array([2, 1]))
     for slot, left in ((3, 2), (1, 5)):
         planner.retract(slot)
         assert planner.ledger.work_left(none, none).longest == left
@@ -355,7 +355,7 @@ def test_steady_admissions_hold_the_roots_density():
     requests = mixed_pool(5, 6000)
     planner = planner_for(requests, kv_capacity=200_000)
     plan = planner.plan()
-    scan, output = planner._blend.scan, requests.output[plan.slots]
+    scan, output = planner._window.scan, requests.output[plan.slots]
     comp, mem = (seconds[np.argsort(scan.slots)][plan.slots] for seconds in (scan.comp, scan.mem))
     begin, end = plan.steps[-1] * 0.2, plan.steps[-1] * 0.8
     overlap = np.minimum(plan.steps + output, end) - np.maximum(plan.steps, begin)

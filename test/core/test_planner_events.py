@@ -54,7 +54,7 @@ class Recount:
         output = planner.table.estimate[below]
         assert totals.comp == pytest.approx(cost.comp(length, output).sum(), rel=1e-9)
         assert totals.mem == pytest.approx(cost.mem(length, output).sum(), rel=1e-9)
-        order = planner._blend.slots.tolist() if planner._blend else []
+        order = planner._window.slots.tolist() if planner._window else []
         position = {s: i for i, s in enumerate(order) if planner.table.plan_position[s] == i}
         assert totals.next_use == min((position.get(s, NEVER - 1) for s in below), default=NEVER)
         assert planner.ledger.index.next_use_many(np.array([lo]), np.array([hi])).tolist() == [
@@ -67,13 +67,9 @@ class Recount:
         planner = self.planner
         planner.refresh()
         present = [s for s in range(planner.table.store.num_slots) if planner.table.state[s] != 0]
-        key = {s: (int(planner.table.space[s]), planner.table.store.prompt(s).tolist(), s) for s in present}
-        assert planner._order.tolist() == sorted(present, key=key.__getitem__)
-        for i in range(1, len(planner._order)):
-            a, b = key[planner._order[i - 1]], key[planner._order[i]]
-            same = next((k for k, (x, y) in enumerate(zip(a[1], b[1], strict=False)) if x != y), None)
-            shared = min(len(a[1]), len(b[1])) if same is None else same
-            assert planner._lcp[i] == (shared if a[0] == b[0] else 0)
+        prompts = planner._pool.prompts
+        assert sorted(prompts.slots.tolist()) == present
+        prompts._check(planner.table.store, planner.table.space)
         for s, prompt in self.prompt.items():
             assert planner.table.store.prompt(s).tolist() == prompt
 
@@ -113,7 +109,7 @@ def test_counters_index_and_order_equal_a_recount_after_random_events(seed, memo
             truth.state[slot] = "waiting"
         elif event == "progress" and running:
             slots = rng.choice(list(truth.state), min(3, len(truth.state)), replace=False)
-            planner.progress(slots, rng.integers(0, 3000, len(slots)))
+            planner.ledger.progress(slots, rng.integers(0, 3000, len(slots)))
         elif event == "replan":
             planner.replan()
             assert not planner.stale or not waiting or planner.table.num_waiting == 0

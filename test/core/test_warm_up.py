@@ -30,7 +30,7 @@ def test_a_planner_at_work_compiles_nothing_after_the_warm_up():
     slots = planner.propose(8)
     for slot in slots:
         planner.admit(slot, shared_tokens=0)
-    planner.progress(np.array(slots), np.full(len(slots), 3))
+    planner.ledger.progress(np.array(slots), np.full(len(slots), 3))
     for slot in slots:
         planner.observe(slot, 3)
         planner.remove(slot)

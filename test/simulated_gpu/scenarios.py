@@ -133,8 +133,7 @@ def large_prompts() -> Workload:
 
 def simulated() -> dict[str, Any]:
     from checkpoints import make_llama
-    from sglang.srt.blend.core import planner
-    from sglang.srt.blend.core.step import step
+    from sglang.srt.blend.core.step import step_maker
     from sglang.srt.hardware_backend.simulated_gpu import device
     from sglang.srt.hardware_backend.simulated_gpu.simulate import simulate
 
@@ -184,7 +183,7 @@ def simulated() -> dict[str, Any]:
 
     small = SMALL_POOL
     chance = {"workload": chance_agreements(), "max_total_tokens": 4096, "chunked_prefill_size": 4096}
-    with patched(step, "SURPLUS", 0.0), patched(planner, "SURPLUS", 0.0):
+    with patched(step_maker, "SURPLUS", 0.0):
         without_spare = run("blend", "overlapped", **chance)
     with tempfile.TemporaryDirectory() as folder:
         tiny = json.loads((make_llama(Path(folder)) / "config.json").read_text())

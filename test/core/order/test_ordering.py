@@ -56,7 +56,7 @@ def test_unsplit_order_keeps_all_sharing(requests):
 @given(pools, budgets)
 def test_reported_sharing_is_that_of_walking_the_order_within_its_subtrees(requests, budget):
     """A walk of the real prompts shares at least what is reported."""
-    order, _ = requests.sorted()
+    order = requests.sorted().slots
     result = order_by_density(requests.tree(), llama_on_a100(), sharing_budget=budget)
     walked = [requests.prompts[slot] for slot in order[result.order]]
     for shared, a, b in zip(result.shared[1:], walked, walked[1:], strict=False):
@@ -90,7 +90,7 @@ def test_one_outlier_in_a_shared_subtree_moves_to_its_density():
     requests = pool(prompts, output)
     tree = requests.tree()
     result = order_by_density(tree, llama_on_a100())
-    order, _ = requests.sorted()
+    order = requests.sorted().slots
     assert order[result.order[-1]] == 199
     assert result.splits == 1
     assert tree.shared_tokens - result.shared_tokens == 20

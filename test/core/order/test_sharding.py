@@ -92,7 +92,6 @@ def test_totals_of_a_part_are_those_of_its_own_tree(requests, parts):
         assert part.comp == pytest.approx((alone.comp - alone.saved).sum())
         assert part.mem == pytest.approx(alone.mem.sum())
         assert part.shared_tokens == alone.shared_tokens
-        assert part.longest_output == requests.output[chosen].max(initial=0)
 
 
 @pytest.mark.parametrize("prompts", [[], [[]], [[], []], [[5, 5]] * 7, [[1], [1, 2], [1, 2, 3], [1, 2, 3]]])
@@ -107,7 +106,7 @@ def test_with_more_parts_than_requests_each_is_alone():
     shards = shard_pool(pool([[i] * 50 for i in range(5)], [1, 10, 100, 1000, 10_000]), 8)
     assert sorted(len(part.requests) for part in shards.parts) == [0, 0, 0, 1, 1, 1, 1, 1]
     empty = next(part for part in shards.parts if not len(part.requests))
-    assert (empty.work, empty.density, empty.longest_output) == (0.0, 0.0, 0)
+    assert (empty.work, empty.density) == (0.0, 0.0)
 
 
 # ------------------------------------------------------------------ balance
@@ -192,7 +191,7 @@ def test_sharing_lost_is_what_the_parts_compute_again(requests, parts):
 def test_small_subtrees_are_never_cut(seed, parts):
     requests = small_requests(seed)
     tree = requests.tree()
-    order, _ = requests.sorted()
+    order = requests.sorted().slots
     owner = np.empty(len(requests), np.int64)
     for number, part in enumerate(shard_pool(requests, parts).parts):
         owner[part.requests] = number

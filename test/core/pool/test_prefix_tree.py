@@ -21,14 +21,16 @@ def common(a, b):
 
 @given(st.lists(st.lists(st.sampled_from(EXTREME), max_size=4), max_size=60))
 def test_prompts_of_any_int32_tokens_are_sorted(prompts):
-    order, lcp = pool(prompts).sorted()
+    prompts_sorted = pool(prompts).sorted()
+    order, lcp = prompts_sorted.slots, prompts_sorted.common
     assert order.tolist() == sorted(range(len(prompts)), key=lambda i: (prompts[i], i))
     pairs = itertools.pairwise(order)
     assert lcp.tolist()[1:] == [common(prompts[a], prompts[b]) for a, b in pairs]
 
 
 def test_namespaces_share_nothing():
-    order, lcp = pool([[1, 2]] * 4, namespace=[1, 0, 1, 0]).sorted()
+    by_space = pool([[1, 2]] * 4, namespace=[1, 0, 1, 0]).sorted()
+    order, lcp = by_space.slots, by_space.common
     assert order.tolist() == [1, 3, 0, 2]
     assert lcp.tolist() == [0, 2, 0, 2]
 
@@ -37,7 +39,7 @@ def test_namespaces_share_nothing():
 def test_every_annotation_is_a_sum_over_the_requests_below(seed, n):
     requests, cost = random_pool(seed, n), llama_on_a100()
     tree = requests.tree(cost)
-    order, _ = requests.sorted()
+    order = requests.sorted().slots
     prompts = [tuple(requests.prompts[i].tolist()) for i in order]
     assert tree.parent[0] == -1
     assert np.all(tree.parent[1:] < np.arange(1, len(tree.parent)))
@@ -70,8 +72,9 @@ def test_merging_and_removing_equal_sorting_anew(seed, old, new):
     order, lcp = prefix_sort.merge_sorted(
         *arrays, first, prefix_sort.neighbour_prefixes(*arrays, first), second
     )
-    for merged, sorted_anew in zip((order, lcp), requests.sorted(), strict=True):
-        assert np.array_equal(merged, sorted_anew)
+    anew = requests.sorted()
+    assert np.array_equal(order, anew.slots)
+    assert np.array_equal(lcp, anew.common)
     keep = np.random.default_rng(seed).random(old + new) < 0.5
     kept, prefixes = prefix_sort.remove_sorted(order, lcp, keep)
     assert np.array_equal(kept, order[keep])
@@ -81,7 +84,7 @@ def test_merging_and_removing_equal_sorting_anew(seed, old, new):
 @given(seeds, st.integers(0, 60), st.lists(st.integers(0, 3), max_size=6), st.integers(0, 6))
 def test_narrowing_finds_those_who_go_on_with_the_tokens(seed, n, path, cut):
     requests = random_pool(seed, n)
-    order, _ = requests.sorted()
+    order = requests.sorted().slots
     store = TokenStore()
     store.put(requests.tokens, requests.offsets)
     arrays = store.data, store.start, store.length, order

@@ -5,14 +5,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sglang.srt.blend.core.step.dual_scan import (
-    DualScanner,
-    ScanOrder,
-    Side,
-    scan_to_the_end,
-)
+from sglang.srt.blend.core.step.dual_scan import ScanOrder, Side, scan_to_the_end
 from sglang.srt.blend.core.step.pacing import Quota
 from sglang.srt.blend.core.step.partition import partition_capacity, share_tokens
+from sglang.srt.blend.core.step.scanner import DualScanner
 
 densities = st.floats(1e-3, 1e3)
 

@@ -16,6 +16,7 @@ from sglang.srt.blend.core.step import step as step_module
 from sglang.srt.blend.core.step.leaders import PrefixKeys
 from sglang.srt.blend.core.step.pacing import Pacer
 from sglang.srt.blend.core.step.step import LATE_STEPS, MAX_PASSED_OVER, Running, StepLimits
+from sglang.srt.blend.core.step.step_maker import StepMaker
 from sglang.srt.blend.core.step.verdict import Reason, Verdict
 
 
@@ -25,7 +26,7 @@ def planner_of(requests, *, kv_capacity=1000, paced="", **options):
     if paced:
         cost = llama_on_a100()
         times = StepTimeModel(cost.shape, cost.hardware)
-        planner._pacer = Pacer(times, paced, kv_capacity=kv_capacity)
+        planner._steps = StepMaker(planner.ledger, Pacer(times, paced, kv_capacity=kv_capacity))
     return planner
 
 
@@ -438,7 +439,7 @@ def test_steps_empty_every_pool_within_its_capacity_and_their_books_stay_right(s
             order.remove(back)
             used -= int(table.store.length[back] + table.generated[back])
             planner.retract(back)
-        planner.progress(np.array(order, np.int64), table.generated[np.array(order, np.int64)] + 1)
+        planner.ledger.progress(np.array(order, np.int64), table.generated[np.array(order, np.int64)] + 1)
         for slot in [s for s in order if table.generated[s] >= output[s]]:
             order.remove(slot)
             ended.add(slot)

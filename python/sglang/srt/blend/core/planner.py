@@ -7,35 +7,33 @@ give equal plans.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from itertools import islice
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sglang.srt.blend.core.cost.cost_model import CostModel
-from sglang.srt.blend.core.order.output_length import choose_samples, estimate_outputs
-from sglang.srt.blend.core.order.plan import Blend, Plan, PlannerOptions, blend_requests
-from sglang.srt.blend.core.pool import prefix_sort
-from sglang.srt.blend.core.pool.prefix_tree import build_tree, densities
+from sglang.srt.blend.core.order.output_length import estimate_outputs
+from sglang.srt.blend.core.order.plan import (
+    OrderedWindow,
+    Plan,
+    PlannerOptions,
+    admission_order,
+    order_window,
+)
+from sglang.srt.blend.core.order.samples import Samples
 from sglang.srt.blend.core.pool.request_table import UNPLANNED, State
-from sglang.srt.blend.core.step.dual_scan import Side, scan_to_the_end
+from sglang.srt.blend.core.pool.sorted_pool import SortedPool
+from sglang.srt.blend.core.step.dual_scan import Side
 from sglang.srt.blend.core.step.ledger import Ledger
-from sglang.srt.blend.core.step.pacing import Pacer, Quota
+from sglang.srt.blend.core.step.pacing import Pacer
 from sglang.srt.blend.core.step.partition import Partition
-from sglang.srt.blend.core.step.step import SURPLUS, Running, Step, StepLimits
-from sglang.srt.blend.core.step.step_memory import StepMemory
+from sglang.srt.blend.core.step.step import Running, Step, StepLimits
+from sglang.srt.blend.core.step.step_maker import StepMaker
 from sglang.srt.blend.core.step.verdict import Reason
 
 Ints = NDArray[np.int64]
-
-# Answers capped at so few tokens need no sample: whatever their length is, it changes little, while the
-# prefix of a sample may have left the cache when its relatives' turn comes.
-_SHORT_CAP = 16
-# Departures after which the sorted prompts are compacted even if nobody asks for a plan.
-_MAX_GONE = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,18 +94,10 @@ class Planner:
         self.ledger = Ledger(cost_model, kv_capacity)
         self.table = self.ledger.table
         self.replans = 0
-        self._pacer = pacer
-        self._memory = StepMemory(leader_lag)
-        self._rng = np.random.default_rng(seed)
-        self._order: Ints = np.zeros(0, np.int64)  # sorted slots: waiting, running and remembered
-        self._lcp: Ints = np.zeros(0, np.int64)
-        self._arrivals: list[Ints] = []
-        self._gone: list[int] = []  # to leave the sorted order at the next refresh
-        self._remembered: deque[int] = deque()
-        self._samples: deque[int] = deque()
-        self._open_samples = 0
-        self._samples_answered = False
-        self._blend: Blend | None = None
+        self._steps = StepMaker(self.ledger, pacer, leader_lag)
+        self._pool = SortedPool(self.table, self.options.memory)
+        self._samples = Samples(self.table, np.random.default_rng(seed))
+        self._window: OrderedWindow | None = None
         self._completions = 0
         self._unplanned = 0
         self._largest_plan = 0  # requests
@@ -146,7 +136,7 @@ class Planner:
             extra_compute=extra_compute,
             namespace=namespace,
         )
-        self._arrivals.append(slots)
+        self._pool.arrive(slots)
         self._unplanned += len(slots)
         return slots
 
@@ -160,18 +150,11 @@ class Planner:
         """
         table = self.table
         self.ledger.leave(slot)
-        self._memory.somebody_left()
+        self._steps.memory.somebody_left()
         if table.sampled.item(slot):
-            self._open_samples -= 1
-            self._samples_answered |= self._open_samples == 0
-        if table.observed.item(slot) >= 0 and self.options.memory:
-            table.state[slot] = State.FINISHED
-            self._remembered.append(slot)
-            if len(self._remembered) > self.options.memory:
-                self._forget(self._remembered.popleft())
-        else:
-            self._forget(slot)
-        if len(self._gone) >= max(_MAX_GONE, len(self._order) // 2):
+            self._samples.left()
+        self._pool.leave(slot)
+        if self._pool.crowded:
             self.refresh()
 
     def observe(self, slot: int, output_length: int) -> None:
@@ -198,14 +181,10 @@ class Planner:
             generated: output tokens so far, if they are not known yet.
         """
         if generated is not None:
-            self.progress(np.array([slot]), np.array([generated]))
+            self.ledger.progress(np.array([slot]), np.array([generated]))
         self.ledger.retract(slot)
-        self._memory.somebody_left()
+        self._steps.memory.somebody_left()
         self._unplanned += 1
-
-    def progress(self, slots: Ints, generated: Ints) -> None:
-        """Running requests (n,) have generated so many tokens (n,); see `Ledger.progress`."""
-        self.ledger.progress(slots, generated)
 
     # ---------------------------------------------------------------- plan
 
@@ -215,41 +194,17 @@ class Planner:
         waiting = self.table.num_waiting
         if waiting == 0:
             return False
-        if self._unplanned * 64 >= waiting or self._samples_answered:
+        if self._unplanned * 64 >= waiting or self._samples.answered:
             return True
         if self._completions >= max(self.options.replan_interval, waiting // 20):
             return True
         return self.ledger.scanner.num_waiting == 0
 
     def refresh(self) -> None:
-        """Take arrivals and departures into the sorted order, so that the index knows all requests."""
-        if not self._arrivals and not self._gone:
-            return
-        table, gone = self.table, self._gone
-        store = table.store
-        if gone:
-            keep = np.ones(store.num_slots, np.bool_)
-            keep[gone] = False
-            self._order, self._lcp = prefix_sort.remove_sorted(self._order, self._lcp, keep[self._order])
-        arrivals = np.concatenate([np.zeros(0, np.int64), *self._arrivals])
-        arrivals = arrivals[table.state[arrivals] != State.ABSENT]
-        if len(arrivals):
-            arrivals = prefix_sort.sort_prompts(store.data, store.start, store.length, table.space, arrivals)
-            if len(self._order):
-                self._order, self._lcp = prefix_sort.merge_sorted(
-                    store.data, store.start, store.length, table.space, self._order, self._lcp, arrivals
-                )
-            else:
-                self._order = arrivals
-                self._lcp = prefix_sort.neighbour_prefixes(
-                    store.data, store.start, store.length, table.space, arrivals
-                )
-        self._arrivals, self._gone = [], []
-        if gone:
-            # From here on their slots may belong to others.
-            self._samples = deque(s for s in self._samples if table.state[s] != State.ABSENT)
-            store.drop(np.array(gone, np.int64))
-        self._rebuild_index()
+        """Take arrivals and departures into the sorted prompts, so that the index knows all requests."""
+        if self._pool.refresh():
+            self._samples.drop_absent()
+            self._rebuild_index()
 
     def replan(self) -> None:
         """Estimate, sort, split, merge and load the scanner with everything that waits."""
@@ -257,17 +212,17 @@ class Planner:
         self.refresh()
         self.replans += 1
         self._completions = self._unplanned = 0
-        self._samples_answered = False
+        self._samples.answered = False
         self._estimate_outputs()
-        self._blend = blend = self._blend_waiting(self._planned())
+        self._window = window = self._order_waiting(self._planned())
         table.plan_position.fill(UNPLANNED)
-        table.plan_position[blend.slots] = np.arange(len(blend.slots))
-        table.shared[blend.slots] = blend.density.shared
+        table.plan_position[window.slots] = np.arange(len(window.slots))
+        table.shared[window.slots] = window.density.shared
         table.forget_waiting()
-        table.count_waiting(self._order[table.state[self._order] == State.WAITING])
-        self.ledger.scanner.load(blend.scan, self._density_left())
+        table.count_waiting(self._pool.prompts.slots[table.state[self._pool.prompts.slots] == State.WAITING])
+        self.ledger.scanner.load(window.scan, self.ledger.density_left())
         self._rebuild_index()
-        self._memory.somebody_left()
+        self._steps.memory.somebody_left()
         if table.num_waiting >= self._largest_plan:
             self._largest_plan = table.num_waiting
             self._largest_sharing = self.sharing_ratio
@@ -276,48 +231,28 @@ class Planner:
     def plan(self) -> Plan:
         """The admission order of all that waits, window after window, as if every estimate were exact."""
         self.replan()
-        assert self._blend is not None
-        blends = [self._blend]
+        assert self._window is not None
+        ordered = [self._window]
         if self.options.window:
-            rest = (self.table.state[self._order] == State.WAITING) & ~self._planned()
-            windows = self.table.sequence[self._order] // self.options.window
-            blends += [self._blend_waiting(rest & (windows == w)) for w in np.unique(windows[rest])]
-        slots, sides, steps = [], [], []
-        begin = 0.0
-        for blend in blends:
-            one = scan_to_the_end(blend.scan, self.kv_capacity)
-            slots.append(one[0])
-            sides.append(one[1])
-            steps.append(begin + one[2])
-            begin = float(steps[-1][-1]) if len(one[0]) else begin
-        every = np.concatenate(slots)
-        reorder = np.argsort(~np.isin(every, np.array(self._samples, np.int64)), kind="stable")
-        comp = sum(float(blend.scan.comp.sum()) for blend in blends)
-        mem = sum(float(blend.scan.mem.sum()) for blend in blends)
-        return Plan(
-            slots=every[reorder],
-            sides=np.concatenate(sides)[reorder],
-            steps=np.concatenate(steps)[reorder],
-            density=float(densities(comp, mem)),
-            shared_tokens=sum(blend.density.shared_tokens for blend in blends),
-            possible_tokens=sum(blend.possible for blend in blends),
-            splits=sum(blend.density.splits for blend in blends),
-        )
+            rest = (self.table.state[self._pool.prompts.slots] == State.WAITING) & ~self._planned()
+            windows = self.table.sequence[self._pool.prompts.slots] // self.options.window
+            ordered += [self._order_waiting(rest & (windows == w)) for w in np.unique(windows[rest])]
+        return admission_order(ordered, self.kv_capacity, self._samples.waiting())
 
     @property
     def order(self) -> Ints:
         """Slots of the last plan that are still in the pool, from compute- to memory-intensive."""
-        if self._blend is None:
+        if self._window is None:
             return np.zeros(0, np.int64)
-        slots = self._blend.slots
+        slots = self._window.slots
         return np.asarray(slots[self.table.plan_position[slots] == np.arange(len(slots))])
 
     @property
     def sharing_ratio(self) -> float:
         """Share of the planned prompts' tokens that need not be computed."""
-        if self._blend is None or not self._blend.prompt:
+        if self._window is None or not self._window.prompt:
             return 0.0
-        return self._blend.density.shared_tokens / self._blend.prompt
+        return self._window.density.shared_tokens / self._window.prompt
 
     @property
     def state(self) -> PlannerState:
@@ -332,7 +267,7 @@ class Planner:
             sharing_possible=self._largest_sharing,
             waiting=self.table.num_waiting,
             replans=self.replans,
-            reasons={reason.value: self._memory.reasons[reason] for reason in Reason},
+            reasons={reason.value: self._steps.memory.reasons[reason] for reason in Reason},
         )
 
     # ---------------------------------------------------------------- step
@@ -356,111 +291,30 @@ class Planner:
             choose: proposes so many requests instead of the plan, in an order that the plan does not know,
                 such as priorities.
         """
-        memory = self._memory
-        max_proposals = memory.begin_step(limits.max_proposals)
-        everything_fits = self._plan_if_it_pays(limits.max_proposals)
-        self.progress(*running)
-        quota = None if everything_fits else self._quota(running.slots)
-        proposals: list[int] = []
-        if not everything_fits:
-            proposals = choose(max_proposals) if choose else self._proposals(max_proposals, quota)
-        return Step(
-            self.ledger,
-            memory,
-            running=running.slots,
-            used_tokens=used_tokens,
-            limits=limits,
-            quota=quota,
-            overlaps=self._pacer is not None and self._pacer.overlapped,
-            proposals=proposals,
+        everything_fits = self._steps.everything_fits(limits.max_proposals)
+        # Where everything fits nobody follows a plan, but what it says about a pool that has grown is shown.
+        grown = self.table.num_waiting > 2 * self._largest_plan
+        if grown if everything_fits else self.stale:
+            self.replan()
+        self.ledger.progress(*running)
+        return self._steps.make(
+            running,
+            used_tokens,
+            limits,
+            samples=self._samples.waiting(limits.max_proposals),
             first=first,
+            choose=choose,
             everything_fits=everything_fits,
         )
 
-    def _proposals(self, limit: int, quota: Quota | None) -> list[int]:
-        """Whom the plan wants in a step, without those that cannot fit before somebody leaves."""
-        memory = self._memory
-        if quota is not None:
-            quota = replace(quota, tokens=quota.tokens + int(SURPLUS * quota.tokens))
-        proposals = self.propose(limit, quota, longest=memory.longest_fit)
-        if memory.full_sides:
-            proposals = [slot for slot in proposals if self._may_fit(slot)]
-        return proposals
-
-    def _plan_if_it_pays(self, max_proposals: int) -> bool:
-        """Make a new plan if it pays; returns whether everything that waits fits, so that none is needed.
-
-        Where everything fits, nobody follows a plan. One is made all the same when more waits than twice
-        the largest plan has seen, for what it says about the pool. What is left of a pool that did not fit
-        goes on as planned to its end where prefill is paced: admitted at once, it would leave the longest
-        answers nothing to hide.
-        """
-        memory, waiting = self._memory, self.table.num_waiting
-        fits = waiting <= max_proposals and self.ledger.fits_entirely()
-        paced = self._pacer is not None
-        memory.draining = paced and self.ledger.scanner.num_waiting > 0 and (memory.draining or not fits)
-        everything_fits = fits and not memory.draining
-        if waiting > 2 * self._largest_plan if everything_fits else self.stale:
-            self.replan()
-        return everything_fits
-
-    def _quota(self, running: Ints) -> Quota | None:
-        """What the pacer asks of a step; None while there is no pacer, or nothing runs that it could pace."""
-        if self._pacer is None or not len(running):
-            return None
-        table = self.table
-        generated = table.generated[running]
-        context = table.store.length[running] + generated
-        remaining = np.maximum(table.expected_many(running) - generated, 1)
-        return self._pacer.quota(
-            self.ledger.work_left(remaining, context),
-            decode_rows=len(running),
-            kv_tokens=float(context.sum()),
-        )
-
-    def _may_fit(self, slot: int) -> bool:
-        return self._memory.may_fit(self.ledger.side(slot), self.table.expected(slot))
-
-    def propose(self, limit: int, quota: Quota | None = None, *, longest: int | None = None) -> list[int]:
-        """Requests to admit next, in order: samples first, then both ends under the partition.
-
-        Args:
-            quota: what the compute side may prefill, instead of its share of the partition.
-            longest: output tokens that fit beside what runs; see `DualScanner.propose`.
-        """
-        while self._samples and self.table.state[self._samples[0]] != State.WAITING:
-            self._samples.popleft()
-        waiting = (s for s in self._samples if self.table.state[s] == State.WAITING)
-        samples = list(islice(waiting, max(limit, 0)))
-        chosen = set(samples)
-        rest = self.ledger.scanner.propose(limit, quota, longest=longest)
-        rest = [slot for slot in rest if slot not in chosen]
-        # What is known to be long need not wait for what samples will say.
-        certain = 0
-        while certain < len(rest) and self._certain(rest[certain]):
-            certain += 1
-        return (rest[:certain] + samples + rest[certain:])[:limit]
-
-    def _certain(self, slot: int) -> bool:
-        """Whether a request just proposed belongs to the memory side whatever the samples say."""
-        return self.table.known.item(slot) > 0 and self.ledger.side(slot) is Side.MEMORY
+    def propose(self, limit: int) -> list[int]:
+        """Slots to admit next outside of a step, in order; nothing changes."""
+        return self._steps.propose(limit, self._samples.waiting(max(limit, 0)))
 
     # ---------------------------------------------------------------- inside
 
-    def _density_left(self) -> float:
-        """Comp / Mem of what running and waiting requests will still do."""
-        table = self.table
-        running = np.flatnonzero(table.state == State.RUNNING)
-        generated = table.generated[running]
-        remaining = np.maximum(table.expected_many(running) - generated, 0)
-        return self.ledger.work_left(remaining, table.store.length[running] + generated).density
-
-    def _forget(self, slot: int) -> None:
-        self.table.state[slot] = State.ABSENT
-        self._gone.append(slot)
-
     def _rebuild_index(self) -> None:
-        table, order = self.table, self._order
+        table, order = self.table, self._pool.prompts.slots
         prompt, output = table.store.length[order], table.estimate[order]
         self.ledger.index.rebuild(
             table.store,
@@ -474,9 +328,9 @@ class Planner:
 
     def _estimate_outputs(self) -> None:
         """Estimate all that waits from the answers in its neighbourhood; choose new samples."""
-        table, order = self.table, self._order
-        tree = build_tree(
-            self._lcp, table.store.length[order], np.maximum(table.estimate[order], 1), self.cost_model
+        table, order = self.table, self._pool.prompts.slots
+        tree = self._pool.prompts.tree(
+            table.store.length[order], np.maximum(table.estimate[order], 1), self.cost_model
         )
         estimate = estimate_outputs(
             lo=tree.lo,
@@ -492,31 +346,18 @@ class Planner:
         table.estimate[waiting] = np.maximum(
             estimate[waits], np.minimum(table.generated[waiting] + 1, table.max_new[waiting])
         )
-        unknown = self._planned() & (table.known[order] == 0) & (table.max_new[order] > _SHORT_CAP)
-        covered = table.sampled[order] | (table.observed[order] >= 0)
-        picks = order[
-            choose_samples(
-                lo=tree.lo,
-                hi=tree.hi,
-                unknown=unknown & ~covered,
-                covered=covered,
-                fraction=self.options.sample_fraction,
-                rng=self._rng,
-            )
-        ]
-        table.sampled[picks] = True
-        self._open_samples += len(picks)
-        self._samples.extend(picks.tolist())
+        self._samples.choose(order, tree, self._planned(), self.options.sample_fraction)
 
     def _planned(self) -> NDArray[np.bool_]:
         """Which sorted requests wait in the present window: the oldest that still has some waiting."""
-        waits = self.table.state[self._order] == State.WAITING
+        waits = self.table.state[self._pool.prompts.slots] == State.WAITING
         if self.options.window and waits.any():
-            window = self.table.sequence[self._order] // self.options.window
+            window = self.table.sequence[self._pool.prompts.slots] // self.options.window
             waits &= window == window[waits].min()
         return np.asarray(waits)
 
-    def _blend_waiting(self, planned: NDArray[np.bool_]) -> Blend:
+    def _order_waiting(self, planned: NDArray[np.bool_]) -> OrderedWindow:
         """Density order of the planned ones of the sorted requests."""
-        slots, lcp = prefix_sort.remove_sorted(self._order, self._lcp, planned)
-        return blend_requests(slots, lcp, self.table, self.cost_model, self.options, self.kv_capacity)
+        return order_window(
+            self._pool.prompts.subset(planned), self.table, self.cost_model, self.options, self.kv_capacity
+        )

@@ -24,7 +24,7 @@ def compile_kernels(cost_model: CostModel) -> None:
         planner.replan()
     first, second = planner.propose(3)[:2]
     planner.admit(first)
-    planner.progress(np.array([first]), np.array([9]))
+    planner.ledger.progress(np.array([first]), np.array([9]))
     planner.observe(first, 9)
     planner.remove(first)
     planner.admit(second)

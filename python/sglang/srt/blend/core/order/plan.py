@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,9 +10,10 @@ from numpy.typing import NDArray
 
 from sglang.srt.blend.core.cost.cost_model import CostModel
 from sglang.srt.blend.core.order.ordering import DensityOrder, order_by_density
-from sglang.srt.blend.core.pool.prefix_tree import build_tree
+from sglang.srt.blend.core.pool.prefix_tree import densities
 from sglang.srt.blend.core.pool.request_table import RequestTable
-from sglang.srt.blend.core.step.dual_scan import ScanOrder
+from sglang.srt.blend.core.pool.sorted_prompts import SortedPrompts
+from sglang.srt.blend.core.step.dual_scan import ScanOrder, scan_to_the_end
 from sglang.srt.blend.core.step.partition import share_tokens
 
 Ints = NDArray[np.int64]
@@ -75,7 +77,7 @@ class Plan:
 
 
 @dataclass(frozen=True, slots=True)
-class Blend:
+class OrderedWindow:
     """One window in density order.
 
     Attributes:
@@ -90,23 +92,23 @@ class Blend:
     possible: int
 
 
-def blend_requests(
-    slots: Ints,
-    lcp: Ints,
+def order_window(
+    prompts: SortedPrompts,
     table: RequestTable,
     cost_model: CostModel,
     options: PlannerOptions,
     kv_capacity: int,
-) -> Blend:
+) -> OrderedWindow:
     """Sort by density, split and merge requests.
 
     Args:
-        slots: (n,) sorted by prompt; lcp: (n,) tokens that each prompt shares with the one before it.
+        prompts: (n,) waiting requests.
         kv_capacity: tokens.
     """
+    slots = prompts.slots
     prompt, output = table.work(slots)
     output = np.maximum(output, 1)
-    tree = build_tree(lcp, prompt, output, cost_model, extra_comp=table.extra[slots])
+    tree = prompts.tree(prompt, output, cost_model, extra_comp=table.extra[slots])
     density = order_by_density(
         tree,
         cost_model,
@@ -116,7 +118,7 @@ def blend_requests(
     )
     order = density.order
     new_tokens = prompt[order] - density.shared
-    return Blend(
+    return OrderedWindow(
         slots=slots[order],
         density=density,
         scan=ScanOrder(
@@ -130,4 +132,35 @@ def blend_requests(
         ),
         prompt=int(prompt.sum()),
         possible=tree.shared_tokens,
+    )
+
+
+def admission_order(windows: Sequence[OrderedWindow], kv_capacity: int, samples: Sequence[int]) -> Plan:
+    """All requests of the windows, one window after the other, as if every estimate were exact.
+
+    Args:
+        windows: one at least.
+        kv_capacity: KV tokens.
+        samples: slots that go first.
+    """
+    slots, sides, steps = [], [], []
+    begin = 0.0
+    for window in windows:
+        one = scan_to_the_end(window.scan, kv_capacity)
+        slots.append(one[0])
+        sides.append(one[1])
+        steps.append(begin + one[2])
+        begin = float(steps[-1][-1]) if len(one[0]) else begin
+    every = np.concatenate(slots)
+    first = np.argsort(~np.isin(every, np.array(samples, np.int64)), kind="stable")
+    comp = sum(float(window.scan.comp.sum()) for window in windows)
+    mem = sum(float(window.scan.mem.sum()) for window in windows)
+    return Plan(
+        slots=every[first],
+        sides=np.concatenate(sides)[first],
+        steps=np.concatenate(steps)[first],
+        density=float(densities(comp, mem)),
+        shared_tokens=sum(window.density.shared_tokens for window in windows),
+        possible_tokens=sum(window.possible for window in windows),
+        splits=sum(window.density.splits for window in windows),
     )

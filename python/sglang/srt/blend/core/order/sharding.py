@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 
 from sglang.srt.blend.core.cost.cost_model import CostModel
 from sglang.srt.blend.core.order.ordering import order_by_density
-from sglang.srt.blend.core.pool import prefix_sort
-from sglang.srt.blend.core.pool.prefix_tree import ResourceAwarePrefixTree, build_tree, densities
+from sglang.srt.blend.core.pool.prefix_tree import ResourceAwarePrefixTree, densities
+from sglang.srt.blend.core.pool.sorted_prompts import SortedPrompts
 from sglang.srt.blend.core.pool.token_store import TokenStore
 from sglang.srt.blend.core.step.dual_scan import ScanOrder, scan_to_the_end
 
@@ -30,8 +30,8 @@ Floats = NDArray[np.float64]
 # Pieces in a part's work: a larger subtree is cut. The last pieces dealt decide how equal the parts are.
 _PIECES = 256
 # How far a part may get ahead to keep a subtree together, as a share of what it will still be given.
-# It shrinks to nothing with what is left, so early leads are made up for.
-_LEAD = 0.25
+# It shrinks to nothing with what is left, so early advantages are made up for.
+_ADVANTAGE = 0.25
 # A prefix is cheap if it costs less than this share of the work of a piece below it.
 _CHEAP = 0.01
 # Rounds in which the scanner takes the pool: each has the root's density.
@@ -47,14 +47,12 @@ class Shard:
         requests: indices into the pool, ascending.
         comp: compute seconds after all sharing that is possible among its own requests; mem: seconds.
         shared_tokens: prompt tokens that a depth-first walk of the part does not compute.
-        longest_output: tokens; the part takes at least a step for each. 0 when it is empty.
     """
 
     requests: Ints
     comp: float
     mem: float
     shared_tokens: int
-    longest_output: int
 
     @property
     def work(self) -> float:
@@ -128,10 +126,9 @@ def shard(
     store = TokenStore()
     slots = store.put(tokens, offsets)  # of a fresh store: 0..n-1, so they are the requests
     space = np.zeros(n, np.int32) if namespace is None else np.asarray(namespace, np.int32)
-    order = prefix_sort.sort_prompts(store.data, store.start, store.length, space, slots)
-    lcp = prefix_sort.neighbour_prefixes(store.data, store.start, store.length, space, order)
-    tree = build_tree(
-        lcp,
+    prompts = SortedPrompts().insert(store, slots, space)
+    order = prompts.slots
+    tree = prompts.tree(
         store.length[order],
         np.asarray(output, np.int64)[order],
         cost,
@@ -139,26 +136,21 @@ def shard(
     )
     owner = _assign(tree, cost, parts)
     return Shards(
-        tuple(_shard(tree, cost, order, np.asarray(output), owner == part) for part in range(parts)),
+        tuple(_shard(prompts, tree, cost, owner == part) for part in range(parts)),
         possible_tokens=tree.shared_tokens,
     )
 
 
 def _shard(
-    tree: ResourceAwarePrefixTree,
-    cost: CostModel,
-    order: Ints,
-    output: NDArray[np.integer],
-    mine: NDArray[np.bool_],
+    prompts: SortedPrompts, tree: ResourceAwarePrefixTree, cost: CostModel, mine: NDArray[np.bool_]
 ) -> Shard:
-    """Exact totals of some of the tree's requests, which share among themselves only."""
-    requests, lcp = prefix_sort.remove_sorted(order, tree.lcp, mine)
+    """Exact totals of some of the pool's sorted requests, which share among themselves only."""
+    part = prompts.subset(mine)
     return Shard(
-        requests=np.sort(requests),
-        comp=float((tree.comp[mine] - cost.prefix_comp(lcp)).sum()),
+        requests=np.sort(part.slots),
+        comp=float((tree.comp[mine] - cost.prefix_comp(part.common)).sum()),
         mem=float(tree.mem[mine].sum()),
-        shared_tokens=int(lcp.sum()),
-        longest_output=int(output[requests].max(initial=0)),
+        shared_tokens=int(part.common.sum()),
     )
 
 
@@ -186,7 +178,7 @@ def _assign(tree: ResourceAwarePrefixTree, cost: CostModel, parts: int) -> Ints:
         again / max(float(comp.sum()), _TINY),
         len(tree.depth),
         parts,
-        _LEAD,
+        _ADVANTAGE,
     )
     owner = np.empty(tree.num_requests, np.int64)
     owner[density.order] = part[piece]
@@ -227,7 +219,7 @@ def _families(
         such as a system prompt above long answers, which are better spread.
         (pieces,) seconds of the prefix that another part would compute again; 0 where all will.
     """
-    family = _largest_subtrees(tree.parent, node_work, _LEAD * share)[holder]
+    family = _largest_subtrees(tree.parent, node_work, _ADVANTAGE * share)[holder]
     prefix = cost.prefix_comp(tree.depth)
     again = np.where(family >= 0, prefix[holder] - prefix[tree.parent[family]], 0.0)
     everywhere = np.where((prefix[holder] >= _CHEAP * work) & (holder > 0), holder, -1)
@@ -280,19 +272,19 @@ def _pieces(order, parent, request_parent, whole, node_work, work, limit):  # ty
 
 
 @njit(cache=True)
-def _deal(dealt, work, excess, family, again, nodes, parts, lead):  # type: ignore[no-untyped-def]
+def _deal(dealt, work, excess, family, again, nodes, parts, advantage):  # type: ignore[no-untyped-def]
     """Part of each piece: the one that has least of what the piece is made of.
 
     The scalar product of a piece and a part's loads is what the piece adds to the sum of squared loads.
-    A piece follows the last one of its family as long as that part's lead in work and in excess, over the
-    mean or over the part that is due, can be made up for by what is left, or is less than what another
+    A piece follows the last one of its family as long as that part's advantage in work and in excess, over
+    the mean or over the part that is due, can be made up for by what is left, or is less than what another
     part would compute again.
 
     Args:
         dealt: pieces in the order in which they are dealt.
         work, excess: (pieces,) Comp + Mem and Comp - Mem, both in shares of the pool's.
         family, again: (pieces,) see `_families`; `again` as a share of the pool's Comp.
-        lead: share of what is left for a part that it may be ahead.
+        advantage: share of what is left for a part that it may be ahead.
     """
     part = np.empty(len(dealt), np.int64)
     works, excesses = np.zeros(parts), np.zeros(parts)
@@ -313,7 +305,10 @@ def _deal(dealt, work, excess, family, again, nodes, parts, lead):  # type: igno
                 ahead = works[home] - max(works[best], works.mean())
                 lopsided = sign * excesses[home] - max(sign * excesses[best], sign * excesses.mean())
                 more = again[piece]
-                if ahead <= lead * work_left / parts + more and lopsided <= lead * excess_left / parts + more:
+                if (
+                    ahead <= advantage * work_left / parts + more
+                    and lopsided <= advantage * excess_left / parts + more
+                ):
                     best, more = home, 0.0
             last[relatives] = best
         part[piece] = best

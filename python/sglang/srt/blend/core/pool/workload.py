@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sglang.srt.blend.core.cost.cost_model import CostModel
-from sglang.srt.blend.core.pool import prefix_sort
-from sglang.srt.blend.core.pool.prefix_tree import ResourceAwarePrefixTree, build_tree
+from sglang.srt.blend.core.pool.prefix_tree import ResourceAwarePrefixTree
+from sglang.srt.blend.core.pool.sorted_prompts import SortedPrompts
 from sglang.srt.blend.core.pool.token_store import TokenStore
 
 Ints = NDArray[np.int64]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Workload:
     """n requests in order of submission.
 
@@ -80,12 +81,12 @@ class Workload:
 
     def depth_first_order(self) -> Ints:
         """(n,) requests in lexicographic order of their prompts: a depth-first walk of the prefix tree."""
-        return self._sorted()[0]
+        return self._sorted.slots
 
     def tree(self, cost: CostModel) -> ResourceAwarePrefixTree:
         """The prefix tree with true output lengths, over `depth_first_order`."""
-        order, lcp = self._sorted()
-        return build_tree(lcp, self.prompt[order], self.output[order].astype(np.int64), cost)
+        order = self._sorted.slots
+        return self._sorted.tree(self.prompt[order], self.output[order].astype(np.int64), cost)
 
     def statistics(self, cost: CostModel) -> WorkloadStatistics:
         """Sharing possible and density, both from the prefix tree."""
@@ -100,13 +101,11 @@ class Workload:
             mem=float(tree.mem.sum()),
         )
 
-    def _sorted(self) -> tuple[Ints, Ints]:
+    @cached_property
+    def _sorted(self) -> SortedPrompts:
+        """Sorted once: orders, trees and statistics all begin with it."""
         store = TokenStore()
-        slots = store.put(self.tokens, self.offsets)
-        space = np.zeros(store.num_slots, np.int32)
-        order = prefix_sort.sort_prompts(store.data, store.start, store.length, space, slots)
-        lcp = prefix_sort.neighbour_prefixes(store.data, store.start, store.length, space, order)
-        return order, lcp  # the slots of a fresh store are 0..n-1
+        return SortedPrompts().insert(store, store.put(self.tokens, self.offsets))  # slots 0..n-1
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,11 @@
 """The decision of one prefill step (paper 5.3).
 
+* `step`: who is considered, and for each whether it begins now; `verdict`: what can be decided, and why.
+* `step_maker`: begins steps: what to prefill, whom to propose; `step_memory`: what one leaves to the next.
+* `dual_scan`: whom to propose, from both ends (Algorithm 3); `scanner`: the cursors and what each side uses.
 * `partition`: the KV capacity of each side of the density order.
 * `pacing`: how many tokens to prefill so that compute and memory traffic end together.
-* `dual_scan`: whom to propose, from both ends (Algorithm 3).
-* `forecast`: future KV use of those who run.
+* `room`: whether one more request fits until its end; `forecast`: future KV use of those who run.
+* `leaders`: a prefix that several requests share is computed by one of them.
+* `ledger`: who waits and who runs: every change of a request's state.
 """

@@ -8,9 +8,10 @@ from numpy.typing import NDArray
 from sglang.srt.blend.core.cost.cost_model import CostModel
 from sglang.srt.blend.core.pool.pending_index import PendingIndex
 from sglang.srt.blend.core.pool.request_table import RequestTable, State
-from sglang.srt.blend.core.step.dual_scan import DualScanner, Side
+from sglang.srt.blend.core.step.dual_scan import Side
 from sglang.srt.blend.core.step.pacing import WorkLeft
 from sglang.srt.blend.core.step.partition import share_tokens
+from sglang.srt.blend.core.step.scanner import DualScanner
 
 Ints = NDArray[np.int64]
 
@@ -131,6 +132,14 @@ class Ledger:
             density=self.cost_model.work_density(rows, reads),
             compute=self.scanner.demand,
         )
+
+    def density_left(self) -> float:
+        """Comp / Mem of what running and waiting requests will still do."""
+        table = self.table
+        running = np.flatnonzero(table.state == State.RUNNING)
+        generated = table.generated[running]
+        remaining = np.maximum(table.expected_many(running) - generated, 0)
+        return self.work_left(remaining, table.store.length[running] + generated).density
 
     def _check(self) -> None:
         """The scanner and the index agree with the table about who waits and who runs."""

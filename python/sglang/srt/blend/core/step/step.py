@@ -41,9 +41,6 @@ DEVIATIONS = 3.0
 PREEMPTION_GAIN = 1.5
 """How many times its cost a preemptible request must save: others who come meanwhile cut its stay short."""
 
-SURPLUS = 0.5
-"""Share of the quota that is proposed beyond it, to replace requests that wait for a shared prefix."""
-
 MAX_PASSED_OVER = 32
 """Requests that one step may pass over: each costs a prefix match."""
 
@@ -78,7 +75,7 @@ class StepLimits:
 
 
 class Step:
-    """The decisions of one prefill step; see `Planner.begin_step`.
+    """The decisions of one prefill step; see `StepMaker.make`.
 
     Args:
         ledger: who waits and runs; `admitted` writes to it.
@@ -87,6 +84,7 @@ class Step:
         used_tokens: KV tokens that they hold, shared prefixes counted once.
         limits: of the engine.
         quota: what the compute side should prefill; None leaves it to the engine's limits.
+        surplus: prompt tokens that are proposed beyond the quota, to replace those who wait for a prefix.
         overlaps: whether prefill hides behind memory traffic, so that no step has a fixed cost to share.
         proposals: slots to consider, in order.
         first: slot of the request that is proposed if nobody else is and nothing runs.
@@ -106,6 +104,7 @@ class Step:
         used_tokens: int,
         limits: StepLimits,
         quota: Quota | None,
+        surplus: int,
         overlaps: bool,
         proposals: Sequence[int],
         first: int | None,
@@ -118,7 +117,7 @@ class Step:
         self._used = used_tokens
         self._idle = not self._running
         self._quota = 0 if quota is None else quota.tokens  # what is left of it
-        self._surplus = int(SURPLUS * self._quota)  # what is left of it
+        self._surplus = surplus  # what is left of it
         self._overlaps = overlaps
         self._room: Room | None = None
         self._passed_over = 0

@@ -1,0 +1,140 @@
+"""Begins prefill steps: what each should prefill, and whom it proposes (paper 5.3)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sglang.srt.blend.core.step.dual_scan import Side
+from sglang.srt.blend.core.step.ledger import Ledger
+from sglang.srt.blend.core.step.pacing import Pacer, Quota
+from sglang.srt.blend.core.step.step import Running, Step, StepLimits
+from sglang.srt.blend.core.step.step_memory import StepMemory
+
+Ints = NDArray[np.int64]
+
+SURPLUS = 0.5
+"""Share of the quota that is proposed beyond it, to replace requests that wait for a shared prefix."""
+
+
+class StepMaker:
+    """Makes one `Step` after another.
+
+    Args:
+        ledger: who waits and runs.
+        pacer: spreads prefill over the steps left; None where passes hold prefill or decode alone.
+        leader_lag: steps until a prefix that is computed can be matched; see `PrefixLeaders`.
+
+    Attributes:
+        memory: what one step leaves to the next.
+    """
+
+    def __init__(self, ledger: Ledger, pacer: Pacer | None = None, leader_lag: int = 1) -> None:
+        self.memory = StepMemory(leader_lag)
+        self._ledger, self._pacer = ledger, pacer
+
+    def everything_fits(self, max_proposals: int) -> bool:
+        """Whether all that waits fits beside what runs, so that nobody need be delayed; asked once a step.
+
+        What is left of a pool that did not fit goes on as planned to its end where prefill is paced: admitted
+        at once, it would leave the longest answers nothing to hide.
+        """
+        ledger, memory = self._ledger, self.memory
+        fits = ledger.table.num_waiting <= max_proposals and ledger.fits_entirely()
+        left_over = self._pacer is not None and ledger.scanner.num_waiting > 0
+        memory.draining = left_over and (memory.draining or not fits)
+        return fits and not memory.draining
+
+    def make(
+        self,
+        running: Running,
+        used_tokens: int,
+        limits: StepLimits,
+        *,
+        samples: Sequence[int],
+        first: int | None,
+        choose: Callable[[int], list[int]] | None,
+        everything_fits: bool,
+    ) -> Step:
+        """The next step; arguments as of `Planner.begin_step`.
+
+        Args:
+            samples: slots that are proposed before the plan's.
+        """
+        limit = self.memory.begin_step(limits.max_proposals)
+        quota = None if everything_fits else self._quota(running.slots)
+        surplus = 0 if quota is None else int(SURPLUS * quota.tokens)
+        proposals: list[int] = []
+        if choose is not None and not everything_fits:
+            proposals = choose(limit)
+        elif not everything_fits:
+            proposals = self._proposals(limit, quota, surplus, samples)
+        return Step(
+            self._ledger,
+            self.memory,
+            running=running.slots,
+            used_tokens=used_tokens,
+            limits=limits,
+            quota=quota,
+            surplus=surplus,
+            overlaps=self._pacer is not None and self._pacer.overlapped,
+            proposals=proposals,
+            first=first,
+            everything_fits=everything_fits,
+        )
+
+    def propose(
+        self,
+        limit: int,
+        samples: Sequence[int],
+        quota: Quota | None = None,
+        *,
+        longest: int | None = None,
+    ) -> list[int]:
+        """Requests to admit next, in order: samples first, then both ends under the partition.
+
+        Args:
+            limit: how many at most.
+            quota: what the compute side may prefill, instead of its share of the partition.
+            longest: output tokens that fit beside what runs; see `DualScanner.propose`.
+        """
+        samples = samples[: max(limit, 0)]
+        chosen = set(samples)
+        rest = self._ledger.scanner.propose(limit, quota, longest=longest)
+        rest = [slot for slot in rest if slot not in chosen]
+        # What is known to be long need not wait for what samples will say.
+        certain = 0
+        while certain < len(rest) and self._certain(rest[certain]):
+            certain += 1
+        return [*rest[:certain], *samples, *rest[certain:]][:limit]
+
+    def _certain(self, slot: int) -> bool:
+        """Whether a request just proposed belongs to the memory side whatever the samples say."""
+        return self._ledger.table.known.item(slot) > 0 and self._ledger.side(slot) is Side.MEMORY
+
+    def _proposals(self, limit: int, quota: Quota | None, surplus: int, samples: Sequence[int]) -> list[int]:
+        """Whom the plan wants in a step, without those that cannot fit before somebody leaves."""
+        memory, ledger = self.memory, self._ledger
+        if quota is not None:
+            quota = replace(quota, tokens=quota.tokens + surplus)
+        proposals = self.propose(limit, samples, quota, longest=memory.longest_fit)
+        if memory.full_sides:
+            proposals = [s for s in proposals if memory.may_fit(ledger.side(s), ledger.table.expected(s))]
+        return proposals
+
+    def _quota(self, running: Ints) -> Quota | None:
+        """What the pacer asks of a step; None while there is no pacer, or nothing runs that it could pace."""
+        if self._pacer is None or not len(running):
+            return None
+        table = self._ledger.table
+        generated = table.generated[running]
+        context = table.store.length[running] + generated
+        remaining = np.maximum(table.expected_many(running) - generated, 1)
+        return self._pacer.quota(
+            self._ledger.work_left(remaining, context),
+            decode_rows=len(running),
+            kv_tokens=float(context.sum()),
+        )
