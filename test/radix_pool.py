@@ -24,6 +24,7 @@ from sglang.srt.blend.core.pool.pending_index import NEVER
 from sglang.srt.blend.runtime.radix import cache as radix_cache
 from sglang.srt.blend.runtime.radix.annotations import Annotation
 from sglang.srt.blend.runtime.radix.namespaces import Namespaces
+from sglang.srt.blend.runtime.radix.tree_core import AnnotatedTreeCore
 from sglang.srt.blend.runtime.token_ids import fold
 from sglang.srt.mem_cache.allocator import PagedTokenToKVPoolAllocator, TokenToKVPoolAllocator
 from sglang.srt.mem_cache.base_prefix_cache import EvictParams, InsertParams, MatchPrefixParams
@@ -233,10 +234,12 @@ class RequestPool:
         self.plan_position.update((int(slot), position) for position, slot in enumerate(self.planner.order))
 
     def check_leaks(self) -> None:
-        """Upstream's tree invariants, and every KV token accounted for exactly once."""
+        """Upstream's tree invariants and ours, and every KV token accounted for exactly once."""
         if not self.running:
             self.cache.sanity_check()
         core = self.cache.tree_core
+        if isinstance(core, AnnotatedTreeCore):
+            core._check()
         private = sum(len(r.own) - self._aligned(len(r.own)) for r in self.running)
         private += sum(self._aligned(len(r.own)) - len(self._path(r)) for r in self.running)
         total = self.allocator.available_size() + core.evictable_size() + core.protected_size() + private

@@ -1,10 +1,10 @@
-"""Order of eviction: what nobody will use first, then what is used furthest in the future, then LRU.
+"""The cache evicts what nobody will use first, then what is used furthest in the future, then by LRU.
 
-With the plan known, the best victim is the cached prefix whose next use is furthest away (Belady).
-Upstream builds a heap over every evictable leaf on each evict call, and once the pool is full each
-decode step evicts. This queue keeps its heap between calls and touches only what changed: leaves that
-became evictable, and leaves whose next use moved when the planner changed. Which ones moved is one
-vectorised query over the nodes' ranges.
+With the plan known, the best victim is the cached prefix whose next use is furthest away (Belady;
+docs/eviction.md says why next use alone decides). Upstream builds a heap over every evictable leaf on each
+evict call, and once the pool is full each decode step evicts. This queue keeps its heap between calls and
+touches only what changed: leaves that became evictable, and leaves whose next use moved when the planner
+changed. Which ones moved is one vectorised query over the nodes' ranges.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _MIN_ROWS = 256
 
 
 class EvictionQueue:
-    """Evictable leaves, most evictable first.
+    """The evictable leaves of a tree, the next victim first.
 
     Keys compare as (-next_use, last_access_time, id): unique, and equal on all tensor-parallel ranks. A
     leaf's valid entry is ``node.queued``; superseded entries stay in the heap and are skipped. A node
@@ -75,7 +75,7 @@ class EvictionQueue:
             node.row = -1
 
     def refresh(self) -> None:
-        """Bring every key up to date; call once before a walk, the planner stands still during one."""
+        """Bring every key up to date; call once before an eviction, during which the planner stands still."""
         if self._view is not None and self._version != self._view.version:
             self._follow_planner(self._view)
         if len(self._heap) > 2 * len(self._leaves) + _MIN_ROWS:
@@ -83,7 +83,7 @@ class EvictionQueue:
         self._take_fresh()
 
     def pop(self) -> AnnotatedNode | None:
-        """Most evictable leaf, or None. It counts as gone: evict it, or ``note`` it again."""
+        """The next victim, or None without a leaf. It counts as gone: evict it, or `note` it again."""
         if self._fresh:
             self._take_fresh()
         heap, leaves = self._heap, self._leaves
@@ -106,7 +106,7 @@ class EvictionQueue:
             self._epoch = view.epoch
             for node in self._nodes:
                 if node is not None:
-                    self._place(node)
+                    self._locate_row(node)
         self._version = view.version
         rows = len(self._nodes)
         use = view.next_use_many(self._lo[:rows], self._hi[:rows])
@@ -131,12 +131,13 @@ class EvictionQueue:
             return NEVER
         if node.row < 0:
             self._add_row(node)
-            self._place(node)
+            self._locate_row(node)
             use = self._view.next_use(node.lo, node.hi)
             self._use[node.row] = use
         return int(self._use[node.row])
 
-    def _place(self, node: AnnotatedNode) -> None:
+    def _locate_row(self, node: AnnotatedNode) -> None:
+        """Make the range in the node's row current."""
         self._locate(node)
         self._lo[node.row], self._hi[node.row] = node.lo, node.hi
 
@@ -153,7 +154,7 @@ class EvictionQueue:
             self._use = np.concatenate([self._use, np.full_like(self._use, NEVER)])
 
     def _rebuild_heap(self) -> None:
-        """Drop superseded entries."""
+        """Drop the superseded entries from the heap."""
         self._heap = [entry for entry in self._heap if entry[3].queued is entry]
         heapq.heapify(self._heap)
 
@@ -161,3 +162,19 @@ class EvictionQueue:
         entry = (-use, node.last_access_time, node.id, node)
         node.queued = entry
         heapq.heappush(self._heap, entry)
+
+    def _check(self) -> None:
+        """Assert that every leaf will be popped in its turn and that rows and nodes agree; O(nodes)."""
+        heap, rows = self._heap, len(self._nodes)
+        assert all(heap[(i - 1) // 2] <= heap[i] for i in range(1, len(heap))), "the heap is out of order"
+        queued = {entry[3] for entry in heap if entry[3].queued is entry}
+        for node in self._leaves - self._fresh:
+            assert node in queued, "a leaf would never be popped"
+            assert node.queued is not None
+            assert node.queued[1] <= node.last_access_time, "an entry is younger than its leaf"
+            assert node.queued[0] == -self._next_use(node), "an entry is not queued by its next use"
+        taken = [row for row, node in enumerate(self._nodes) if node is not None and node.row == row]
+        assert sorted([*taken, *self._free_rows]) == list(range(rows)), "a row is neither free nor its node's"
+        if self._view is not None and self._version == self._view.version:
+            use = self._view.next_use_many(self._lo[:rows], self._hi[:rows])
+            assert np.array_equal(use, self._use[:rows]), "a next use is out of date"

@@ -26,9 +26,10 @@ class AnnotatedNode(UnifiedTreeNode):
     """A cached node and the range of sorted pending prompts that pass through it.
 
     Attributes:
-        epoch: planner epoch for which ``lo`` and ``hi`` hold; None before the first look.
+        epoch: the planner's epoch for which the rest holds; None before the first look.
+        lo, hi: the range [lo, hi).
         end: tokens from the root to the node's end. A split leaves it as it is.
-        queued, row: the eviction queue's own.
+        queued, row: the node's valid entry and its row in the eviction queue, which alone sets them.
     """
 
     epoch: int | None = None
@@ -40,7 +41,7 @@ class AnnotatedNode(UnifiedTreeNode):
 
 
 class AnnotatedTreeCore(UnifiedTreeCore):
-    """Tree core with annotations and, unless the user chose a policy, plan-aware eviction.
+    """Upstream's tree core with annotations and, unless the user chose a policy, eviction by the plan.
 
     Without a planner every next use is ``NEVER`` and the eviction order is upstream's LRU.
 
@@ -48,7 +49,7 @@ class AnnotatedTreeCore(UnifiedTreeCore):
         plan_eviction: False leaves the order of eviction to the policy in ``params``.
 
     Attributes:
-        plans_eviction: as given.
+        plans_eviction: whether the plan decides what is evicted first.
     """
 
     def __init__(
@@ -64,11 +65,12 @@ class AnnotatedTreeCore(UnifiedTreeCore):
         super().__init__(params, components)  # calls reset()
 
     def reset(self) -> None:
+        """Forget every node; upstream calls it at construction and when the cache is flushed."""
         super().reset()
         self._queue = EvictionQueue(self.evictable_device_leaves, self._view, self._locate)
 
     def attach(self, view: PlannerView | None) -> None:
-        """Annotate from this planner from now on (None: from none)."""
+        """Annotate from this planner from now on; None annotates from none."""
         self._view = view
         self._queue = EvictionQueue(self.evictable_device_leaves, view, self._locate)
         for node in self._node_arena.values():
@@ -78,7 +80,10 @@ class AnnotatedTreeCore(UnifiedTreeCore):
     # ---- annotations ----
 
     def annotation(self, node_id: NodeId) -> Annotation | None:
-        """The node's annotation at this moment, O(log n); None for the root or without a planner."""
+        """The node's annotation at this moment; None for the root or without a planner.
+
+        O(log n) for n prompts, once the node has been looked at since the prompts were last sorted.
+        """
         node = self.node_by_id(node_id)
         if self._view is None or node is self.root_node:
             return None
@@ -140,6 +145,7 @@ class AnnotatedTreeCore(UnifiedTreeCore):
     # ---- eviction ----
 
     def evict_device_start(self, component_type: ComponentType, request_cnt: int) -> None:
+        """An eviction of so many tokens begins."""
         if not self.plans_eviction:
             super().evict_device_start(component_type, request_cnt)
             return
@@ -149,6 +155,7 @@ class AnnotatedTreeCore(UnifiedTreeCore):
     def evict_device_next_node(
         self, component_type: ComponentType, tracker: dict[ComponentType, int]
     ) -> EvictDeviceNextNodeResult:
+        """The leaf to evict next, while the tokens evicted so far (``tracker``) are not enough."""
         if not self.plans_eviction:
             return super().evict_device_next_node(component_type, tracker)
         result = EvictDeviceNextNodeResult()
@@ -160,6 +167,7 @@ class AnnotatedTreeCore(UnifiedTreeCore):
         return result
 
     def evict_device_end(self, component_type: ComponentType) -> None:
+        """The eviction is over."""
         if not self.plans_eviction:
             super().evict_device_end(component_type)
 
@@ -191,4 +199,26 @@ class AnnotatedTreeCore(UnifiedTreeCore):
         if lo == node.lo and hi == node.hi:  # whoever needs the parent needs all of the node
             return 0
         use = view.next_use(node.lo, node.hi)
-        return page * view.used_sooner(lo, hi, start, node.key, use, page)
+        return int(page) * view.used_sooner(lo, hi, start, node.key, use, page)
+
+    def _check(self) -> None:
+        """Assert that ranges nest, that every leaf without a lock may be evicted, and `EvictionQueue._check`.
+
+        O(nodes).
+        """
+        leaves = set()
+        nodes: list[AnnotatedNode] = list(self.root_node.children.values())
+        while nodes:
+            node = nodes.pop()
+            nodes += node.children.values()
+            if not node.children and node.component_data[BASE_COMPONENT_TYPE].lock_ref == 0:
+                leaves.add(node)
+            if self._view is None:
+                continue
+            self._locate(node)
+            lo, hi = self._range(node.parent, node)
+            above = 0 if node.parent is self.root_node else node.parent.end
+            assert lo <= node.lo <= node.hi <= hi, "a node's range is not within its parent's"
+            assert node.end == above + len(node.key), "a node does not begin where its parent ends"
+        assert leaves == self.evictable_device_leaves, "a leaf is missing among the evictable ones"
+        self._queue._check()
