@@ -1,17 +1,17 @@
-"""One JSON line per prefill step: who was admitted, from which side, at what cost (opt-in)."""
+"""The opt-in log of admissions: one JSON line per prefill step, who joined from which side at what cost."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TextIO
 
 from sglang.srt.blend.core.planner import Planner
 from sglang.srt.blend.core.step.verdict import Decision
 
 
 class AdmissionLog:
-    """Collects a step's admissions and writes them as one line.
+    """A file that gets one line for every prefill step that admitted somebody.
 
     A line holds ``step`` (prefill steps so far), ``admitted`` (per request ``slot``, ``rid``, ``side``,
     ``prompt`` and ``output`` tokens, the latter estimated, ``cached`` tokens, ``comp`` and ``mem``
@@ -24,16 +24,16 @@ class AdmissionLog:
 
     def __init__(self, path: str | Path | None) -> None:
         self._file: TextIO | None = open(path, "a", buffering=1) if path else None  # noqa: SIM115
-        self._admitted: list[dict[str, Any]] = []
-        self._after: dict[str, Any] = {}
+        self._admitted: list[dict[str, object]] = []
+        self._after: dict[str, object] = {}
         self._step = 0
 
-    @property
-    def active(self) -> bool:
-        return self._file is not None
-
     def admitted(self, planner: Planner, decision: Decision, *, rid: str, prompt: int, cached: int) -> None:
-        """Note one admission of this step, right after the step's own `admitted`."""
+        """Note one admission of this step; call right after the step's own `admitted`.
+
+        Args:
+            prompt, cached: tokens of the prompt, and how many of them the cache served.
+        """
         if self._file is None:
             return
         slot, cost, state = decision.slot, planner.cost_model, planner.state
@@ -61,7 +61,7 @@ class AdmissionLog:
         }
 
     def end_step(self) -> None:
-        """Write the step's line; steps that admitted nobody are not worth one."""
+        """Write the line of the step that ends here; a step that admitted nobody gets none."""
         if self._file is None or not self._admitted:
             return
         self._step += 1
@@ -69,6 +69,7 @@ class AdmissionLog:
         self._admitted = []
 
     def close(self) -> None:
+        """Write what is left and close the file."""
         self.end_step()
         if self._file is not None:
             self._file.close()

@@ -1,4 +1,4 @@
-"""`--schedule-policy blend` and the `--blend-*` flags.
+"""The `--blend-*` flags of `--schedule-policy blend`, from every way in which SGLang takes arguments.
 
 Upstream's ``ServerArgs`` is a sealed record that cannot get new fields, but it carries bookkeeping
 attributes (leading underscore) to every process it is pickled into. Our options travel as one of them.
@@ -11,7 +11,7 @@ import dataclasses
 import typing
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from sglang.srt.blend.core.cost.engines import engine_names
 from sglang.srt.blend.core.cost.hardware import hardware_names, load_hardware
@@ -22,10 +22,25 @@ POLICY = "blend"
 _ATTRIBUTE = "_blend_options"
 _PREFIX = "blend_"
 
+ServerArgs = TypeVar("ServerArgs")
+"""Upstream's record of server arguments, which carries no types."""
+
+Check = Callable[[object], str | None]
+"""What is wrong with an option's value, in words; None if nothing is."""
+
 
 @dataclass(frozen=True, slots=True)
 class BlendOptions:
     """What the user may choose; every field is the flag ``--blend-<name>``.
+
+    Attributes:
+        hardware: name or file of the profile for the cost model; ``auto`` asks the device.
+        sample_fraction: share of the requests of unknown output length that run first, in [0, 1].
+        sharing_budget: share of the possible prefix sharing that reordering must keep, in [0, 1].
+        replan_interval: completed requests after which what waits is planned anew, at least 1.
+        window: requests planned together, in order of arrival; 0 plans all that wait.
+        engine: how a pass combines prefill and decode; ``auto`` follows the server's own flags.
+        admission_log: file that gets one JSON line per prefill step; None writes none.
 
     Raises:
         ValueError: a value is impossible; the message names flag, value and remedy.
@@ -63,25 +78,25 @@ _HELP = {
 }
 
 
-def _between_zero_and_one(value: Any) -> str | None:
+def _between_zero_and_one(value: object) -> str | None:
     ok = isinstance(value, (int, float)) and not isinstance(value, bool) and 0.0 <= value <= 1.0
     return None if ok else "must be a number from 0 to 1"
 
 
-def _at_least(minimum: int) -> Callable[[Any], str | None]:
-    def check(value: Any) -> str | None:
+def _at_least(minimum: int) -> Check:
+    def check(value: object) -> str | None:
         ok = isinstance(value, int) and not isinstance(value, bool) and value >= minimum
         return None if ok else f"must be an integer of at least {minimum}"
 
     return check
 
 
-def _known_engine(value: Any) -> str | None:
+def _known_engine(value: object) -> str | None:
     names = ("auto", *engine_names())
     return None if value in names else f"unknown; choose one of {', '.join(names)}"
 
 
-def _known_hardware(value: Any) -> str | None:
+def _known_hardware(value: object) -> str | None:
     if value == "auto":
         return None
     try:
@@ -91,7 +106,7 @@ def _known_hardware(value: Any) -> str | None:
     return None
 
 
-_CHECKS: dict[str, Callable[[Any], str | None]] = {
+_CHECKS: dict[str, Check] = {
     "hardware": _known_hardware,
     "sample_fraction": _between_zero_and_one,
     "sharing_budget": _between_zero_and_one,
@@ -102,12 +117,16 @@ _CHECKS: dict[str, Callable[[Any], str | None]] = {
 
 
 def flag(name: str) -> str:
-    """Command-line spelling of an option."""
+    """The option's spelling on the command line.
+
+    >>> flag("sharing_budget")
+    '--blend-sharing-budget'
+    """
     return "--" + (_PREFIX + name).replace("_", "-")
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    """Add the ``--blend-*`` flags as a group of their own; a parser that has them stays as it is."""
+    """Give the parser the ``--blend-*`` flags as a group of their own, unless it has them."""
     if any(group.title == "blend" for group in parser._action_groups):
         return
     group = parser.add_argument_group(POLICY, "Options of --schedule-policy blend.")
@@ -122,13 +141,13 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         )
 
 
-def _parser(name: str, kind: type) -> Callable[[str], Any]:
+def _parser(name: str, kind: type) -> Callable[[str], object]:
     """An argparse type that converts and checks, so that argparse reports one line with the flag."""
     convert = kind if kind in (int, float) else str
 
-    def parse(text: str) -> Any:
+    def parse(text: str) -> object:
         try:
-            value = convert(text)
+            value: object = convert(text)
         except ValueError:
             value = text
         problem = _CHECKS[name](value) if name in _CHECKS else None
@@ -140,36 +159,44 @@ def _parser(name: str, kind: type) -> Callable[[str], Any]:
 
 
 def offer_policy(server_args_class: type) -> None:
-    """Let upstream's --schedule-policy accept ``blend``."""
+    """Let upstream's --schedule-policy accept ``blend``; harmless when called again."""
     annotation = typing.get_type_hints(server_args_class, include_extras=True)["schedule_policy"]
     choices = next(extra.choices for extra in annotation.__metadata__ if getattr(extra, "choices", None))
     if POLICY not in choices:
         choices.append(POLICY)
 
 
-def set_options(server_args: Any, options: BlendOptions) -> None:
-    """Attach options to a server-argument record; they follow it into child processes."""
+def set_options(server_args: object, options: BlendOptions) -> None:
+    """Attach options to a record of server arguments; they follow it into child processes."""
     setattr(server_args, _ATTRIBUTE, options)
 
 
-def get_options(server_args: Any) -> BlendOptions:
-    """The record's options; defaults when none were given."""
-    return getattr(server_args, _ATTRIBUTE, None) or BlendOptions()
+def get_options(server_args: object) -> BlendOptions:
+    """The options attached to a record of server arguments; the defaults where none were given."""
+    options: BlendOptions = getattr(server_args, _ATTRIBUTE, None) or BlendOptions()
+    return options
 
 
 def options_from(values: Mapping[str, Any]) -> BlendOptions:
-    """Options among ``blend_*`` names; others are ignored."""
+    """The options among values by name; names without ``blend_`` before them are ignored.
+
+    >>> options_from({"blend_window": 512, "port": 30000}).window
+    512
+
+    Raises:
+        ValueError: a value is impossible; the message names flag, value and remedy.
+    """
     names = {field.name for field in dataclasses.fields(BlendOptions)}
     return BlendOptions(**{name: values[_PREFIX + name] for name in names if _PREFIX + name in values})
 
 
-def server_args_factory(server_args_class: Callable[..., Any]) -> Callable[..., Any]:
+def server_args_factory(server_args_class: Callable[..., ServerArgs]) -> Callable[..., ServerArgs]:
     """Constructor for ``Engine(**kwargs)`` that also takes ``blend_*`` keyword arguments.
 
     The result raises TypeError for an unknown ``blend_*`` name, ValueError for a bad value.
     """
 
-    def create(**kwargs: Any) -> Any:
+    def create(**kwargs: object) -> ServerArgs:
         ours = {name: kwargs.pop(name) for name in list(kwargs) if name.startswith(_PREFIX)}
         known = {_PREFIX + field.name for field in dataclasses.fields(BlendOptions)}
         unknown = sorted(set(ours) - known)

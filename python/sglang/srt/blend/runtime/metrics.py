@@ -1,4 +1,4 @@
-"""The policy's numbers: as a dict for ``get_server_info`` and as Prometheus gauges."""
+"""The policy's numbers reach a user in ``get_server_info`` and as Prometheus gauges."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ _GAUGES = {
 
 
 def snapshot(blend: BlendParts) -> dict[str, Any]:
-    """The numbers now; tokens, seconds and counts, JSON-serialisable.
+    """The numbers of this moment, JSON-serialisable; O(1), so gauges can follow at upstream's pace.
 
     Densities are None while nothing waits that decodes; nothing is partitioned while nothing of the plan
-    waits.
+    waits. Names that end in ``_tokens`` are KV or prompt tokens, the rest are counts and shares.
     """
     planner, pool = blend.planner, blend.pool
     state = planner.state
@@ -65,10 +65,10 @@ def _finite(density: float | None) -> float | None:
 
 
 class PrometheusGauges:
-    """``sglang:blend_*`` in upstream's registry, with upstream's labels.
+    """Gauges named ``sglang:blend_*`` in upstream's registry, with upstream's labels.
 
     Args:
-        labels: of the scheduler's own metrics (model name, ranks).
+        labels: labels of the scheduler's own metrics (model name, ranks), by name.
     """
 
     def __init__(self, labels: Mapping[str, str]) -> None:
@@ -81,8 +81,9 @@ class PrometheusGauges:
             for name, help_text in _GAUGES.items()
         }
 
-    def set(self, numbers: Mapping[str, Any]) -> None:
-        """Publish a snapshot; numbers that are not known keep their last value."""
+    def set(self, numbers: Mapping[str, float | str | None]) -> None:
+        """Publish a `snapshot`; a gauge whose number is None keeps its last value."""
         for name, gauge in self._gauges.items():
-            if numbers[name] is not None:
-                gauge.set(numbers[name])
+            value = numbers[name]
+            if isinstance(value, (int, float)):
+                gauge.set(value)

@@ -1,8 +1,8 @@
-"""Token ids of a request as the planner stores them: int32."""
+"""The planner stores token ids as int32; upstream's are 64 bits wide."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,15 +11,21 @@ _LARGEST = np.int64(2**31 - 1)
 _MARK = np.int64(2**30)
 
 
-def fold(token_ids: Any) -> NDArray[np.int32]:
-    """Fold 64-bit ids to 31 bits: equal ids stay equal, ids below 2**31 stay as they are.
+def fold(token_ids: Sequence[int] | NDArray[np.int64]) -> NDArray[np.int32]:
+    """The ids folded to 31 bits: equal ids stay equal, ids below 2**31 stay as they are.
 
     Upstream pads images with hash-derived ids of up to 62 bits. Folded ones have bit 30 set, which no
     vocabulary reaches; two different images fold to the same run of ids with probability 2**-30 per id,
     and then only the plan is a little off, never the KV cache, which upstream keys by the full ids.
 
     Args:
-        token_ids: ``array('q')``, int64 array or list of ints.
+        token_ids: (n,) ids, as an ``array('q')``, an int64 array or a list.
+
+    Returns:
+        int32 (n,).
+
+    >>> fold([7, 2**31 - 1, 2**40 + 7]).tolist()
+    [7, 2147483647, 1073742087]
     """
     ids: NDArray[np.int64] = np.asarray(token_ids, dtype=np.int64)
     if len(ids) and ids.max() > _LARGEST:

@@ -1,4 +1,4 @@
-"""What the planner knows about a cached prefix: the annotations of a radix tree node.
+"""A node of the radix tree is annotated with what the planner knows about its prefix.
 
 A cached node stores nothing but the range of the planner's *sorted* prompts that pass through it.
 Everything else is a range query on the planner's ``PendingIndex``, so admissions, aborts and
@@ -27,14 +27,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Annotation:
-    """Pending (waiting) requests whose prompt begins with a cached node's whole path.
+    """What a cached node is still needed for: the waiting requests that begin with its whole path.
 
     Attributes:
-        requests: how many.
-        saved_comp: seconds of prefill those requests are spared by this node's own tokens.
-        density: Comp/Mem of those requests with the cached path counted as free (paper 4.1, with
-            the path as the shared part); ``inf`` when they have no Mem, 0.0 when there are none.
-        next_use: smallest position in plan order among them; ``NEVER`` when there are none.
+        requests: how many they are.
+        saved_comp: compute seconds that the node's own tokens spare them.
+        density: Comp/Mem of them with the cached path counted as free (paper 4.1, with the path as the
+            shared part); ``inf`` when they have no Mem, 0.0 when there are none.
+        next_use: position in the plan of the first of them; ``NEVER`` when there are none.
     """
 
     requests: int
@@ -46,8 +46,10 @@ class Annotation:
 class PlannerView:
     """The part of a planner that the radix tree reads.
 
+    A range [lo, hi) is one of the planner's sorted prompts, and holds as long as `epoch`.
+
     Args:
-        cost_model: gives the compute that a cached prefix saves.
+        cost_model: gives the compute seconds that a cached prefix saves.
         namespaces: the numbering under which the planner's prompts were added.
     """
 
@@ -62,16 +64,16 @@ class PlannerView:
 
     @property
     def epoch(self) -> int:
-        """Changes when positions shift: every stored range is void then."""
+        """A number that changes when sorted prompts shift: every stored range is void then."""
         return self._index.epoch
 
     @property
     def version(self) -> int:
-        """Changes with every update of the planner; answers of an equal version still hold."""
+        """A number that changes with every update of the planner: answers of an equal version still hold."""
         return self._index.version
 
     def root(self, key: RadixKey) -> tuple[int, int]:
-        """Range of all prompts in the namespace of a node directly below the root."""
+        """The range of all prompts in the namespace of a node directly below the root."""
         if self._roots_epoch != self._index.epoch:
             self._roots_epoch = self._index.epoch
             self._roots.clear()
@@ -84,22 +86,28 @@ class PlannerView:
         return found
 
     def narrow(self, lo: int, hi: int, depth: int, key: RadixKey) -> tuple[int, int]:
-        """Sub-range of [lo, hi) whose prompts continue with ``key``."""
+        """The part of [lo, hi), whose prompts agree on ``depth`` tokens, that goes on with ``key``."""
         return (lo, lo) if lo >= hi else self._index.narrow(lo, hi, depth, _tokens(key))
 
     def next_use(self, lo: int, hi: int) -> int:
+        """Position in the plan of the first waiting request of a range; ``NEVER`` without one."""
         return NEVER if lo >= hi else self._index.next_use(lo, hi)
 
     def used_sooner(self, lo: int, hi: int, depth: int, key: RadixKey, use: int, page: int) -> int:
-        """Whole pages of ``key``, less than all, that requests of [lo, hi) need before ``use``."""
+        """How many pages of ``key``, less than all, requests of [lo, hi) need before the position ``use``.
+
+        Args:
+            depth: tokens on which the prompts of the range agree; ``key`` begins behind them.
+            page: tokens of a page.
+        """
         return 0 if lo >= hi else self._index.used_sooner(lo, hi, depth, _tokens(key), use, page)
 
     def next_use_many(self, lo: NDArray[np.int64], hi: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Next use of many ranges at once; arrays of equal length."""
+        """`next_use` of many ranges at once, int64 (n,)."""
         return self._index.next_use_many(lo, hi)
 
     def annotation(self, lo: int, hi: int, start: int, end: int) -> Annotation:
-        """Annotation of a node that holds tokens [start, end) of its path and the range [lo, hi)."""
+        """The annotation of a node that holds tokens [start, end) of its path and the range [lo, hi)."""
         totals = self._index.totals(lo, hi) if lo < hi else None
         if totals is None or totals.requests == 0:
             return Annotation(0, 0.0, 0.0, NEVER)
@@ -114,6 +122,7 @@ class PlannerView:
         )
 
     def _prefill(self, tokens: int) -> float:
+        """Compute seconds of prefilling so many tokens from nothing."""
         return float(self._cost_model.prefix_comp(tokens)) if tokens else 0.0
 
 

@@ -1,4 +1,4 @@
-"""RadixAttention with resource annotations: which cache a blend server gets, and how it is connected.
+"""A blend server gets RadixAttention with resource annotations wherever its cache can carry them.
 
 Upstream's registries do the work: a tree core named ``blend`` (``register_tree_core_backend``) and a
 radix-cache backend of the same name that selects it and otherwise builds upstream's default cache.
@@ -15,6 +15,7 @@ from sglang.srt.blend.core.planner import Planner
 from sglang.srt.blend.runtime.radix.annotations import PlannerView
 from sglang.srt.blend.runtime.radix.namespaces import Namespaces
 from sglang.srt.blend.runtime.radix.tree_core import AnnotatedTreeCore
+from sglang.srt.blend.runtime.request import TreeCache
 from sglang.srt.environ import envs
 from sglang.srt.mem_cache.registry import (
     TreeCacheBuildContext,
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 BACKEND = "blend"
-"""Name in both of upstream's registries, also accepted by ``--radix-cache-backend``."""
+"""The name in both of upstream's registries; ``--radix-cache-backend`` accepts it, too."""
 
 
 def register() -> None:
@@ -64,12 +65,13 @@ def install() -> None:
 
 
 def attach_planner(
-    tree_cache: BasePrefixCache, planner: Planner, cost_model: CostModel, namespaces: Namespaces
+    tree_cache: TreeCache, planner: Planner, cost_model: CostModel, namespaces: Namespaces
 ) -> bool:
     """Annotate the cache's nodes from this planner; False when the cache cannot be annotated.
 
     Args:
         planner: its prompts were added under the numbers of ``namespaces``.
+        cost_model: gives the compute seconds that a cached prefix saves.
     """
     core = annotated_core(tree_cache)
     if core is None:
@@ -78,14 +80,14 @@ def attach_planner(
     return True
 
 
-def annotated_core(tree_cache: BasePrefixCache) -> AnnotatedTreeCore | None:
-    """The tree core that answers ``annotation(node_id)``, or None for any other cache."""
+def annotated_core(tree_cache: TreeCache) -> AnnotatedTreeCore | None:
+    """The cache's tree core if its nodes carry annotations, or None."""
     core = getattr(tree_cache, "tree_core", None)
     return core if isinstance(core, AnnotatedTreeCore) else None
 
 
 def create_annotated_cache(ctx: TreeCacheBuildContext) -> BasePrefixCache:
-    """Radix-cache factory: upstream's default cache, on the annotated tree core where that is possible."""
+    """Upstream's default cache, on the annotated tree core where that is possible; a factory for upstream."""
     reason = why_not_annotated(ctx)
     if reason is not None:
         logger.info("blend: cached prefixes carry no annotations: %s. Upstream's cache is used.", reason)
@@ -100,7 +102,7 @@ def create_annotated_cache(ctx: TreeCacheBuildContext) -> BasePrefixCache:
 
 
 def why_not_annotated(ctx: TreeCacheBuildContext) -> str | None:
-    """What about this cache keeps its nodes from being annotated; None if nothing does."""
+    """What keeps the nodes of this cache from being annotated, in words; None if nothing does."""
     memory, params = get_memory(), ctx.params
     reasons = (
         (ctx.disable_radix_cache, "the radix cache is disabled"),
@@ -138,7 +140,7 @@ def why_not_annotated(ctx: TreeCacheBuildContext) -> str | None:
 
 def _user_chose_eviction() -> bool:
     memory = get_memory()
-    return memory._radix_eviction_policy_explicitly_set or memory.radix_eviction_policy != "lru"
+    return bool(memory._radix_eviction_policy_explicitly_set or memory.radix_eviction_policy != "lru")
 
 
 def _create_tree_core(
