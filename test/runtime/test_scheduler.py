@@ -147,7 +147,10 @@ def test_a_shared_uncached_prefix_is_computed_once(tiny_llama):
                 held.append(len(batch.reqs))
         assert computed == 200 + 8 * 20
         assert held == [1, 7]
-        assert numbers(lone)["held"] == 7
+        state = numbers(lone)
+        assert state["held"] == state["decisions"]["shared_prefix"] == 7
+        assert state["decisions"]["nothing_runs"] == 1
+        assert state["decisions"]["fits"] == 7
 
 
 def test_a_shared_uncached_prefix_is_computed_once_under_overlap(tiny_llama):

@@ -7,6 +7,7 @@ must stay silent to the end.
 
 from __future__ import annotations
 
+import json
 import random
 from collections import Counter
 from collections.abc import Callable
@@ -21,6 +22,7 @@ from sglang.srt.blend.core.pool.pending_index import NEVER
 from sglang.srt.blend.runtime.radix.annotations import Annotation
 from sglang.srt.blend.runtime.radix.cache import annotated_core
 from sglang.srt.managers import scheduler as scheduler_module
+from sglang.srt.managers.io_struct import GetInternalStateReq
 
 KV_TOKENS = 480
 KEYS: list[dict[str, str]] = [{}, {}, {"extra_key": "tenant"}, {"cache_salt": "salt"}]
@@ -174,3 +176,28 @@ def test_annotations_equal_a_recount_through_thousands_of_scheduler_steps(
         assert pool.retractions > 10
         assert pool.aborts > 10
         assert len(epochs) > 20
+
+
+def cached_prefixes(lone: LoneScheduler) -> list[dict[str, Any]] | None:
+    """As a user gets them, by way of JSON."""
+    output = lone.scheduler.get_internal_state(GetInternalStateReq())
+    return json.loads(json.dumps(output.internal_state["blend"]["cached_prefixes"]))
+
+
+def test_the_internal_state_shows_what_waiting_requests_need_of_the_cache(tiny_llama: Path) -> None:
+    head = range(10, 70)
+    with lone_scheduler(tiny_llama, schedule_policy="blend", max_running_requests=2) as lone:
+        for tail in range(100, 112):
+            lone.submit((*head, tail), 4)
+        while len(lone.scheduler.waiting_queue) != 8:
+            lone.step()
+        (shown,) = cached_prefixes(lone)
+        assert (shown["tokens"], shown["own_tokens"], shown["requests"]) == (60, 60, 8)
+        assert shown["saved_seconds"] > 0
+        lone.run()
+        assert cached_prefixes(lone) == []
+
+
+def test_the_internal_state_shows_no_prefixes_of_a_cache_without_annotations(tiny_llama: Path) -> None:
+    with lone_scheduler(tiny_llama, schedule_policy="blend", disable_radix_cache=True) as lone:
+        assert cached_prefixes(lone) is None

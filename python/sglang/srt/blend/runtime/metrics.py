@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+from sglang.srt.blend.core.step.verdict import Reason
+from sglang.srt.blend.runtime.radix.cache import annotated_core
+from sglang.srt.blend.runtime.radix.heaviest import heaviest_prefixes
 
 if TYPE_CHECKING:
     from sglang.srt.blend.runtime.parts import BlendParts
@@ -26,7 +31,18 @@ _GAUGES = {
 }
 
 
-def snapshot(blend: BlendParts) -> dict[str, Any]:
+def internal_state(blend: BlendParts) -> dict[str, object]:
+    """What ``get_server_info`` shows of the policy, JSON-serialisable: a `snapshot` and two more.
+
+    ``decisions`` says how often each `Reason` was given, ``cached_prefixes`` are the `heaviest_prefixes`, a
+    dict each; None where cached prefixes carry no annotations.
+    """
+    core = annotated_core(blend.policy.tree_cache)
+    prefixes = None if core is None else [asdict(prefix) for prefix in heaviest_prefixes(core)]
+    return {**snapshot(blend), "decisions": blend.planner.state.reasons, "cached_prefixes": prefixes}
+
+
+def snapshot(blend: BlendParts) -> dict[str, float | str | None]:
     """The numbers of this moment, JSON-serialisable; O(1), so gauges can follow at upstream's pace.
 
     Densities are None while nothing waits that decodes; nothing is partitioned while nothing of the plan
@@ -56,7 +72,6 @@ def snapshot(blend: BlendParts) -> dict[str, Any]:
         "kv_capacity": planner.kv_capacity,
         "hardware": planner.cost_model.hardware.name,
         "annotated_cache": blend.annotated,
-        "decisions": state.reasons,
     }
 
 
@@ -80,9 +95,18 @@ class PrometheusGauges:
             ).labels(**labels)
             for name, help_text in _GAUGES.items()
         }
+        decisions = Gauge(
+            "sglang:blend_decisions",
+            "Times that each reason decided about a waiting request",
+            [*labels, "reason"],
+            multiprocess_mode="mostrecent",
+        )
+        self._decisions = {reason.value: decisions.labels(**labels, reason=reason.value) for reason in Reason}
 
-    def set(self, numbers: Mapping[str, float | str | None]) -> None:
-        """Publish a `snapshot`; a gauge whose number is None keeps its last value."""
+    def set(self, numbers: Mapping[str, float | str | None], decisions: Mapping[str, int]) -> None:
+        """Publish a `snapshot` and how often each reason was given; a number that is None stays as it was."""
+        for reason, times in decisions.items():
+            self._decisions[reason].set(times)
         for name, gauge in self._gauges.items():
             value = numbers[name]
             if isinstance(value, (int, float)):

@@ -105,16 +105,17 @@ def _preemptible_last(order: list[int], reqs: list[Any]) -> list[int]:
 
 def _report_state(output: Any, scheduler: Any, _request: Any) -> None:
     if _is_blend(scheduler):
-        from sglang.srt.blend.runtime.metrics import snapshot
+        from sglang.srt.blend.runtime.metrics import internal_state
 
-        output.internal_state["blend"] = snapshot(scheduler.blend)
+        output.internal_state["blend"] = internal_state(scheduler.blend)
 
 
 def _set_gauges(_result: Any, reporter: Any, *_: Any, **__: Any) -> None:
-    if _is_blend(reporter.scheduler) and reporter.scheduler.blend.gauges is not None:
+    blend = reporter.scheduler.blend if _is_blend(reporter.scheduler) else None
+    if blend is not None and blend.gauges is not None:
         from sglang.srt.blend.runtime.metrics import snapshot
 
-        reporter.scheduler.blend.gauges.set(snapshot(reporter.scheduler.blend))
+        blend.gauges.set(snapshot(blend), blend.planner.state.reasons)
 
 
 # ---------------------------------------------------------------- table

@@ -2,7 +2,8 @@
 
 * `tree_core`: a tree core whose nodes know their range of the sorted prompts.
 * `annotations`: what a node is still needed for: pending requests, compute saved, next use.
-* `eviction`: who leaves the cache first.
+* `heaviest`: the annotations that a user sees.
+* `eviction`: which node leaves the cache first.
 * `cache`: registers and selects all of it.
 * `namespaces`: which prompts may share.
 * `sharing`: KV counted once, shared prefixes computed once per step.
