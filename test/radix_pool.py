@@ -16,6 +16,7 @@ from unittest import mock
 import numpy as np
 import torch
 
+from models import TINY_LLAMA
 from sglang.srt.blend.core.cost.cost_model import CostModel
 from sglang.srt.blend.core.cost.hardware import load_hardware
 from sglang.srt.blend.core.cost.model_shape import ModelShape
@@ -34,21 +35,7 @@ from sglang.srt.mem_cache.unified_cache.components import ComponentType
 from sglang.srt.mem_cache.unified_radix_cache import UnifiedRadixCache
 from sglang.srt.runtime_context import get_context
 
-COST = CostModel(
-    ModelShape.from_config(
-        {
-            "model_type": "llama",
-            "hidden_size": 64,
-            "intermediate_size": 128,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 4,
-            "num_key_value_heads": 2,
-            "vocab_size": 128,
-            "torch_dtype": "bfloat16",
-        }
-    ),
-    load_hardware("a100-80gb"),
-)
+COST = CostModel(ModelShape.from_config(TINY_LLAMA), load_hardware("a100-80gb"))
 """Lifetime costs on a tiny Llama."""
 
 CacheKey = tuple[str | None, str | None]  # (extra_key, cache_salt)

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from models import LLAMA_3_8B
 from sglang.batch.plan.answers import Answers
 from sglang.batch.plan.groups import find_groups
 from sglang.batch.plan.prompts import PlannedModel, Prompts
@@ -17,18 +18,7 @@ from sglang.srt.blend.core.cost.hardware import load_hardware
 from sglang.srt.blend.core.cost.model_shape import ModelShape
 from sglang.srt.blend.core.pool.workload import Workload
 
-CONFIG = {
-    "architectures": ["LlamaForCausalLM"],
-    "model_type": "llama",
-    "hidden_size": 4096,
-    "intermediate_size": 14336,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 8,
-    "num_hidden_layers": 32,
-    "vocab_size": 128256,
-    "dtype": "bfloat16",
-    "eos_token_id": 2,
-}
+CONFIG = LLAMA_3_8B | {"eos_token_id": 2, "max_position_embeddings": 2048}
 COST = CostModel(ModelShape.from_config(CONFIG), load_hardware("a100-80gb"))
 
 

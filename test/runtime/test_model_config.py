@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import PretrainedConfig
 
-from pools import LLAMA_3_8B
+from models import LLAMA_3_8B
 from sglang.srt.blend.core.cost.model_shape import ModelShape
 from sglang.srt.blend.runtime.model_config import config_dict
 

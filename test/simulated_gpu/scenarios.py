@@ -16,21 +16,9 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from models import LLAMA_3_8B
 from sglang.srt.blend.core.pool.workload import Workload
 
-LLAMA_3_8B = {
-    "architectures": ["LlamaForCausalLM"],
-    "model_type": "llama",
-    "hidden_size": 4096,
-    "intermediate_size": 14336,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 8,
-    "num_hidden_layers": 32,
-    "vocab_size": 128256,
-    "max_position_embeddings": 131072,
-    "torch_dtype": "bfloat16",
-    "eos_token_id": 128001,
-}
 SMALL_POOL = {"max_total_tokens": 2048, "max_running_requests": 64, "chunked_prefill_size": 512}
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from models import LLAMA_3_8B
 from sglang.srt.blend.core.cost.engines import load_engine
 from sglang.srt.blend.core.cost.hardware import load_hardware
 from sglang.srt.blend.core.cost.model_shape import ModelShape
@@ -37,17 +38,12 @@ def results() -> dict:
 
 @pytest.fixture(scope="module")
 def config_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    sys.path.insert(0, str(HERE))
-    from scenarios import LLAMA_3_8B
-
     folder = tmp_path_factory.mktemp("config-only")
     (folder / "config.json").write_text(json.dumps(LLAMA_3_8B))
     return folder
 
 
 def llama_3_8b() -> ModelShape:
-    from scenarios import LLAMA_3_8B
-
     return ModelShape.from_config(LLAMA_3_8B)
 
 

@@ -19,20 +19,10 @@ from benchmark.workloads.traces import FRAME_TOKENS
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sglang.srt.blend.core.cost.cost_model import CostModel
-from sglang.srt.blend.core.cost.hardware import load_hardware
-from sglang.srt.blend.core.cost.model_shape import ModelShape
+from pools import llama_on_a100
 from sglang.srt.blend.core.pool.workload import Workload, concatenate
 
-LLAMA_3_8B = {
-    "hidden_size": 4096,
-    "intermediate_size": 14336,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 8,
-    "num_hidden_layers": 32,
-    "vocab_size": 128256,
-}
-COST = CostModel(ModelShape.from_config(LLAMA_3_8B), load_hardware("a100-80gb"))
+COST = llama_on_a100()
 # BlendServe Table 4.
 SHARING = {"sharegpt": 0.02, "wildchat": 0.19, "azure": 0.01, "burstgpt": 0.02, "openvid": 0.0, "mmlu": 0.86}
 

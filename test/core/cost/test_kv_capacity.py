@@ -2,7 +2,7 @@
 
 import pytest
 
-from pools import LLAMA_3_8B
+from models import LLAMA_3_8B
 from sglang.srt.blend.core.cost.hardware import load_hardware
 from sglang.srt.blend.core.cost.kv_capacity import kv_cache_bytes, kv_capacity
 from sglang.srt.blend.core.cost.model_shape import ModelShape

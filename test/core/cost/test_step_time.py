@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from models import LLAMA_3_8B
 from sglang.srt.blend.core.cost.engines import (
     PoolWork,
     alternating,
@@ -18,16 +19,6 @@ from sglang.srt.blend.core.cost.gemm_profile import GemmProfile, find_gemm_profi
 from sglang.srt.blend.core.cost.hardware import load_hardware
 from sglang.srt.blend.core.cost.model_shape import ModelShape
 from sglang.srt.blend.core.cost.step_time import Assumptions, StepTimeModel, StepWork, causal_pairs
-
-LLAMA_3_8B = {
-    "hidden_size": 4096,
-    "intermediate_size": 14336,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 8,
-    "num_hidden_layers": 32,
-    "vocab_size": 128256,
-    "dtype": "bfloat16",
-}
 
 
 def model(hardware="a100-80gb", *, tensor_parallel=1, config=LLAMA_3_8B, **assumed) -> StepTimeModel:

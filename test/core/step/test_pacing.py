@@ -5,26 +5,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from models import LLAMA_3_8B
 from sglang.srt.blend.core.cost.cost_model import CostModel
 from sglang.srt.blend.core.cost.hardware import load_hardware
 from sglang.srt.blend.core.cost.model_shape import ModelShape
 from sglang.srt.blend.core.cost.step_time import StepTimeModel
 from sglang.srt.blend.core.step.pacing import Demand, Pacer, Quota, WorkLeft
 
-LLAMA_3_8B = ModelShape.from_config(
-    {
-        "hidden_size": 4096,
-        "intermediate_size": 14336,
-        "num_attention_heads": 32,
-        "num_key_value_heads": 8,
-        "num_hidden_layers": 32,
-        "vocab_size": 128256,
-        "model_type": "llama",
-        "torch_dtype": "bfloat16",
-    }
-)
-A100 = StepTimeModel(LLAMA_3_8B, load_hardware("a100-80gb"))
-CPU = StepTimeModel(LLAMA_3_8B, load_hardware("cpu"))
+SHAPE = ModelShape.from_config(LLAMA_3_8B)
+A100 = StepTimeModel(SHAPE, load_hardware("a100-80gb"))
+CPU = StepTimeModel(SHAPE, load_hardware("cpu"))
 CAPACITY = 400_000
 
 
@@ -170,7 +160,7 @@ def test_an_alternating_engine_cannot_be_paced():
 
 
 def test_work_density_agrees_with_that_of_a_request():
-    cost = CostModel(LLAMA_3_8B, load_hardware("a100-80gb"))
+    cost = CostModel(SHAPE, load_hardware("a100-80gb"))
     prompt, output = 100, 900
     reads = prompt * output + output * (output + 1) / 2
     assert cost.work_density(prompt + output, reads) == pytest.approx(
