@@ -20,7 +20,7 @@ REQUIRED: tuple[tuple[str, tuple[str, ...]], ...] = (
         "sglang.srt.managers.schedule_policy.PrefillAdder.add_one_req",
         ("req", "has_chunked_req", "truncation_align_size"),
     ),
-    ("sglang.srt.managers.schedule_policy.PrefillAdder.add_one_req_ignore_eos", ("req",)),
+    ("sglang.srt.managers.schedule_policy.PrefillAdder.add_chunked_req", ("req",)),
     ("sglang.srt.managers.schedule_policy.PrefillAdder.preempt_to_schedule", ("req",)),
     (
         "sglang.srt.managers.schedule_policy.PrefillAdder._check_prefill_budget",
@@ -37,7 +37,8 @@ REQUIRED: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("sglang.srt.managers.schedule_policy.CLIP_MAX_NEW_TOKENS", ()),
     ("sglang.srt.managers.schedule_policy.AddReqResult", ()),
     ("sglang.srt.mem_cache.prefill_budget.PrefillBudget.reserve", ("extend_input_len", "max_new_tokens")),
-    ("sglang.srt.mem_cache.prefill_budget.PrefillBudget._available_and_evictable", ()),
+    ("sglang.srt.mem_cache.allocator.base.BaseTokenToKVPoolAllocator.create_prefill_budget", ("tree_cache",)),
+    ("sglang.srt.mem_cache.base_prefix_cache.BasePrefixCache.evictable_size", ()),
     ("sglang.srt.mem_cache.registry.register_radix_cache_backend", ()),
     ("sglang.srt.mem_cache.registry.default_radix_cache_factory", ()),
     ("sglang.srt.mem_cache.unified_cache.tree_core_registry.register_tree_core_backend", ()),

@@ -21,10 +21,11 @@ from sglang.srt.blend.runtime import arguments, installer
 from sglang.srt.blend.runtime.arguments import POLICY
 from sglang.srt.blend.runtime.compatibility import problems, require
 from sglang.srt.blend.runtime.installer import Hook, HookType
+from sglang.srt.blend.runtime.request import Request
 
 
 def _is_blend(scheduler: Any) -> bool:
-    return scheduler.schedule_policy == POLICY
+    return bool(scheduler.schedule_policy == POLICY)
 
 
 # ---------------------------------------------------------------- arguments
@@ -86,18 +87,18 @@ def _choose_adder(upstream_class: Any, scheduler: Any) -> Any:
     return scheduler.blend.adder_class if _is_blend(scheduler) else upstream_class
 
 
-def _drop(scheduler: Any, req: Any) -> None:
+def _drop(scheduler: Any, req: Request) -> None:
     if _is_blend(scheduler):
         scheduler.blend.pool.drop(req)
 
 
-def _release(_result: Any, req: Any, tree_cache: Any, **_: Any) -> None:
+def _release(_result: Any, req: Request, tree_cache: Any, **_: Any) -> None:
     pool = getattr(tree_cache, "blend_pool", None)
     if pool is not None:
         pool.release(req)
 
 
-def _preemptible_last(order: list[int], reqs: list[Any]) -> list[int]:
+def _preemptible_last(order: list[int], reqs: list[Request]) -> list[int]:
     """Preemptible requests leave first: upstream retracts from the end of this order."""
     pool = getattr(reqs[0], "blend_pool", None) if reqs else None
     return order if pool is None else sorted(order, key=lambda i: pool.is_preemptible(reqs[i]))
@@ -266,6 +267,6 @@ def _accept_keyword_arguments() -> None:
     """``sgl.Engine(blend_...=...)``: upstream's own seam for private forks, a class attribute."""
     if not installer.imported(_ENGINE):
         return
-    engine = sys.modules[_ENGINE].Engine  # type: ignore[attr-defined]
+    engine = sys.modules[_ENGINE].Engine
     if not getattr(engine.server_args_class, "accepts_blend_options", False):
         engine.server_args_class = staticmethod(arguments.server_args_factory(engine.server_args_class))

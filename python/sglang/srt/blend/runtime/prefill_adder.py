@@ -173,7 +173,7 @@ def _result(decision: Decision) -> AddReqResult:
 
 def _reserved_output(req: Request) -> int:
     """The output part of upstream's ``total_tokens``."""
-    return min(max(req.sampling_params.max_new_tokens - len(req.output_ids), 0), CLIP_MAX_NEW_TOKENS)
+    return min(max(req.sampling_params.max_new_tokens - len(req.output_ids), 0), int(CLIP_MAX_NEW_TOKENS))
 
 
 def adder_class(blend: BlendParts) -> type[BlendPrefillAdder]:
