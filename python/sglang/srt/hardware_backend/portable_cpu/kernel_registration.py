@@ -1,11 +1,12 @@
 """Hands the kernels to upstream: the backend's name to the argument parser, the rest to the workers."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from sglang.srt.blend.runtime import installer
 from sglang.srt.hardware_backend.portable_cpu import hooks
 
 if TYPE_CHECKING:
+    from sglang.srt.hardware_backend.portable_cpu.attention_backend import PortableCpuAttnBackend
     from sglang.srt.model_executor.model_runner import ModelRunner
 
 ATTENTION_BACKEND = "portable_cpu"
@@ -41,7 +42,7 @@ def register_kernels(dispatch_key: str) -> None:
     install(hooks.STEP_HOOKS)
 
 
-def _create_attention_backend(runner: "ModelRunner") -> Any:
+def _create_attention_backend(runner: "ModelRunner") -> "PortableCpuAttnBackend":
     """Called once the model is loaded, so this is where its weights are packed, too."""
     from sglang.srt.hardware_backend.portable_cpu.attention_backend import PortableCpuAttnBackend
 

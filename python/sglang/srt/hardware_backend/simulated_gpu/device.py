@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Collection, Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -13,6 +13,9 @@ from sglang.srt.blend.core.cost.engines import load_engine
 from sglang.srt.blend.core.cost.step_time import StepTimeModel, StepWork
 from sglang.srt.hardware_backend.simulated_gpu.step_log import StepLog
 from sglang.srt.managers.utils import GenerationBatchResult
+
+if TYPE_CHECKING:
+    from sglang.srt.managers.schedule_batch import Req, ScheduleBatch
 
 OUTPUT_TOKENS = "simulated_output_tokens"
 """Key in a request's ``custom_params``: tokens after which its answer ends with the end-of-sequence token.
@@ -61,8 +64,8 @@ class SimulatedDevice:
         self._filler = [token for token in range(100) if token not in end_tokens]
         self._file = open(step_log, "w") if step_log else None  # noqa: SIM115  (lives as long as we)
 
-    def forward(self, batch: Any) -> GenerationBatchResult:
-        """Run one batch of upstream's scheduler."""
+    def forward(self, batch: ScheduleBatch) -> GenerationBatchResult:
+        """Advance the clock by a batch of upstream's scheduler and return a token for each of its rows."""
         extend = batch.forward_mode.is_extend()
         work, middle_chunks = self._extend_work(batch) if extend else (self._decode_work(batch), set())
         self._advance(work, len(batch.reqs))
@@ -78,10 +81,11 @@ class SimulatedDevice:
             next_token_ids=torch.tensor(tokens, dtype=torch.int64), can_run_cuda_graph=False
         )
 
-    def _decode_work(self, batch: Any) -> Work:
+    def _decode_work(self, batch: ScheduleBatch) -> Work:
+        """Work of a batch in which every row decodes."""
         return {"decode_rows": len(batch.reqs), "kv_tokens": int(batch.seq_lens_cpu.sum())}
 
-    def _extend_work(self, batch: Any) -> tuple[Work, set[int]]:
+    def _extend_work(self, batch: ScheduleBatch) -> tuple[Work, set[int]]:
         """Work of a batch that prefills, and its rows whose prompt goes on in a later step."""
         decoding = len(batch.decoding_reqs or ())  # in a mixed batch they are the last rows
         prefills = len(batch.reqs) - decoding
@@ -108,6 +112,7 @@ class SimulatedDevice:
         return work, middle
 
     def _advance(self, work: Work, requests: int) -> None:
+        """Move the clock by the seconds that this work takes, and log the step."""
         seconds = float(self._run(self.model, StepWork(**work)))
         self.clock += seconds
         row = {"seconds": seconds, "requests": requests, **work}
@@ -116,7 +121,8 @@ class SimulatedDevice:
             self._file.write(json.dumps({"clock": self.clock, **row}) + "\n")
             self._file.flush()
 
-    def _next_token(self, req: Any, *, prefilled: bool) -> int:
+    def _next_token(self, req: Req, *, prefilled: bool) -> int:
+        """The request's next token: made up, or the end of its answer."""
         # Under overlap scheduling the scheduler has not seen the last token yet, so the count is kept here;
         # a prefill (also the one after a retraction) starts from what was committed.
         issued = (len(req.output_ids) if prefilled else req.simulated_issued) + 1
@@ -128,7 +134,7 @@ class SimulatedDevice:
             return self._end
         return self._filler[issued % len(self._filler)]
 
-    def _length(self, req: Any) -> float:
+    def _length(self, req: Req) -> float:
         """Tokens after which the answer ends by itself, infinite when only max_new_tokens ends it."""
         params = req.sampling_params
         length = self.lengths.get(req.rid) or (params.custom_params or {}).get(OUTPUT_TOKENS)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +14,10 @@ from sglang.srt.blend.core.pool.workload import Workload
 from sglang.srt.hardware_backend.simulated_gpu import lone_scheduler
 from sglang.srt.hardware_backend.simulated_gpu.simulated_scheduler import queue_kept, simulated_scheduler
 from sglang.srt.hardware_backend.simulated_gpu.step_log import StepLog
+
+if TYPE_CHECKING:
+    from sglang.srt.hardware_backend.simulated_gpu.device import SimulatedDevice
+    from sglang.srt.managers.scheduler import Scheduler
 
 _REORDERED = ("dfs", "random")
 _STANDSTILL = 1000
@@ -27,7 +31,6 @@ class SimulationResult:
     Attributes:
         seconds: modelled time of all steps; no wall time is in it.
         python_seconds: CPU time of scheduling on this machine: planning, radix tree, batches, bookkeeping.
-        submit_seconds: CPU time of queueing the requests.
         kv_capacity: tokens.
         prompt_tokens, output_tokens: of the workload.
         prefill_tokens: prompt tokens computed, recomputation after retractions included.
@@ -40,7 +43,6 @@ class SimulationResult:
     engine: str
     seconds: float
     python_seconds: float
-    submit_seconds: float
     kv_capacity: int
     prompt_tokens: int
     output_tokens: int
@@ -89,72 +91,100 @@ def simulate(
     Raises:
         RuntimeError: this process runs on another platform, or requests were not answered in full.
     """
-    order = submission_order(workload, policy, seed)
-    lengths = {f"r{i}": int(workload.output[i]) for i in range(len(workload)) if not workload.known[i]}
-    finished = np.full(len(workload), np.nan)
-    wrong: list[str] = []
-    longest = int((workload.prompt + workload.max_new_tokens).max())
-    arguments = {
-        "schedule_policy": "fcfs" if policy in _REORDERED else policy,
-        "context_length": longest + 8,
-        "random_seed": seed,
-        **server_args,
-    }
-    if policy == "blend":
-        arguments.setdefault("blend_hardware", hardware)
-        arguments.setdefault("blend_engine", engine)
-
-    def on_finish(rid: str, reason: str, tokens: int) -> None:
-        request = int(rid[1:])
-        finished[request] = device.clock
-        if reason == "abort" or tokens != workload.output[request]:
-            wrong.append(f"{rid}: {reason} after {tokens} of {workload.output[request]} tokens")
-
+    answers = _Answers(workload)
     with simulated_scheduler(
         model_config,
         hardware=hardware,
         engine=engine,
-        on_finish=on_finish,
+        on_finish=lambda rid, reason, tokens: answers.note(rid, reason, tokens, second=device.clock),
         tensor_parallel=tensor_parallel,
-        **arguments,
+        **_server_args(workload, policy, engine, hardware, seed) | server_args,
     ) as scheduler:
-        from sglang.srt.hardware_backend.simulated_gpu.hooks import device_of
-
-        device = device_of(scheduler.tp_worker)
-        device.lengths = lengths
-        begin = time.process_time()
-        for request in order.tolist():
-            lone_scheduler.submit(
-                scheduler,
-                f"r{request}",
-                workload.prompt_tokens(request),
-                max_new_tokens=int(workload.max_new_tokens[request]),
-                sampling={"ignore_eos": bool(workload.known[request])},
-            )
-        submitted = time.process_time()
-        idle = 0
-        with queue_kept():
-            while idle < _STANDSTILL and not (idle and scheduler.is_fully_idle()):
-                idle = idle + 1 if lone_scheduler.step(scheduler) is None else 0
-        stepped = time.process_time()
-        missing = np.flatnonzero(np.isnan(finished))
-        wrong.extend(f"r{request}: never answered" for request in missing[:8])
-        if wrong:
-            raise RuntimeError(f"{len(wrong)} requests were not answered in full: {'; '.join(wrong[:8])}")
+        device = _device(scheduler, workload)
+        _submit(scheduler, workload, submission_order(workload, policy, seed))
+        python_seconds = _run(scheduler)
+        answers.check()
         return SimulationResult(
             policy=policy,
             engine=engine,
             seconds=device.clock,
-            python_seconds=stepped - submitted,
-            submit_seconds=submitted - begin,
+            python_seconds=python_seconds,
             kv_capacity=scheduler.max_total_num_tokens,
             prompt_tokens=len(workload.tokens),
             output_tokens=int(workload.output.sum(dtype=np.int64)),
             prefill_tokens=int(device.steps["prefill_tokens"].sum()),
             retractions=device.retractions,
             steps=device.steps,
-            finished=finished,
+            finished=answers.finished,
         )
+
+
+def _server_args(workload: Workload, policy: str, engine: str, hardware: str, seed: int) -> dict[str, Any]:
+    """What upstream's ServerArgs are where the caller does not say."""
+    blend = {"blend_hardware": hardware, "blend_engine": engine} if policy == "blend" else {}
+    return {
+        "schedule_policy": "fcfs" if policy in _REORDERED else policy,
+        "context_length": int((workload.prompt + workload.max_new_tokens).max()) + 8,
+        "random_seed": seed,
+        **blend,
+    }
+
+
+class _Answers:
+    """When each request of a workload ended, and which of them ended otherwise than the workload says.
+
+    Attributes:
+        finished: (n,) modelled second, not-a-number before the end.
+    """
+
+    def __init__(self, workload: Workload) -> None:
+        self.finished = np.full(len(workload), np.nan)
+        self._output = workload.output
+        self._wrong: list[str] = []
+
+    def note(self, rid: str, reason: str, tokens: int, *, second: float) -> None:
+        """A request has ended with so many output tokens."""
+        request = int(rid[1:])
+        self.finished[request] = second
+        if reason == "abort" or tokens != self._output[request]:
+            self._wrong.append(f"{rid}: {reason} after {tokens} of {self._output[request]} tokens")
+
+    def check(self) -> None:
+        """Raise RuntimeError unless every answer has its length."""
+        missing = np.flatnonzero(np.isnan(self.finished))
+        wrong = [*self._wrong, *(f"r{request}: never answered" for request in missing[:8])]
+        if wrong:
+            raise RuntimeError(f"{len(wrong)} requests were not answered in full: {'; '.join(wrong[:8])}")
+
+
+def _device(scheduler: Scheduler, workload: Workload) -> SimulatedDevice:
+    """The scheduler's device, told the output lengths that the scheduler may not know."""
+    from sglang.srt.hardware_backend.simulated_gpu.hooks import device_of
+
+    device = device_of(scheduler.tp_worker)
+    device.lengths = {f"r{i}": int(workload.output[i]) for i in np.flatnonzero(~workload.known)}
+    return device
+
+
+def _submit(scheduler: Scheduler, workload: Workload, order: NDArray[np.int64]) -> None:
+    """Queue the requests as r0, r1, ... in this order."""
+    for request in order.tolist():
+        lone_scheduler.submit(
+            scheduler,
+            f"r{request}",
+            workload.prompt_tokens(request),
+            max_new_tokens=int(workload.max_new_tokens[request]),
+            sampling={"ignore_eos": bool(workload.known[request])},
+        )
+
+
+def _run(scheduler: Scheduler) -> float:
+    """Step until nothing is left, or nothing moves any more; CPU seconds that it took."""
+    begin, idle = time.process_time(), 0
+    with queue_kept():
+        while idle < _STANDSTILL and not (idle and scheduler.is_fully_idle()):
+            idle = idle + 1 if lone_scheduler.step(scheduler) is None else 0
+    return time.process_time() - begin
 
 
 def submission_order(workload: Workload, policy: str, seed: int) -> NDArray[np.int64]:
