@@ -374,6 +374,21 @@ def _proposing(step, *slots):
     return step
 
 
+@pytest.mark.parametrize("page_size", [1, 16])
+@pytest.mark.parametrize(
+    ("prompt", "chunk", "reason"),
+    [(800, 816, Reason.FITS), (800, 64, Reason.NO_ROOM), (600, 64, Reason.FITS)],
+)
+def test_a_prompt_in_chunks_leaves_everybody_who_runs_room_to_end(page_size, prompt, chunk, reason):
+    """It cannot be retracted: beside it, an answer must fit at its cap. One prefilled at once can."""
+    planner = planner_of(pool([[1] * 10, [2] * prompt, [3] * 5], [8, 4, 500]), kv_capacity=1008)
+    planner.table.max_new[0] = 300  # it is expected to end long before
+    admit(begin(planner), planner, 0)
+    step = begin(planner, max_proposals=0, page_size=page_size)
+    step.propose([1])
+    assert step.consider(1, prompt, chunk_tokens=chunk).reason is reason
+
+
 # ---------------------------------------------------------------- everything together
 
 

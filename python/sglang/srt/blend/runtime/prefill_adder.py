@@ -55,6 +55,7 @@ class BlendPrefillAdder(PrefillAdder):
             len(req.full_untruncated_fill_ids) - cached,
             self._prefix(req),
             unheld_tokens=cached - held,
+            chunk_tokens=self.rem_chunk_tokens,
         )
         if not decision.admits:
             return _result(decision)

@@ -134,7 +134,13 @@ class Step:
         self._proposed = frozenset(self.proposals)
 
     def consider(
-        self, slot: int, new_tokens: int, prefix: PrefixKeys = NO_PREFIX, *, unheld_tokens: int = 0
+        self,
+        slot: int,
+        new_tokens: int,
+        prefix: PrefixKeys = NO_PREFIX,
+        *,
+        unheld_tokens: int = 0,
+        chunk_tokens: int | None = None,
     ) -> Decision:
         """Decide about one request; nothing changes but what the step remembers of it.
 
@@ -143,12 +149,16 @@ class Step:
             new_tokens: prompt tokens that it has to compute.
             prefix: what it would compute first.
             unheld_tokens: cached tokens of its prefix that nobody who runs holds: admitted, it holds them.
+            chunk_tokens: prompt tokens that the engine can still prefill in this step; a longer prompt goes
+                on in the next steps. None is as many as there are.
         """
-        decision = self._decide(slot, new_tokens, prefix, unheld_tokens)
+        decision = self._decide(slot, new_tokens, prefix, unheld_tokens, chunk_tokens)
         self._memory.reasons[decision.reason] += 1
         return decision
 
-    def _decide(self, slot: int, new_tokens: int, prefix: PrefixKeys, unheld_tokens: int) -> Decision:
+    def _decide(
+        self, slot: int, new_tokens: int, prefix: PrefixKeys, unheld_tokens: int, chunk_tokens: int | None
+    ) -> Decision:
         decision = Decision(slot, new_tokens, prefix, unheld_tokens)
         if not self.everything_fits and slot not in self._proposed:
             return decision.because(Verdict.ENOUGH, Reason.NOT_PROPOSED)
@@ -161,7 +171,10 @@ class Step:
                 return self._pass_over(decision, Verdict.DEFER, Reason.SIDE_WAITS)
             if self._computed_by_another(decision, paced):
                 return self._pass_over(decision, Verdict.DEFER, Reason.SHARED_PREFIX)
-        decision = self._ask_for_room(decision, side)
+        if paced:
+            chunk_tokens = self._quota if chunk_tokens is None else min(self._quota, chunk_tokens)
+        cut = chunk_tokens is not None and self._whole_pages(new_tokens) > chunk_tokens
+        decision = self._ask_for_room(decision, side, cut)
         if decision.admits and paced:
             return decision._replace(prefill_tokens=self._quota)
         return decision
@@ -193,18 +206,41 @@ class Step:
 
     # ------------------------------------------------------------- memory
 
-    def _ask_for_room(self, decision: Decision, side: Side) -> Decision:
-        """Admit a request whose turn it is, if KV use stays within the capacity until everyone ends."""
+    def _ask_for_room(self, decision: Decision, side: Side, cut: bool) -> Decision:
+        """Admit a request whose turn it is, if KV use stays within the capacity until everyone ends.
+
+        Args:
+            cut: its prompt is too long for this step.
+        """
         if self._idle:
             return decision.because(Verdict.ADMIT, Reason.NOTHING_RUNS)
         if not self._limits.forecasts:
             return decision.because(Verdict.ADMIT, Reason.NOT_FORECAST)
+        if cut and self._would_trap_somebody(decision.slot):
+            return self._side_is_full(decision, Reason.NO_ROOM)
         room = self._room = self._room or self._look_ahead(decision.unheld_tokens)
         if room.fits(side, decision.new_tokens, self.steps_left(decision.slot)):
             return decision.because(Verdict.ADMIT, Reason.FITS)
         if side is Side.MEMORY and self._worth_preemption(room, decision.new_tokens):
             return decision.because(Verdict.ADMIT_PREEMPTIBLE, Reason.WORTH_PREEMPTION)
         return self._side_is_full(decision, Reason.NO_ROOM)
+
+    def _would_trap_somebody(self, slot: int) -> bool:
+        """Whether somebody who runs might never end beside a prompt that is computed in chunks.
+
+        The engine can retract everybody but that prompt and one more. If an answer that reaches its cap does
+        not fit beside the whole prompt, the engine has to abort it.
+        """
+        table = self._ledger.table
+        slots = np.array(self._running, np.int64)
+        at_worst = int((table.store.length[slots] + table.max_new[slots]).max(initial=0))
+        prompt = table.store.length.item(slot) + table.generated.item(slot)
+        pages = self._whole_pages(at_worst) + self._whole_pages(prompt + 1)
+        return pages + self._limits.page_size > self._ledger.kv_capacity
+
+    def _whole_pages(self, tokens: int) -> int:
+        """KV tokens of the pages that so many tokens take."""
+        return -(-tokens // self._limits.page_size) * self._limits.page_size
 
     def refused(self, decision: Decision) -> Decision:
         """The engine could not allocate a request that was to be admitted: its side waits."""
