@@ -103,7 +103,7 @@ def measure(
         os.environ["SGLANG_UNIFIED_RADIX_TREE_CORE_BACKEND"] = tree_core
     from benchmark.paper.models import MODELS
 
-    from sglang.srt.hardware_backend.simulated_gpu.lone_scheduler import step, submit
+    from sglang.srt.hardware_backend.simulated_gpu import lone_scheduler
     from sglang.srt.hardware_backend.simulated_gpu.simulated_scheduler import queue_kept, simulated_scheduler
 
     requests = make_requests(running + waiting + 2 * steps * running // OUTPUT[0])
@@ -120,7 +120,9 @@ def measure(
         **arguments,
     ) as scheduler:
         for number, (prompt, output) in enumerate(requests):
-            submit(scheduler, str(number), prompt, max_new_tokens=output, sampling={"ignore_eos": True})
+            lone_scheduler.submit(
+                scheduler, str(number), prompt, max_new_tokens=output, sampling={"ignore_eos": True}
+            )
         limit = None
         if repeat is not None:
             # The same objects in another order: a walk over requests takes as long as memory makes it wait.
@@ -135,7 +137,7 @@ def measure(
                 if limit is not None and repeat is not None:
                     limit.allowed += len(repeat[step])
                 begin, before = time.thread_time(), samples.count()
-                step(scheduler)
+                lone_scheduler.step(scheduler)
                 hits, looks, looking = samples.count() - before
                 took = time.thread_time() - begin - looking
                 batch = [int(request.rid) for request in scheduler.last_batch.reqs]
