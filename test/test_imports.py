@@ -6,7 +6,6 @@ regular top-level package only where that package itself lies, which for an over
 
 import ast
 import graphlib
-from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -34,25 +33,8 @@ FORBIDDEN: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 
 def imported_modules(source: str, package: str) -> set[str]:
     """Absolute dotted names of what `source`, a module of `package`, imports: modules or names in them."""
-    return _imported(ast.walk(ast.parse(source)), package)
-
-
-def imported_at_start(source: str, package: str) -> set[str]:
-    """The same without what functions import when they run, and what only a type checker reads."""
-    return _imported(_run_at_import(ast.parse(source)), package)
-
-
-def _run_at_import(tree: ast.AST) -> Iterator[ast.AST]:
-    for node in ast.iter_child_nodes(tree):
-        typing_only = isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING")
-        if not typing_only and not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-            yield node
-            yield from _run_at_import(node)
-
-
-def _imported(nodes: Iterable[ast.AST], package: str) -> set[str]:
     found = set()
-    for node in nodes:
+    for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -84,10 +66,11 @@ def test_imports_point_one_way(package: str) -> None:
 
 
 def test_no_module_imports_itself_through_others() -> None:
+    """Not even inside functions, or for a type checker alone."""
     modules = {_name(file): file for file in PYTHON.rglob("*.py")}
     imports: dict[str, set[str | None]] = {}
     for name, file in modules.items():
-        found = imported_at_start(file.read_text(), _package(file))
+        found = imported_modules(file.read_text(), _package(file))
         imports[name] = {_module(one, modules) for one in found} - {None, name}
     graphlib.TopologicalSorter(imports).prepare()  # raises CycleError, which names the modules
 

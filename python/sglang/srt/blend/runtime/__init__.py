@@ -3,11 +3,12 @@
 * `plugin`: the hooks on upstream, each with its reason; `installer`: puts these and the platforms' in place;
   `compatibility`: what upstream must have.
 * `startup`: what a scheduler gets when it starts with the policy; `arguments`: the `--blend-*` flags.
+* `parts`: one scheduler's planner and translators together.
 * `policy`: the order of the waiting queue; `queue_order`: where each request stands in it.
 * `prefill_adder`: who is admitted in a prefill step.
 * `pool`: upstream's requests and the planner's slots.
 * `model_config`: upstream's model config as the cost model wants it; `encoder_cost`, `token_ids`: the same of
   multimodal requests and odd token ids.
-* `metrics`, `admission_log`: what a user can see.
+* `metrics`, `prometheus`, `admission_log`: what a user can see.
 * `radix/`: the RadixAttention tree with resource annotations, and its eviction.
 """

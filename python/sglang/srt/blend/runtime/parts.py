@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 from sglang.srt.blend.core.planner import Planner
 from sglang.srt.blend.runtime.admission_log import AdmissionLog
-from sglang.srt.blend.runtime.metrics import PrometheusGauges
 from sglang.srt.blend.runtime.policy import BlendSchedulePolicy
 from sglang.srt.blend.runtime.pool import RequestPool
+from sglang.srt.blend.runtime.prometheus import PrometheusGauges
 
 if TYPE_CHECKING:
     from sglang.srt.managers.schedule_policy import PrefillAdder

@@ -20,12 +20,12 @@ from sglang.srt.blend.core.warm_up import compile_kernels
 from sglang.srt.blend.runtime.admission_log import AdmissionLog
 from sglang.srt.blend.runtime.arguments import POLICY, flag, get_options
 from sglang.srt.blend.runtime.encoder_cost import EncoderCost
-from sglang.srt.blend.runtime.metrics import PrometheusGauges
 from sglang.srt.blend.runtime.model_config import config_dict, dtype_name
 from sglang.srt.blend.runtime.parts import BlendParts
 from sglang.srt.blend.runtime.policy import BlendSchedulePolicy
 from sglang.srt.blend.runtime.pool import RequestPool
 from sglang.srt.blend.runtime.prefill_adder import adder_class
+from sglang.srt.blend.runtime.prometheus import PrometheusGauges
 from sglang.srt.blend.runtime.radix import cache as radix_cache
 from sglang.srt.blend.runtime.radix.namespaces import Namespaces
 from sglang.srt.managers.schedule_policy import PrefillAdder

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from sglang.srt.hardware_backend.portable_cpu.kernel_registration import ATTENTION_BACKEND
-from sglang.srt.hardware_backend.portable_cpu.kernels import SUPPORTED_DTYPES, AttentionPlan, get_kernels
+from sglang.srt.hardware_backend.portable_cpu.attention_plan import AttentionPlan
+from sglang.srt.hardware_backend.portable_cpu.kernels import SUPPORTED_DTYPES, get_kernels
+from sglang.srt.hardware_backend.portable_cpu.names import ATTENTION_BACKEND
 from sglang.srt.layers.attention.torch_native_backend import TorchNativeAttnBackend
 from sglang.srt.layers.radix_attention import AttentionType
 from sglang.srt.mem_cache.memory_pool import KVWriteLoc, MHATokenToKVPool

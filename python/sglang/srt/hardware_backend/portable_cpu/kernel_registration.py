@@ -4,14 +4,11 @@ from typing import TYPE_CHECKING
 
 from sglang.srt.blend.runtime import installer
 from sglang.srt.hardware_backend.portable_cpu import hooks
+from sglang.srt.hardware_backend.portable_cpu.names import ATTENTION_BACKEND, SAMPLING_BACKEND
 
 if TYPE_CHECKING:
     from sglang.srt.hardware_backend.portable_cpu.attention_backend import PortableCpuAttnBackend
     from sglang.srt.model_executor.model_runner import ModelRunner
-
-ATTENTION_BACKEND = "portable_cpu"
-SAMPLING_BACKEND = "pytorch"
-"""Upstream's name for CPUs, so that its rules for this choice hold for ours."""
 
 
 def add_attention_backend_choice() -> None:

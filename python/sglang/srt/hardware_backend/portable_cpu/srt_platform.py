@@ -14,10 +14,10 @@ from typing import Any
 import torch
 
 from sglang.srt.hardware_backend.portable_cpu.kernel_registration import (
-    ATTENTION_BACKEND,
     add_attention_backend_choice,
     register_kernels,
 )
+from sglang.srt.hardware_backend.portable_cpu.names import ATTENTION_BACKEND
 from sglang.srt.platforms.cpu import CpuDeviceMixin
 from sglang.srt.platforms.device_mixin import PlatformEnum
 from sglang.srt.platforms.interface import PlatformCapabilities, SRTPlatform

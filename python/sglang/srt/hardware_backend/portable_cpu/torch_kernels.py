@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import torch
 import torch.nn.functional as F
 
-from sglang.srt.hardware_backend.portable_cpu.kernels import AttentionPlan
+from sglang.srt.hardware_backend.portable_cpu.attention_plan import AttentionPlan
 
 # Cached positions, padding included, that one group of decoding rows may gather.
 _GATHERED_POSITIONS = 65536

@@ -1,6 +1,6 @@
 """SGLang's RadixAttention tree with resource annotations (paper A.2).
 
-* `tree_core`: a tree core whose nodes know their range of the sorted prompts.
+* `tree_core`, `node`: a tree core whose nodes know their range of the sorted prompts.
 * `annotations`: what a node is still needed for: pending requests, compute saved, next use.
 * `heaviest`: the annotations that a user sees.
 * `eviction`: which node leaves the cache first.

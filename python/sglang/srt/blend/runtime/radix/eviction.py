@@ -19,9 +19,7 @@ from sglang.srt.blend.core.pool.pending_index import NEVER
 
 if TYPE_CHECKING:
     from sglang.srt.blend.runtime.radix.annotations import PlannerView
-    from sglang.srt.blend.runtime.radix.tree_core import AnnotatedNode
-
-Entry = tuple[int, float, int, "AnnotatedNode"]  # (-next use, last access, node id, node)
+    from sglang.srt.blend.runtime.radix.node import AnnotatedNode, Entry
 
 _MIN_ROWS = 256
 

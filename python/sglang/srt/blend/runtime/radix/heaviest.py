@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 from sglang.srt.blend.core.pool.request_table import UNPLANNED
 
 if TYPE_CHECKING:
-    from sglang.srt.blend.runtime.radix.tree_core import AnnotatedNode, AnnotatedTreeCore
+    from sglang.srt.blend.runtime.radix.node import AnnotatedNode
+    from sglang.srt.blend.runtime.radix.tree_core import AnnotatedTreeCore
 
 COUNT = 8
 """Prefixes that are shown."""

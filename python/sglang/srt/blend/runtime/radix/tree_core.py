@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from sglang.srt.blend.runtime.radix.annotations import Annotation, PlannerView
-from sglang.srt.blend.runtime.radix.eviction import Entry, EvictionQueue
+from sglang.srt.blend.runtime.radix.eviction import EvictionQueue
+from sglang.srt.blend.runtime.radix.node import AnnotatedNode
 from sglang.srt.mem_cache.unified_cache.components import (
     BASE_COMPONENT_TYPE,
     ComponentType,
     TreeComponent,
 )
-from sglang.srt.mem_cache.unified_cache.unified_tree_core import UnifiedTreeCore, UnifiedTreeNode
+from sglang.srt.mem_cache.unified_cache.unified_tree_core import UnifiedTreeCore
 from sglang.srt.mem_cache.unified_cache.unified_tree_core_interface import (
     EvictDeviceLeafResult,
     EvictDeviceNextNodeResult,
@@ -20,24 +21,6 @@ from sglang.srt.mem_cache.unified_cache.unified_tree_core_interface import (
 
 if TYPE_CHECKING:
     from sglang.srt.mem_cache.cache_init_params import CacheInitParams
-
-
-class AnnotatedNode(UnifiedTreeNode):
-    """A cached node and the range of sorted pending prompts that pass through it.
-
-    Attributes:
-        epoch: the planner's epoch for which the rest holds; None before the first look.
-        lo, hi: the range [lo, hi).
-        end: tokens from the root to the node's end. A split leaves it as it is.
-        queued, row: the node's valid entry and its row in the eviction queue, which alone sets them.
-    """
-
-    epoch: int | None = None
-    lo: int = 0
-    hi: int = 0
-    end: int = 0
-    queued: Entry | None = None
-    row: int = -1
 
 
 class AnnotatedTreeCore(UnifiedTreeCore):
