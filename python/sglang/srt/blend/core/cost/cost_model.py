@@ -21,6 +21,13 @@ class CostModel:
     """Lifetime cost of requests on one model and one kind of hardware, at peak rates as in the paper.
 
     What a single forward pass takes, with measured efficiencies and the weight floor: `step_time`.
+
+    >>> from sglang.srt.blend.core.cost.hardware import load_hardware
+    >>> shape = ModelShape(7.5e9, weight_bytes=15e9, layers=32, attention_width=4096, kv_bytes=4096)
+    >>> cost = CostModel(shape, load_hardware("a100-80gb"))
+    >>> many_shots, video = cost.density(800, 2), cost.density(100, 16_000)
+    >>> bool(many_shots > 1 > video)  # one burns compute, the other memory bandwidth
+    True
     """
 
     shape: ModelShape
@@ -51,7 +58,11 @@ class CostModel:
         return np.asarray(read * shape.kv_bytes / self.hardware.bandwidth)
 
     def density(self, prompt: ArrayLike, output: ArrayLike, *, sharing: float = 0.0) -> Seconds:
-        """rho = (1 - sharing) Comp / Mem; infinite for a request that decodes nothing."""
+        """Density (1 - sharing) Comp / Mem of a request; infinite for one that decodes nothing (paper 4.1).
+
+        Args:
+            sharing: share of the compute that a cached prefix saves, in [0, 1].
+        """
         with np.errstate(divide="ignore"):
             return np.asarray((1.0 - sharing) * self.comp(prompt, output) / self.mem(prompt, output))
 

@@ -69,6 +69,9 @@ def load_hardware(name: str) -> Hardware:
 
     Raises:
         ValueError: unknown name, or a file with missing or impossible entries.
+
+    >>> load_hardware("NVIDIA H100 80GB HBM3").name
+    'h100'
     """
     if name.endswith(".toml"):
         path = Path(name)

@@ -71,6 +71,11 @@ class ModelShape:
 
         Raises:
             ValueError: a size the formula needs is missing, or a dtype is unknown.
+
+        >>> sizes = {"num_hidden_layers": 2, "hidden_size": 64, "num_attention_heads": 4, "vocab_size": 100}
+        >>> shape = ModelShape.from_config({**sizes, "num_key_value_heads": 2, "intermediate_size": 128})
+        >>> shape.kv_bytes  # per token and layer: keys and values of 2 heads, 16 wide, 2 bytes each
+        128.0
         """
         if tensor_parallel < 1:
             raise ValueError(f"tensor_parallel must be at least 1, got {tensor_parallel}")

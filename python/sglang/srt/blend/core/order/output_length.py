@@ -45,7 +45,17 @@ def estimate_outputs(
         lo, hi, parent, request_parent: the tree's structure, see `ResourceAwarePrefixTree`.
         observed: (n,) output tokens of finished requests, -1 elsewhere.
         known: (n,) output tokens fixed by the request itself (ignore_eos, min = max), 0 elsewhere.
-        max_new_tokens: (n,) caps every estimate.
+        max_new_tokens: (n,) caps every estimate, tokens.
+
+    Three prompts below one node; the first has answered with 30 tokens, the last may have 20:
+
+    >>> one, two = np.array([0]), np.array([3])
+    >>> estimate_outputs(
+    ...     lo=one, hi=two, parent=np.array([-1]), request_parent=np.zeros(3, np.int64),
+    ...     observed=np.array([30, -1, -1]), known=np.zeros(3, np.int64),
+    ...     max_new_tokens=np.array([100, 100, 20]),
+    ... ).tolist()
+    [30, 30, 20]
     """
     finished = observed >= 0
     sums = np.concatenate([[0], np.cumsum(np.where(finished, observed, 0))]).astype(np.float64)

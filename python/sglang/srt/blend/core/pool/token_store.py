@@ -18,6 +18,12 @@ class TokenStore:
     Attributes:
         data: int32 (capacity,), the tokens; read-only outside.
         start, length: int64 (slots,), where a slot's prompt lies in `data`.
+
+    >>> store = TokenStore()
+    >>> store.put(np.array([5, 6, 7], np.int32), np.array([0, 1, 3])).tolist()
+    [0, 1]
+    >>> store.prompt(1).tolist()
+    [6, 7]
     """
 
     def __init__(self) -> None:

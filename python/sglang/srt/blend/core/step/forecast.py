@@ -79,6 +79,16 @@ class KVForecast:
         released: int64 (n,) tokens that only this request holds now; it frees them, and what it has
             yet to produce, when it ends.
         margin: tokens by which use may turn out higher.
+
+    Two requests hold 100 tokens each; one ends in 10 steps, the other in 50:
+
+    >>> forecast = KVForecast(200, np.array([10, 50]), np.array([100, 100]))
+    >>> forecast.peak()
+    220
+    >>> forecast.peak_with(30, 20)  # before the first ends, three grow
+    260
+    >>> forecast.longest(30, room=250)  # steps that it may take, to stay within 250 tokens
+    6
     """
 
     def __init__(self, used: int, remaining: Ints, released: Ints, margin: int = 0) -> None:

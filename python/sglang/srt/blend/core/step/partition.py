@@ -58,6 +58,12 @@ def partition_capacity(capacity: float, *, root: float, compute_side: float, mem
 
     Raises:
         ValueError: if compute_side < memory_side (the leaves are not sorted).
+
+    The paper's Figure 6, in GB:
+
+    >>> split = partition_capacity(60, root=1.27, compute_side=3.73, memory_side=0.096)
+    >>> round(split.compute, 1), round(split.memory, 1)
+    (19.4, 40.6)
     """
     if compute_side < memory_side:
         raise ValueError(f"compute side density {compute_side} is below the memory side's {memory_side}")

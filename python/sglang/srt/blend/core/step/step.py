@@ -228,8 +228,7 @@ class Step:
     def _would_trap_somebody(self, slot: int) -> bool:
         """Whether somebody who runs might never end beside a prompt that is computed in chunks.
 
-        The engine can retract everybody but that prompt and one more. If an answer that reaches its cap does
-        not fit beside the whole prompt, the engine has to abort it.
+        The engine can retract all but that prompt and one more, which it aborts if its cap does not fit.
         """
         table = self._ledger.table
         slots = np.array(self._running, np.int64)
