@@ -20,18 +20,18 @@ Floats = NDArray[np.float64]
 
 
 def alternating(model: StepTimeModel, work: StepWork) -> Floats:
-    """Seconds of the step's prefill in one pass and its decode rows in another."""
+    """Seconds of a step whose prefill runs in one pass and whose decode rows run in another."""
     return mixed(model, work.only_prefill()) + mixed(model, work.only_decode())
 
 
 def mixed(model: StepTimeModel, work: StepWork) -> Floats:
-    """Seconds of one pass whose operators run one after another."""
+    """Seconds of a step in one pass whose operators run one after another."""
     parts = model.parts(work)
     return parts.compute + parts.decode_attention + parts.overhead
 
 
 def overlapped(model: StepTimeModel, work: StepWork) -> Floats:
-    """Seconds of one pass that hides compute behind memory traffic or the reverse.
+    """Seconds of a step in one pass that hides compute behind memory traffic, or the reverse.
 
     The longer of compute and memory traffic (weights and KV: one bus), plus the part of the shorter
     that interference keeps from being hidden. Never worse than not overlapping.
@@ -47,14 +47,18 @@ _ENGINES: dict[str, Engine] = {"alternating": alternating, "mixed": mixed, "over
 
 
 def engine_names() -> list[str]:
+    """The names that `load_engine` knows."""
     return list(_ENGINES)
 
 
 def load_engine(name: str) -> Engine:
-    """Find an engine by name.
+    """The formula of an engine: from a `StepTimeModel` and a `StepWork` to seconds.
+
+    Args:
+        name: one of `engine_names`.
 
     Raises:
-        ValueError: unknown name.
+        ValueError: the name is unknown.
     """
     try:
         return _ENGINES[name]
@@ -64,7 +68,15 @@ def load_engine(name: str) -> Engine:
 
 @dataclass(frozen=True, slots=True)
 class PoolWork:
-    """All the work of a pool after maximal sharing, in the units of `StepWork`."""
+    """All the work of a pool, each shared prefix computed once, in the units of `StepWork`.
+
+    Attributes:
+        prefill_tokens: prompt tokens computed.
+        decode_rows: tokens decoded, one row each.
+        kv_tokens: KV tokens that the decode rows read.
+        prefill_pairs: query-key pairs of prefill attention.
+        requests: how many there are.
+    """
 
     prefill_tokens: float
     decode_rows: float
@@ -74,12 +86,12 @@ class PoolWork:
 
     @classmethod
     def of(cls, prompt: ArrayLike, output: ArrayLike, shared: ArrayLike) -> PoolWork:
-        """Work of requests.
+        """The work of n requests.
 
         Args:
-            prompt, output: lengths, tokens. The first output token comes from the prefill, so a request
+            prompt, output: (n,) tokens. The first output token comes from the prefill, so a request
                 decodes output - 1 times, reading its prompt and what it generated before.
-            shared: prompt tokens each request takes from the cache.
+            shared: (n,) prompt tokens that each request takes from the cache.
         """
         p, d, s = (np.asarray(x, np.float64) for x in (prompt, output, shared))
         decodes = np.maximum(d - 1.0, 0.0)
@@ -102,6 +114,14 @@ def practical_optimum(
     1%). Overhead per pass is left out. KV capacity is ignored, and so are the lengths of single requests
     unless `min_steps` says how many tokens the longest answer has: it takes a pass for each, and a pool
     that is small beside it must be spread over more, less efficient passes.
+
+    Args:
+        engine: one of `engine_names`.
+        max_step_tokens: rows of a pass at most.
+        min_steps: passes at least.
+
+    Raises:
+        ValueError: the engine is unknown.
     """
     run = load_engine(engine)
     if engine == "alternating" and pool.prefill_tokens and pool.decode_rows:

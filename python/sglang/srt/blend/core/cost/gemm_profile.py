@@ -28,12 +28,15 @@ TILE_ROWS = 128
 
 @dataclass(frozen=True, slots=True)
 class GemmProfile:
-    """One measured series.
+    """Times of one model's decoder layer, measured on one device over a series of token counts.
 
     Attributes:
+        device, model: names as in gpu_gemm_profiles.csv.
+        tensor_parallel: ranks that shared the model when it was measured.
         params: parameters of the measured layer on one rank.
         tokens: (n,) token counts, increasing.
-        gemm: (n,) seconds of the layer's GEMMs; other: (n,) of its small operators; non-decreasing.
+        gemm: (n,) seconds of the layer's GEMMs, non-decreasing.
+        other: (n,) seconds of the layer's small operators, non-decreasing.
     """
 
     device: str
@@ -49,7 +52,7 @@ class GemmProfile:
         return self._at(_whole_tiles(tokens), self.gemm) * (params / self.params)
 
     def other_seconds(self, tokens: ArrayLike) -> Floats:
-        """Seconds of one layer's norms, rotary embedding, activation and residual adds."""
+        """Seconds of one layer's norms, rotary embedding, activation and residual adds over `tokens` rows."""
         return self._at(np.asarray(tokens, np.float64), self.other)
 
     def _at(self, tokens: Floats, seconds: Floats) -> Floats:
@@ -66,13 +69,13 @@ def _whole_tiles(tokens: ArrayLike) -> Floats:
 
 @cache
 def kernel_figures() -> dict[str, Any]:
-    """Contents of gpu_kernels.toml."""
+    """The contents of gpu_kernels.toml: measured figures and assumptions, each with its source there."""
     return tomllib.loads(resources.files(__package__).joinpath("gpu_kernels.toml").read_text())
 
 
 @cache
 def gemm_profiles() -> tuple[GemmProfile, ...]:
-    """All measured series, in file order."""
+    """All measured series of gpu_gemm_profiles.csv, in file order."""
     text = resources.files(__package__).joinpath("gpu_gemm_profiles.csv").read_text()
     lines = [line for line in text.splitlines() if not line.startswith("#")]
     series: dict[tuple[str, str, int], list[tuple[float, float, float]]] = {}
@@ -89,10 +92,12 @@ def gemm_profiles() -> tuple[GemmProfile, ...]:
 
 
 def find_gemm_profile(hardware: str, *, layer_params: float, tensor_parallel: int) -> GemmProfile | None:
-    """The series to use on this hardware profile, or None where nothing was measured.
+    """The measured series nearest to a model on a hardware profile, or None where nothing was measured.
 
     Args:
+        hardware: name of the profile, as in `Hardware.name`.
         layer_params: parameters of one decoder layer on one rank.
+        tensor_parallel: ranks that share the model.
     """
     device = kernel_figures()["tables"].get(hardware)
 

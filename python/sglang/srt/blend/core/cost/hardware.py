@@ -12,9 +12,17 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class Hardware:
-    """One accelerator, or several acting as one.
+    """Rates and size of one accelerator, or of several acting as one.
+
+    >>> a100 = load_hardware("a100-80gb")
+    >>> f"{a100.flops / 1e12:.0f} TFLOP/s, {a100.bandwidth / 1e9:.0f} GB/s"
+    '312 TFLOP/s, 2039 GB/s'
+
+    Raises:
+        ValueError: a rate or the memory is not positive, or an efficiency outside (0, 1].
 
     Attributes:
+        name: of the profile, or what the file calls it.
         flops: peak dense FLOP/s at the compute dtype.
         bandwidth: peak memory bandwidth, bytes/s.
         memory: device memory, bytes.
@@ -66,6 +74,9 @@ def load_hardware(name: str) -> Hardware:
 
     A file holds the keys of `Hardware` (flops, bandwidth, memory, ...) at its top level; that is how a
     measured profile is passed.
+
+    Args:
+        name: a built-in profile's name or alias, upper case or lower, or a path that ends in .toml.
 
     Raises:
         ValueError: unknown name, or a file with missing or impossible entries.

@@ -25,7 +25,18 @@ _UNGATED = {"gpt2", "gpt_neox", "opt", "phi", "starcoder2", "falcon", "nemotron"
 
 @dataclass(frozen=True, slots=True)
 class ModelShape:
-    """Sizes of one tensor-parallel rank's share of a decoder.
+    """Sizes of one tensor-parallel rank's share of a decoder, as paper 4.1 counts them.
+
+    >>> llama_3_8b = {
+    ...     "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "vocab_size": 128256,
+    ...     "num_attention_heads": 32, "num_key_value_heads": 8, "torch_dtype": "bfloat16",
+    ... }
+    >>> whole = ModelShape.from_config(llama_3_8b)
+    >>> f"{whole.gemm_params / 1e9:.2f} billion, {whole.kv_bytes_per_token / 1024:.0f} KiB per token"
+    '7.50 billion, 128 KiB per token'
+    >>> half = ModelShape.from_config(llama_3_8b, tensor_parallel=2)
+    >>> half.gemm_params / whole.gemm_params, half.kv_bytes_per_token / whole.kv_bytes_per_token
+    (0.5, 0.5)
 
     Attributes:
         gemm_params: parameters that multiply every token (P): active experts, output head, no input
@@ -54,28 +65,25 @@ class ModelShape:
 
     @property
     def kv_bytes_per_token(self) -> float:
-        """KV cache bytes that one token occupies in all layers."""
+        """KV cache bytes that one token occupies in all layers of the rank."""
         return self.kv_bytes * self.layers
 
     @classmethod
     def from_config(
         cls, config: Mapping[str, Any], *, tensor_parallel: int = 1, kv_dtype: str = "auto"
     ) -> ModelShape:
-        """Read a config: Llama, Mistral, Qwen2/3, Gemma, Mixtral, Qwen-MoE, DeepSeek and their kin.
+        """The shape of a Llama, Mistral, Qwen2/3, Gemma, Mixtral, Qwen-MoE or DeepSeek, or of their kin.
 
         Multimodal configs are read through their `text_config`. Tensor parallelism divides weights and
         KV heads (heads are replicated when there are fewer than ranks); the MLA latent is replicated.
 
         Args:
+            config: contents of the model's config.json.
+            tensor_parallel: ranks that share the model.
             kv_dtype: "auto" takes the model's dtype; otherwise SGLang's --kv-cache-dtype names.
 
         Raises:
-            ValueError: a size the formula needs is missing, or a dtype is unknown.
-
-        >>> sizes = {"num_hidden_layers": 2, "hidden_size": 64, "num_attention_heads": 4, "vocab_size": 100}
-        >>> shape = ModelShape.from_config({**sizes, "num_key_value_heads": 2, "intermediate_size": 128})
-        >>> shape.kv_bytes  # per token and layer: keys and values of 2 heads, 16 wide, 2 bytes each
-        128.0
+            ValueError: a size that is needed is missing, a dtype unknown, or tensor_parallel below 1.
         """
         if tensor_parallel < 1:
             raise ValueError(f"tensor_parallel must be at least 1, got {tensor_parallel}")

@@ -28,7 +28,7 @@ _ROOFLINE_NORM = 1.35
 
 @dataclass(frozen=True, slots=True)
 class StepWork:
-    """What a forward pass (or an array of them) has to do.
+    """What a forward pass has to do; with arrays, what each of many passes has to do.
 
     Attributes:
         prefill_tokens: prompt tokens computed.
@@ -47,6 +47,7 @@ class StepWork:
     window_kv_tokens: ArrayLike | None = None
 
     def only_prefill(self) -> StepWork:
+        """The pass without its decode rows."""
         return StepWork(
             prefill_tokens=self.prefill_tokens,
             prefill_pairs=self.prefill_pairs,
@@ -54,20 +55,25 @@ class StepWork:
         )
 
     def only_decode(self) -> StepWork:
+        """The pass without its prefill."""
         return StepWork(
             decode_rows=self.decode_rows, kv_tokens=self.kv_tokens, window_kv_tokens=self.window_kv_tokens
         )
 
 
 def causal_pairs(new_tokens: ArrayLike, cached_tokens: ArrayLike = 0) -> Floats:
-    """Query-key pairs when `new_tokens` follow `cached_tokens`: each token sees itself and all before."""
+    """Query-key pairs of `new_tokens` prefilled behind `cached_tokens`: each sees itself and all before it.
+
+    >>> causal_pairs([3, 3], [0, 10]).tolist()
+    [6.0, 36.0]
+    """
     new, cached = np.asarray(new_tokens, np.float64), np.asarray(cached_tokens, np.float64)
     return np.asarray(new * cached + new * (new + 1.0) / 2.0)
 
 
 @dataclass(frozen=True, slots=True)
 class StepParts:
-    """Seconds of each kind of work, run alone.
+    """Seconds that each kind of a pass's work takes when it runs alone.
 
     Attributes:
         gemm: projections, MLP and output head, weight floor included.
@@ -89,18 +95,26 @@ class StepParts:
 
     @property
     def compute(self) -> Floats:
-        """Seconds that are not attention over the KV cache."""
+        """Seconds of everything but attention over the KV cache: GEMMs, prefill attention, the small rest."""
         return self.gemm + self.other + self.prefill_attention + self.all_reduce
 
     @property
     def memory(self) -> Floats:
-        """Seconds that the memory bus is needed: weights and KV cache."""
+        """Seconds in which the memory bus is needed, for weights and KV cache."""
         return self.weight_read + self.decode_attention
 
 
 @dataclass(frozen=True, slots=True)
 class Assumptions:
-    """What no table says; defaults and reasons are in gpu_kernels.toml under `assumed`."""
+    """What no table says; defaults and reasons are in gpu_kernels.toml under `assumed`.
+
+    Attributes:
+        prefill_attention_efficiency: share of the peak FLOP/s that prefill attention reaches, in (0, 1].
+        step_overhead: seconds per pass outside the layers.
+        interference: share of the shorter of compute and KV reads that overlapping does not hide, in [0, 1].
+        all_reduce_efficiency: share of a link's rate that an all-reduce reaches, in (0, 1].
+        all_reduce_latency: seconds of an all-reduce however little it sends.
+    """
 
     prefill_attention_efficiency: float
     step_overhead: float
@@ -110,10 +124,10 @@ class Assumptions:
 
     @classmethod
     def default(cls, **changed: float) -> Assumptions:
-        """The stated assumptions, some of them changed.
+        """The stated assumptions, those in `changed` replaced.
 
         Raises:
-            ValueError: an unknown name.
+            ValueError: a name in `changed` is unknown.
         """
         known = {field.name for field in fields(cls)}
         for name in changed.keys() - known:
@@ -122,11 +136,15 @@ class Assumptions:
 
 
 class StepTimeModel:
-    """Times of forward passes of one model on one kind of hardware.
+    """Seconds that forward passes of one model take on one kind of hardware.
 
     Args:
         shape: one rank's share, as `ModelShape.from_config(..., tensor_parallel=n)` gives it.
+        hardware: one rank's accelerator.
         assumptions: to see what depends on them; None takes the stated ones.
+
+    Raises:
+        ValueError: more than one rank, and the rate of the links between them is not known.
 
     Attributes:
         profile: the measured GEMM series in use, or None. Tables are BF16 and dense: quantised weights and
@@ -163,7 +181,7 @@ class StepTimeModel:
             )
 
     def parts(self, work: StepWork) -> StepParts:
-        """Seconds of each kind of work in a pass; all zero for a pass without work."""
+        """Seconds of each kind of work in a pass, or in each of many; all zero for a pass without work."""
         rows = np.asarray(work.prefill_tokens, np.float64) + np.asarray(work.decode_rows, np.float64)
         logits = np.asarray(work.finished_prefills, np.float64) + np.asarray(work.decode_rows, np.float64)
         busy = (rows > 0).astype(np.float64)
@@ -179,20 +197,27 @@ class StepTimeModel:
 
     @property
     def weight_read(self) -> float:
-        """Seconds to read all weights once."""
+        """Seconds in which all weights are read once."""
         return self.shape.weight_bytes / self._weight_rate
 
     def gemm(self, rows: ArrayLike, logits_rows: ArrayLike | None = None) -> Floats:
-        """Seconds of all layers' GEMMs over `rows`, and of the output head over `logits_rows`.
+        """Seconds of the GEMMs of all layers and the output head.
 
-        Without `logits_rows` every row gets logits.
+        Args:
+            rows: tokens that pass through the layers.
+            logits_rows: those of them that need logits; all by default.
         """
         logits = rows if logits_rows is None else logits_rows
         layers = self._layer_params * self.shape.layers
         return self._gemm(rows, layers) + self._gemm(logits, self.shape.head_params)
 
     def decode_attention(self, kv_tokens: ArrayLike, window_kv_tokens: ArrayLike | None = None) -> Floats:
-        """Seconds to attend to `kv_tokens` of KV cache (summed over the batch) in all layers."""
+        """Seconds in which decoding rows attend to their KV cache in all layers.
+
+        Args:
+            kv_tokens: read by full attention, summed over the rows.
+            window_kv_tokens: read by layers with a sliding window; as many as `kv_tokens` by default.
+        """
         shape = self.shape
         full = np.asarray(kv_tokens, np.float64)
         window = full if window_kv_tokens is None else np.asarray(window_kv_tokens, np.float64)
@@ -201,7 +226,7 @@ class StepTimeModel:
         return np.asarray(fixed + read * shape.kv_bytes / self._decode_rate)
 
     def prefill_attention(self, pairs: ArrayLike) -> Floats:
-        """Seconds of prefill attention over query-key pairs, in all layers.
+        """Seconds of prefill attention over `pairs` of a query and a key (see `causal_pairs`), in all layers.
 
         Compute only: a chunk of queries reads the KV before it once, which is small beside its FLOPs.
         Sliding windows are not cut off.
@@ -210,7 +235,7 @@ class StepTimeModel:
         return np.asarray(flop / (self.hardware.flops * self.assumptions.prefill_attention_efficiency))
 
     def all_reduce(self, rows: ArrayLike) -> Floats:
-        """Seconds of two ring all-reduces per layer over 16-bit hidden states; 0 on one rank."""
+        """Seconds of two ring all-reduces per layer over 16-bit hidden states of `rows`; 0 on one rank."""
         ranks, n = self.shape.tensor_parallel, np.asarray(rows, np.float64)
         if ranks == 1:
             return np.zeros_like(n)
@@ -230,7 +255,7 @@ class StepTimeModel:
         return np.asarray(np.where(n > 0, both, 0.0))
 
     def other(self, rows: ArrayLike) -> Floats:
-        """Seconds of norms, activations and other small operators in all layers; 0 where not measured."""
+        """Seconds of norms, activations and other small operators over `rows`; 0 where not measured."""
         rows = np.asarray(rows, np.float64)
         if self.profile is None:
             return np.zeros_like(rows)
