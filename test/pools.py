@@ -18,7 +18,6 @@ from sglang.srt.blend.core.order.plan import PlannerOptions
 from sglang.srt.blend.core.planner import Planner
 from sglang.srt.blend.core.pool.prefix_tree import ResourceAwarePrefixTree
 from sglang.srt.blend.core.pool.sorted_prompts import SortedPrompts
-from sglang.srt.blend.core.pool.token_store import TokenStore
 
 
 @cache
@@ -78,8 +77,7 @@ class Pool:
 
     def sorted(self) -> SortedPrompts:
         """The requests in order of their prompts; slots are indices into the pool."""
-        store = TokenStore()
-        return SortedPrompts().insert(store, store.put(self.tokens, self.offsets), self.namespace)
+        return SortedPrompts.of(self.tokens, self.offsets, self.namespace)
 
     def tree(self, cost: CostModel | None = None) -> ResourceAwarePrefixTree:
         """The tree with true output lengths."""

@@ -200,7 +200,7 @@ class RequestPool:
 
     def recount(self, node: Any, key: CacheKey, path: tuple[int, ...], cost_model: CostModel) -> Annotation:
         """The node's annotation by looking at every waiting request."""
-        known = self.planner.ledger.index.position  # arrivals count from the next refresh on
+        known = self.planner.ledger.index.rank  # arrivals count from the next refresh on
         users = [
             r for r in self.waiting if r.key == key and r.tokens[: len(path)] == path and known(r.slot) >= 0
         ]

@@ -60,7 +60,7 @@ class Recount:
         assert planner.ledger.index.next_use_many(np.array([lo]), np.array([hi])).tolist() == [
             totals.next_use
         ]
-        assert all(lo <= planner.ledger.index.position(s) < hi for s in below)
+        assert all(lo <= planner.ledger.index.rank(s) < hi for s in below)
 
     def check_sorted(self):
         """The merged order equals sorting from scratch."""

@@ -192,7 +192,7 @@ def test_a_retracted_request_aborted_before_the_next_prefill_leaves_at_once(make
     req = queue[0]
     admit(pool, queue, [req])
     slot = pool.slot(req)
-    position = pool.planner.ledger.index.position(slot)
+    position = pool.planner.ledger.index.rank(slot)
     pool.release(req)  # retracted
     assert pool.planner.ledger.index.totals(position, position + 1).requests == 1
     pool.drop(req)

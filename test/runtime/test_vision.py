@@ -59,7 +59,7 @@ def test_equal_images_share_and_the_encoders_work_counts_as_compute(tmp_path: An
         )
         assert pool.encoder.params == weights
         encoding = 2 * weights * 64 / planner.cost_model.hardware.flops
-        same, twin, other, text = (planner.ledger.index.position(pool.slot(req)) for req in queue)
+        same, twin, other, text = (planner.ledger.index.rank(pool.slot(req)) for req in queue)
         seconds = {
             place: planner.ledger.index.totals(place, place + 1).comp for place in (same, twin, other, text)
         }

@@ -1,6 +1,7 @@
 """Sorted prompts, their tree and its annotations, against definitions."""
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -41,8 +42,7 @@ def test_every_annotation_is_a_sum_over_the_requests_below(seed, n):
     tree = requests.tree(cost)
     order = requests.sorted().slots
     prompts = [tuple(requests.prompts[i].tolist()) for i in order]
-    assert tree.parent[0] == -1
-    assert np.all(tree.parent[1:] < np.arange(1, len(tree.parent)))
+    tree._check()
     for node in range(len(tree.lo)):
         below = prompts[tree.lo[node] : tree.hi[node]]
         prefix = below[0][: tree.depth[node]] if below else ()
@@ -81,6 +81,13 @@ def test_merging_and_removing_equal_sorting_anew(seed, old, new):
     assert np.array_equal(prefixes, prefix_sort.neighbour_prefixes(*arrays, kept))
 
 
+def test_the_check_sees_a_request_that_hangs_too_high():
+    tree = random_pool(0, 20).tree()
+    tree._check()
+    with pytest.raises(AssertionError):
+        replace(tree, request_parent=np.zeros(20, np.int64))._check()
+
+
 @given(seeds, st.integers(0, 60), st.lists(st.integers(0, 3), max_size=6), st.integers(0, 6))
 def test_narrowing_finds_those_who_go_on_with_the_tokens(seed, n, path, cut):
     requests = random_pool(seed, n)
@@ -93,46 +100,3 @@ def test_narrowing_finds_those_who_go_on_with_the_tokens(seed, n, path, cut):
     lo, hi = prefix_sort.narrow(*arrays, lo, hi, len(tokens[:cut]), tokens[cut:])
     expected = [i for i in order if requests.prompts[i][: len(path)].tolist() == path]
     assert order[lo:hi].tolist() == expected
-
-
-# ------------------------------------------------------------------ token store
-
-
-@given(seeds)
-def test_store_keeps_live_prompts_through_reuse_and_compaction(seed):
-    rng = np.random.default_rng(seed)
-    store, live = TokenStore(), {}
-    for _ in range(40):
-        if live and rng.random() < 0.5:
-            gone = rng.choice(list(live), int(rng.integers(1, len(live) + 1)), replace=False)
-            store.drop(gone)
-            for slot in gone.tolist():
-                del live[slot]
-        else:
-            requests = random_pool(int(rng.integers(10**6)), int(rng.integers(0, 8)), stretch=100)
-            for slot, prompt in zip(
-                store.put(requests.tokens, requests.offsets), requests.prompts, strict=True
-            ):
-                assert int(slot) not in live
-                live[int(slot)] = prompt.tolist()
-        for slot, prompt in live.items():
-            assert store.prompt(slot).tolist() == prompt
-    total = sum(map(len, live.values()))
-    assert store._used <= 2 * total + 4096
-
-
-def test_first_put_takes_the_array_as_it_is_and_never_writes_to_it():
-    tokens = np.arange(10, dtype=np.int32)
-    tokens.flags.writeable = False
-    store = TokenStore()
-    store.put(tokens, np.array([0, 4, 10]))
-    assert store.data is tokens
-    store.put(np.array([7], np.int32), np.array([0, 1]))
-    assert store.prompt(2).tolist() == [7]
-    assert tokens.tolist() == list(range(10))
-
-
-@pytest.mark.parametrize("offsets", [[], [1, 3], [0, 2], [0, 4], [0, 2, 1, 3]])
-def test_offsets_that_do_not_cover_the_tokens_are_refused(offsets):
-    with pytest.raises(ValueError, match="offsets must ascend from 0 to 3"):
-        TokenStore().put(np.zeros(3, np.int32), np.array(offsets, np.int64))

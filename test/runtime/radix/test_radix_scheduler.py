@@ -46,7 +46,7 @@ class Recount:
         rebuild = index.rebuild
 
         def note_plan(store: Any, space: Any, order: Any, **arrays: Any) -> None:
-            columns = (arrays[name].tolist() for name in ("place", "comp", "mem"))
+            columns = (arrays[name].tolist() for name in ("position", "comp", "mem"))
             self.planned = dict(zip(order.tolist(), zip(*columns, strict=True), strict=True))
             rebuild(store, space, order, **arrays)
 

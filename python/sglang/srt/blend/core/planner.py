@@ -323,7 +323,7 @@ class Planner:
             waiting=table.state[order] == State.WAITING,
             comp=self.cost_model.comp(prompt, output) + table.extra[order],
             mem=self.cost_model.mem(prompt, output),
-            place=table.plan_position[order],
+            position=table.plan_position[order],
         )
 
     def _estimate_outputs(self) -> None:

@@ -11,7 +11,7 @@ from sglang.srt.blend.core.step.forecast import KVForecast
 
 
 def compile_kernels(cost_model: CostModel) -> None:
-    """Drive a throw-away planner through everything that a scheduler calls.
+    """Drive a throw-away planner through everything that a scheduler calls, so that it is compiled.
 
     Numba compiles on first use: some 15 seconds of CPU after installation, half a second when its cache
     is warm. A server does that while it starts rather than under a request.

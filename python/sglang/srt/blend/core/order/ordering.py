@@ -1,9 +1,9 @@
 """Layer-wise sort, conditional node split and merge of the prefix tree (paper 5.2, Algorithms 1 and 2).
 
-Items are the things that have a place among siblings: 0..nodes-1 are the tree's inner nodes,
-nodes..nodes+n-1 its requests. Sorting permutes siblings only, so sharing is untouched. A split cuts a
-node in two: some of its children move below a copy of it that hangs from the root. They go on sharing
-the prefix among themselves, so a cut costs that prefix once, however many requests move.
+Items are what is sorted among siblings: 0..nodes-1 are the tree's inner nodes, nodes..nodes+n-1 its
+requests. Sorting permutes siblings only, so sharing is untouched. A split cuts a node in two: some of its
+children move below a copy of it that hangs from the root. They go on sharing the prefix among themselves,
+so a cut costs that prefix once, however many requests move.
 """
 
 from __future__ import annotations
@@ -23,16 +23,36 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class DensityOrder:
-    """Requests from compute-intensive to memory-intensive.
+    """The requests of a tree from compute-intensive to memory-intensive (paper 5.2).
+
+    Four requests share a prefix of 100 tokens, and one of them answers at length. It moves to the memory
+    side behind its own copy of the prefix, if that may be computed twice:
+
+    >>> from sglang.srt.blend.core.cost.hardware import load_hardware
+    >>> from sglang.srt.blend.core.cost.model_shape import ModelShape
+    >>> from sglang.srt.blend.core.pool.sorted_prompts import SortedPrompts
+    >>> llama_3_8b = ModelShape(
+    ...     gemm_params=7.5e9, weight_bytes=15e9, layers=32, attention_width=4096, kv_bytes=4096
+    ... )
+    >>> cost = CostModel(llama_3_8b, load_hardware("a100-80gb"))
+    >>> tokens = np.concatenate([[*range(100), 200 + i] for i in range(4)] + [[500]])
+    >>> prompts = SortedPrompts.of(tokens, np.array([0, 101, 202, 303, 404, 405]))
+    >>> lengths, output = np.array([101, 101, 101, 101, 1]), np.array([5, 9000, 5, 5, 500])
+    >>> tree = prompts.tree(lengths, output, cost)
+    >>> whole = order_by_density(tree, cost)
+    >>> whole.order.tolist(), whole.shared_tokens
+    ([4, 0, 2, 3, 1], 300)
+    >>> split = order_by_density(tree, cost, sharing_budget=0.6)
+    >>> split.order.tolist(), split.shared_tokens, split.splits
+    ([0, 2, 3, 4, 1], 200, 1)
 
     Attributes:
-        order: (n,) positions of the tree's sorted requests, highest density first.
-        comp: (n,) compute seconds at each place of `order`, a shared prefix divided evenly among those
-            who share it.
-        density: (n,) rho at each place of `order`: non-increasing unless the budget ran out.
-        group: (n,) number of the schedulable group at each place of `order`, ascending.
+        order: (n,) indices of the tree's requests, highest density first; what follows is along it.
+        comp: (n,) compute seconds of each request, a shared prefix divided evenly among those who share it.
+        density: (n,) rho of each request: non-increasing unless the budget ran out.
+        group: (n,) number of the schedulable group that each request belongs to, ascending.
         group_density: (groups,) rho of each group with its sharing.
-        shared: (n,) prompt tokens that each place shares with the place before.
+        shared: (n,) prompt tokens that each request shares with the one before it.
         splits: nodes cut in two.
     """
 
@@ -46,7 +66,7 @@ class DensityOrder:
 
     @property
     def shared_tokens(self) -> int:
-        """Prompt tokens that this order still shares."""
+        """Prompt tokens that need not be computed in this order."""
         return int(self.shared.sum())
 
 
@@ -104,9 +124,9 @@ class _Forest:
         self.density: Floats = densities(self.comp, self.mem).astype(np.float32).astype(np.float64)
         # A stable sort: equal densities keep the sorted prompts' order.
         self._siblings = np.lexsort((-self.density, self.parent))
-        place = _places(self._siblings, self.parent, self.count)[self.nodes :]
-        self.leaves: Ints = np.empty(len(place), np.int64)
-        self.leaves[place] = np.arange(len(place))
+        position = _positions(self._siblings, self.parent, self.count)[self.nodes :]
+        self.leaves: Ints = np.empty(len(position), np.int64)
+        self.leaves[position] = np.arange(len(position))
 
     @property
     def leaf_density(self) -> Floats:
@@ -172,21 +192,21 @@ class _Forest:
 
 
 @njit(cache=True)
-def _places(siblings, parent, count):  # type: ignore[no-untyped-def]
-    """First place of every item when parents' children follow one another as in `siblings`.
+def _positions(siblings, parent, count):  # type: ignore[no-untyped-def]
+    """Position of every item's first request when parents' children follow one another as in `siblings`.
 
     `siblings` lists items grouped by ascending parent; parents come before their children in number.
     """
-    place = np.zeros(len(parent), np.int64)
+    position = np.zeros(len(parent), np.int64)
     last, used = np.int64(-2), np.int64(0)
     for item in siblings:
         if parent[item] < 0:
             continue
         if parent[item] != last:
             last, used = parent[item], np.int64(0)
-        place[item] = place[last] + used
+        position[item] = position[last] + used
         used += count[item]
-    return place
+    return position
 
 
 @njit(cache=True)
@@ -266,7 +286,7 @@ def _cut(items, starts, ends, ranked, budget, parent, depth, count):  # type: ig
 
 @njit(cache=True)
 def _walk(order, lcp, request_root):  # type: ignore[no-untyped-def]
-    """Tokens each place of a leaf order shares with the place before it.
+    """Tokens that each request of a leaf order shares with the one before it.
 
     Requests under different children of the root share nothing any more; within one of them the
     shared prefix is the minimum of `lcp` between the two, found through the nearest smaller values.
@@ -306,7 +326,7 @@ def _roots(parent, num_nodes):  # type: ignore[no-untyped-def]
 
 @njit(cache=True)
 def _group(shared, footprint, limit):  # type: ignore[no-untyped-def]
-    """Number places so that neighbours who share a prefix stay together up to `limit` KV tokens."""
+    """Number requests so that neighbours who share a prefix stay together up to `limit` KV tokens."""
     group = np.zeros(len(shared), np.int64)
     number, held = 0, 0
     for i in range(len(shared)):
@@ -328,12 +348,14 @@ def order_by_density(
     group_tokens: int = 0,
     split: bool = True,
 ) -> DensityOrder:
-    """Sort, split and merge to convergence.
+    """Requests by density: sorted layer by layer, split and merged (paper 5.2, Algorithms 1 and 2).
 
     Repeats sort -> split -> sort until the leaves are non-increasing in density or every remaining
     split costs more than the budget; each split divides a child of the root, so it ends.
 
     Args:
+        tree: of sorted prompts, with estimated or known output lengths.
+        cost: the model that the tree was made with.
         sharing_budget: share of the depth-first sharing that splits must keep, in [0, 1].
         group_tokens: KV footprint up to which neighbours that share a prefix form one group; 0 makes
             every request its own group.

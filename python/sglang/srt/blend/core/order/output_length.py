@@ -39,10 +39,25 @@ def estimate_outputs(
     known: Ints,
     max_new_tokens: Ints,
 ) -> Ints:
-    """Estimated output tokens of each request of a tree, at least 1.
+    """Estimated output tokens of each request of a tree, int64 (n,), at least 1 (paper 5.1).
+
+    A request is expected to answer like the finished ones below its node; where none has finished there,
+    below the nearest ancestor that has some, and where nobody has finished, as `PRIOR_OUTPUT_TOKENS` says.
+
+    Two nodes of two requests below the root; an answer of 30 tokens is in from the first:
+
+    >>> estimate_outputs(
+    ...     lo=np.array([0, 0, 2]), hi=np.array([4, 2, 4]), parent=np.array([-1, 0, 0]),
+    ...     request_parent=np.array([1, 1, 2, 2]),
+    ...     observed=np.array([30, -1, -1, -1]),
+    ...     known=np.array([0, 0, 0, 7]),
+    ...     max_new_tokens=np.array([100, 100, 20, 100]),
+    ... ).tolist()
+    [30, 30, 20, 7]
 
     Args:
-        lo, hi, parent, request_parent: the tree's structure, see `ResourceAwarePrefixTree`.
+        lo, hi, parent: (nodes,) the tree's structure, see `ResourceAwarePrefixTree`.
+        request_parent: (n,) node from which each request hangs.
         observed: (n,) output tokens of finished requests, -1 elsewhere.
         known: (n,) output tokens fixed by the request itself (ignore_eos, min = max), 0 elsewhere.
         max_new_tokens: (n,) caps every estimate, tokens.
@@ -78,7 +93,7 @@ def _cover_large_subtrees(lo, hi, unknown, chosen, at_least, draws):  # type: ig
     unknown_before = np.zeros(n + 1, np.int64)
     for i in range(n):
         unknown_before[i + 1] = unknown_before[i] + unknown[i]
-    places = np.flatnonzero(unknown)
+    candidates = np.flatnonzero(unknown)
     # Fenwick tree over samples: coverage changes as samples are added.
     tree = np.zeros(n + 1, np.int64)
     for i in range(n):
@@ -101,7 +116,7 @@ def _cover_large_subtrees(lo, hi, unknown, chosen, at_least, draws):  # type: ig
             j -= j & -j
         if covered > 0:
             continue
-        pick = places[first + min(int(draws[node] * (last - first)), last - first - 1)]
+        pick = candidates[first + min(int(draws[node] * (last - first)), last - first - 1)]
         chosen[pick] = True
         j = pick + 1
         while j <= n:
@@ -118,8 +133,9 @@ def choose_samples(
     fraction: float,
     rng: np.random.Generator,
 ) -> Ints:
-    """Requests to run first, for real: a random `fraction`, and one of every large subtree.
+    """Samples, requests to run before the others: a random `fraction`, and one of every large subtree.
 
+    Their answers tell how long those of their neighbours will be (paper 5.1).
     A subtree is large when it holds 1 / fraction requests of unknown length, so that the random part
     alone would be expected to hit it. Those that are covered already count towards both.
 
@@ -127,22 +143,24 @@ def choose_samples(
         lo, hi: (nodes,) the tree's intervals.
         unknown: (n,) requests that may be sampled.
         covered: (n,) samples under way and requests whose answer is in; none of them `unknown`.
+        fraction: share of the requests of unknown length, in [0, 1].
+        rng: draws the samples.
 
     Returns:
-        Ascending positions, int64; empty when fraction is 0 or nothing is unknown.
+        Ascending indices of requests, int64; empty when fraction is 0 or nothing is unknown.
 
     Raises:
         ValueError: fraction outside [0, 1].
     """
     if not 0.0 <= fraction <= 1.0:
         raise ValueError(f"sample fraction must be between 0 and 1, got {fraction}")
-    places = np.flatnonzero(unknown)
-    if fraction == 0.0 or len(places) == 0:
+    candidates = np.flatnonzero(unknown)
+    if fraction == 0.0 or len(candidates) == 0:
         return np.empty(0, np.int64)
     present = int(covered.sum())
-    missing = int(np.ceil(fraction * (len(places) + present))) - present
+    missing = int(np.ceil(fraction * (len(candidates) + present))) - present
     chosen = covered.copy()
     if missing > 0:
-        chosen[rng.choice(places, size=missing, replace=False)] = True
+        chosen[rng.choice(candidates, size=missing, replace=False)] = True
     _cover_large_subtrees(lo, hi, unknown, chosen, int(np.ceil(1.0 / fraction)), rng.random(len(lo)))
     return np.flatnonzero(chosen & ~covered)

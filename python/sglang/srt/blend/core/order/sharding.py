@@ -21,7 +21,6 @@ from sglang.srt.blend.core.cost.cost_model import CostModel
 from sglang.srt.blend.core.order.ordering import order_by_density
 from sglang.srt.blend.core.pool.prefix_tree import ResourceAwarePrefixTree, densities
 from sglang.srt.blend.core.pool.sorted_prompts import SortedPrompts
-from sglang.srt.blend.core.pool.token_store import TokenStore
 from sglang.srt.blend.core.step.dual_scan import ScanOrder, scan_to_the_end
 
 Ints = NDArray[np.int64]
@@ -30,8 +29,8 @@ Floats = NDArray[np.float64]
 # Pieces in a part's work: a larger subtree is cut. The last pieces dealt decide how equal the parts are.
 _PIECES = 256
 # How far a part may get ahead to keep a subtree together, as a share of what it will still be given.
-# It shrinks to nothing with what is left, so early advantages are made up for.
-_ADVANTAGE = 0.25
+# It shrinks to nothing with what is left, so who got ahead early is caught up with.
+_HEAD_START = 0.25
 # A prefix is cheap if it costs less than this share of the work of a piece below it.
 _CHEAP = 0.01
 # Rounds in which the scanner takes the pool: each has the root's density.
@@ -41,11 +40,12 @@ _TINY = float(np.finfo(np.float64).tiny)
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """What one replica answers.
+    """The part of a pool that one replica answers.
 
     Attributes:
-        requests: indices into the pool, ascending.
-        comp: compute seconds after all sharing that is possible among its own requests; mem: seconds.
+        requests: (m,) indices into the pool, ascending.
+        comp: compute seconds after all sharing that is possible among its own requests.
+        mem: seconds of KV reads.
         shared_tokens: prompt tokens that a depth-first walk of the part does not compute.
     """
 
@@ -56,18 +56,18 @@ class Shard:
 
     @property
     def work(self) -> float:
-        """Comp + Mem, seconds: the part's time without overlap, at peak rates."""
+        """Comp + Mem: seconds that the part takes without overlap, at peak rates."""
         return self.comp + self.mem
 
     @property
     def density(self) -> float:
-        """Comp / Mem; infinite when nothing decodes, 0 when the part is empty."""
+        """Comp / Mem, dimensionless; infinite when nothing decodes, 0 when the part is empty."""
         return float(densities(self.comp, self.mem))
 
 
 @dataclass(frozen=True, slots=True)
 class Shards:
-    """A pool in parts.
+    """A pool divided among replicas.
 
     Attributes:
         parts: one for each replica; some are empty when there are too few requests.
@@ -79,17 +79,17 @@ class Shards:
 
     @property
     def shared_tokens(self) -> int:
-        """Prompt tokens shared within the parts."""
+        """Prompt tokens that need not be computed because they are shared within a part."""
         return sum(part.shared_tokens for part in self.parts)
 
     @property
     def sharing_kept(self) -> float:
-        """Share of the undivided pool's sharing that the parts still have; 1 if there was none."""
+        """Share of the undivided pool's sharing that the parts still have, in [0, 1]; 1 if there was none."""
         return self.shared_tokens / self.possible_tokens if self.possible_tokens else 1.0
 
     @property
     def imbalance(self) -> float:
-        """Work of the largest part over the mean, less 1: what equal parts would save."""
+        """How far the largest part's work is above the mean, as a share of the mean."""
         total = sum(part.work for part in self.parts)
         return max(part.work for part in self.parts) * len(self.parts) / total - 1.0 if total else 0.0
 
@@ -104,18 +104,33 @@ def shard(
     extra_compute: Floats | None = None,
     namespace: NDArray[np.integer] | None = None,
 ) -> Shards:
-    """Divide a pool among equal replicas; equal arguments give equal parts.
+    """Divide a pool among equal replicas (paper 5.5); equal arguments give equal parts.
+
+    Two questions about each of four documents, for two replicas:
+
+    >>> from sglang.srt.blend.core.cost.hardware import load_hardware
+    >>> from sglang.srt.blend.core.cost.model_shape import ModelShape
+    >>> llama_3_8b = ModelShape(
+    ...     gemm_params=7.5e9, weight_bytes=15e9, layers=32, attention_width=4096, kv_bytes=4096
+    ... )
+    >>> cost = CostModel(llama_3_8b, load_hardware("a100-80gb"))
+    >>> documents = [range(start, start + 1000) for start in (0, 2000, 4000, 6000)]
+    >>> tokens = np.concatenate([[*text, 9000 + question] for text in documents for question in (0, 1)])
+    >>> shards = shard(tokens, np.arange(9) * 1001, np.full(8, 50), cost, 2)
+    >>> [part.requests.tolist() for part in shards.parts], shards.sharing_kept
+    ([[2, 3, 6, 7], [0, 1, 4, 5]], 1.0)
 
     Args:
         tokens: int32, all prompts back to back; request i is tokens[offsets[i]:offsets[i + 1]].
         offsets: int64 (n + 1,).
         output: (n,) output tokens: known ones, or estimates (`output_length.estimate_outputs`).
-        parts: replicas; `cost` is that of one of them.
+        cost: of one replica.
+        parts: replicas.
         extra_compute: (n,) seconds beside the decoder's own, such as a vision encoder.
         namespace: (n,) prompts of different namespaces share nothing; 0 by default.
 
     Raises:
-        ValueError: parts below 1, or arrays of different length.
+        ValueError: parts is below 1, or the arrays differ in length.
     """
     n = len(offsets) - 1
     if parts < 1:
@@ -123,13 +138,12 @@ def shard(
     for name, values in (("output", output), ("extra_compute", extra_compute), ("namespace", namespace)):
         if values is not None and len(values) != n:
             raise ValueError(f"{name} has {len(values)} entries for {n} requests")
-    store = TokenStore()
-    slots = store.put(tokens, offsets)  # of a fresh store: 0..n-1, so they are the requests
-    space = np.zeros(n, np.int32) if namespace is None else np.asarray(namespace, np.int32)
-    prompts = SortedPrompts().insert(store, slots, space)
+    prompts = SortedPrompts.of(
+        tokens, offsets, None if namespace is None else np.asarray(namespace, np.int32)
+    )
     order = prompts.slots
     tree = prompts.tree(
-        store.length[order],
+        np.diff(offsets)[order],
         np.asarray(output, np.int64)[order],
         cost,
         extra_comp=None if extra_compute is None else np.asarray(extra_compute, np.float64)[order],
@@ -178,7 +192,7 @@ def _assign(tree: ResourceAwarePrefixTree, cost: CostModel, parts: int) -> Ints:
         again / max(float(comp.sum()), _TINY),
         len(tree.depth),
         parts,
-        _ADVANTAGE,
+        _HEAD_START,
     )
     owner = np.empty(tree.num_requests, np.int64)
     owner[density.order] = part[piece]
@@ -219,7 +233,7 @@ def _families(
         such as a system prompt above long answers, which are better spread.
         (pieces,) seconds of the prefix that another part would compute again; 0 where all will.
     """
-    family = _largest_subtrees(tree.parent, node_work, _ADVANTAGE * share)[holder]
+    family = _largest_subtrees(tree.parent, node_work, _HEAD_START * share)[holder]
     prefix = cost.prefix_comp(tree.depth)
     again = np.where(family >= 0, prefix[holder] - prefix[tree.parent[family]], 0.0)
     everywhere = np.where((prefix[holder] >= _CHEAP * work) & (holder > 0), holder, -1)
@@ -247,14 +261,14 @@ def _pieces(order, parent, request_parent, whole, node_work, work, limit):  # ty
     `limit` seconds together. Children of the root share nothing and stay apart.
 
     Returns:
-        (n,) piece at each place of the density order, ascending; (pieces,) the node that each hangs from.
+        (n,) piece of each request along the density order, ascending; (pieces,) the node each hangs from.
     """
     nodes = len(parent)
     piece = np.empty(len(order), np.int64)
     holder = np.empty(len(order), np.int64)
     number, held, last = -1, 0.0, np.int64(-1)
-    for place in range(len(order)):
-        request = order[place]
+    for position in range(len(order)):
+        request = order[position]
         above = request_parent[request]
         item, size = nodes + request, work[request]
         if whole[above] >= 0:
@@ -267,24 +281,24 @@ def _pieces(order, parent, request_parent, whole, node_work, work, limit):  # ty
                 held = 0.0
             held += size
             last = item
-        piece[place] = number
+        piece[position] = number
     return piece, holder[: number + 1]
 
 
 @njit(cache=True)
-def _deal(dealt, work, excess, family, again, nodes, parts, advantage):  # type: ignore[no-untyped-def]
+def _deal(dealt, work, excess, family, again, nodes, parts, head_start):  # type: ignore[no-untyped-def]
     """Part of each piece: the one that has least of what the piece is made of.
 
     The scalar product of a piece and a part's loads is what the piece adds to the sum of squared loads.
-    A piece follows the last one of its family as long as that part's advantage in work and in excess, over
-    the mean or over the part that is due, can be made up for by what is left, or is less than what another
+    A piece follows the last one of its family as long as what that part is ahead in work and in excess, of
+    the mean or of the part that is due, can be made up for by what is left, or is less than what another
     part would compute again.
 
     Args:
         dealt: pieces in the order in which they are dealt.
         work, excess: (pieces,) Comp + Mem and Comp - Mem, both in shares of the pool's.
         family, again: (pieces,) see `_families`; `again` as a share of the pool's Comp.
-        advantage: share of what is left for a part that it may be ahead.
+        head_start: share of what is left for a part that it may be ahead.
     """
     part = np.empty(len(dealt), np.int64)
     works, excesses = np.zeros(parts), np.zeros(parts)
@@ -305,10 +319,8 @@ def _deal(dealt, work, excess, family, again, nodes, parts, advantage):  # type:
                 ahead = works[home] - max(works[best], works.mean())
                 lopsided = sign * excesses[home] - max(sign * excesses[best], sign * excesses.mean())
                 more = again[piece]
-                if (
-                    ahead <= advantage * work_left / parts + more
-                    and lopsided <= advantage * excess_left / parts + more
-                ):
+                slack_work, slack_excess = head_start * work_left / parts, head_start * excess_left / parts
+                if ahead <= slack_work + more and lopsided <= slack_excess + more:
                     best, more = home, 0.0
             last[relatives] = best
         part[piece] = best

@@ -1,4 +1,4 @@
-"""Range queries over sorted prompts: what is still waiting below any prefix.
+"""Range queries over sorted prompts: what is still waiting below any prefix (paper 5.1).
 
 A node of the runtime radix tree covers a contiguous range of the planner's sorted prompts, so its
 annotations are sums over that range. A segment tree keeps them exact while requests are admitted,
@@ -7,6 +7,7 @@ retracted and aborted; each query and update costs O(log n).
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from typing import NamedTuple
 
 import numpy as np
@@ -16,17 +17,17 @@ from numpy.typing import NDArray
 from sglang.srt.blend.core.pool import prefix_sort
 from sglang.srt.blend.core.pool.token_store import TokenStore
 
-#: Next use of a prefix that no planned request needs.
 NEVER = 2**62
+"""Next use of a prefix that no waiting request needs."""
 
 
 class Totals(NamedTuple):
-    """Waiting requests of a range.
+    """Totals of the requests of a range that wait.
 
     Attributes:
-        requests: how many.
-        comp, mem: their seconds, each request alone.
-        next_use: smallest plan position among them, NEVER when there are none.
+        requests: how many wait.
+        comp, mem: their compute and memory seconds, as if they shared nothing.
+        next_use: smallest position in the plan among them, `NEVER` when none waits.
     """
 
     requests: int
@@ -36,7 +37,7 @@ class Totals(NamedTuple):
 
 
 @njit(cache=True)
-def _build(size, waiting, comp, mem, place):  # type: ignore[no-untyped-def]
+def _build(size, waiting, comp, mem, position):  # type: ignore[no-untyped-def]
     counts = np.zeros(2 * size, np.int64)
     seconds = np.zeros((2 * size, 2), np.float64)
     first = np.full(2 * size, NEVER, np.int64)
@@ -44,7 +45,7 @@ def _build(size, waiting, comp, mem, place):  # type: ignore[no-untyped-def]
         if waiting[i]:
             counts[size + i] = 1
             seconds[size + i, 0], seconds[size + i, 1] = comp[i], mem[i]
-            first[size + i] = place[i]
+            first[size + i] = position[i]
     for i in range(size - 1, 0, -1):
         counts[i] = counts[2 * i] + counts[2 * i + 1]
         seconds[i] = seconds[2 * i] + seconds[2 * i + 1]
@@ -53,12 +54,12 @@ def _build(size, waiting, comp, mem, place):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True)
-def _set(counts, seconds, first, size, position, waiting, comp, mem, place):  # type: ignore[no-untyped-def]
-    i = size + position
+def _set(counts, seconds, first, size, rank, waiting, comp, mem, position):  # type: ignore[no-untyped-def]
+    i = size + rank
     counts[i] = 1 if waiting else 0
     seconds[i, 0] = comp if waiting else 0.0
     seconds[i, 1] = mem if waiting else 0.0
-    first[i] = place if waiting else NEVER
+    first[i] = position if waiting else NEVER
     i //= 2
     while i > 0:
         counts[i] = counts[2 * i] + counts[2 * i + 1]
@@ -131,13 +132,14 @@ def _sooner(data, start, length, order, first, size, lo, hi, depth, tokens, use,
 
 
 class PendingIndex:
-    """Order statistics of the planner's sorted prompts.
+    """Totals and next use of any range of the planner's sorted prompts, exact after every event.
 
-    Positions are places in lexicographic order. They hold until `epoch` changes, which happens when
-    prompts are inserted or dropped; a range that an older epoch gave must be asked for again.
+    Ranges [lo, hi) are of ranks, a prompt's index in lexicographic order. Ranks hold until `epoch` changes,
+    which happens when prompts are inserted or dropped; a range that an older epoch gave must be asked for
+    again.
 
     Attributes:
-        epoch: changes whenever positions shift.
+        epoch: changes whenever ranks shift.
         version: changes with every update; totals read at an equal version are still true.
     """
 
@@ -147,13 +149,13 @@ class PendingIndex:
         self._store = TokenStore()
         self._space = np.zeros(0, np.int32)
         self._order = np.zeros(0, np.int64)
-        self._position = np.zeros(0, np.int64)
+        self._rank = np.zeros(0, np.int64)  # by slot
         self._comp = np.zeros(0)
         self._mem = np.zeros(0)
-        self._place = np.zeros(0, np.int64)
+        self._position = np.zeros(0, np.int64)
         self._size = 1
         self._counts, self._seconds, self._first = _build(
-            1, np.zeros(0, np.bool_), self._comp, self._mem, self._place
+            1, np.zeros(0, np.bool_), self._comp, self._mem, self._position
         )
 
     def rebuild(
@@ -165,22 +167,30 @@ class PendingIndex:
         waiting: NDArray[np.bool_],
         comp: NDArray[np.float64],
         mem: NDArray[np.float64],
-        place: NDArray[np.int64],
+        position: NDArray[np.int64],
     ) -> None:
-        """Index new sorted prompts; arrays besides `store` and `space` follow `order`, (n,)."""
+        """Index sorted prompts anew, O(n).
+
+        Args:
+            store: holds the prompts; space: their namespaces, by slot.
+            order: (n,) slots in sorted order, all that may be asked for; the arrays that follow go along.
+            waiting: (n,) which of them wait.
+            comp, mem: (n,) compute and memory seconds of each request as if it shared nothing.
+            position: (n,) index in the plan's order.
+        """
         self.epoch += 1
         self.version += 1
         self._store, self._space, self._order = store, space, order
-        self._position = np.full(store.num_slots, -1, np.int64)
-        self._position[order] = np.arange(len(order))
-        self._comp, self._mem, self._place = comp, mem, place
+        self._rank = np.full(store.num_slots, -1, np.int64)
+        self._rank[order] = np.arange(len(order))
+        self._comp, self._mem, self._position = comp, mem, position
         self._size = 1 << max(len(order) - 1, 0).bit_length()
-        self._counts, self._seconds, self._first = _build(self._size, waiting, comp, mem, place)
+        self._counts, self._seconds, self._first = _build(self._size, waiting, comp, mem, position)
 
     def set_waiting(self, slot: int, waiting: bool) -> None:
-        """A request left the queue, or came back to it. Unknown slots are ignored."""
-        position = self.position(slot)
-        if position < 0 or self._counts[self._size + position] == waiting:
+        """A request left the queue, or came back to it; one that is not indexed yet is ignored. O(log n)."""
+        rank = self.rank(slot)
+        if rank < 0 or self._counts[self._size + rank] == waiting:
             return
         self.version += 1
         _set(
@@ -188,29 +198,37 @@ class PendingIndex:
             self._seconds,
             self._first,
             self._size,
-            position,
+            rank,
             waiting,
-            self._comp[position],
-            self._mem[position],
-            self._place[position],
+            self._comp[rank],
+            self._mem[rank],
+            self._position[rank],
         )
 
     def is_waiting(self, slot: int) -> bool:
         """Whether a request is indexed as one that waits."""
-        position = self.position(slot)
-        return position >= 0 and bool(self._counts[self._size + position])
+        rank = self.rank(slot)
+        return rank >= 0 and bool(self._counts[self._size + rank])
 
-    def position(self, slot: int) -> int:
-        """Place of a request in sorted order, -1 when it is not indexed yet."""
-        return int(self._position[slot]) if slot < len(self._position) else -1
+    def rank(self, slot: int) -> int:
+        """Index of a request among the sorted prompts, -1 when it is not indexed yet."""
+        return int(self._rank[slot]) if slot < len(self._rank) else -1
 
     def root(self, namespace: int) -> tuple[int, int]:
-        """Range [lo, hi) of a namespace's prompts."""
-        spaces = _SpaceView(self._space, self._order)
-        return spaces.first_not_below(namespace), spaces.first_not_below(namespace + 1)
+        """Range [lo, hi) of a namespace's prompts, O(log n)."""
+        order, space = self._order, self._space.item
+        return bisect_left(order, namespace, key=space), bisect_left(order, namespace + 1, key=space)
 
     def narrow(self, lo: int, hi: int, depth: int, tokens: NDArray[np.int32]) -> tuple[int, int]:
-        """Sub-range of [lo, hi), whose prompts agree on `depth` tokens, that goes on with `tokens`."""
+        """The part of a range whose prompts go on with certain tokens, O(log n) comparisons.
+
+        Args:
+            lo, hi: a range whose prompts agree on their first `depth` tokens.
+            tokens: int32, what follows; a prompt that ends inside them is left out.
+
+        Returns:
+            (lo, hi) of the part; equal where it is empty.
+        """
         if lo >= hi:
             return lo, lo
         store = self._store
@@ -220,21 +238,23 @@ class PendingIndex:
         return int(low), int(high)
 
     def totals(self, lo: int, hi: int) -> Totals:
-        """Sums over the waiting requests of [lo, hi)."""
+        """Totals of the waiting requests of [lo, hi), O(log n)."""
         return Totals(*_query(self._counts, self._seconds, self._first, self._size, lo, hi))
 
     def next_use(self, lo: int, hi: int) -> int:
-        """`totals(lo, hi).next_use`."""
+        """Smallest position in the plan of a waiting request of [lo, hi), `NEVER` when none waits."""
         return int(_first(self._first, self._size, lo, hi))
 
     def used_sooner(
         self, lo: int, hi: int, depth: int, tokens: NDArray[np.int32], use: int, page: int
     ) -> int:
-        """How many whole pages of `tokens`, less than all, requests of [lo, hi) need before `use`.
+        """How many whole pages at the beginning of `tokens`, less than all, are needed before `use`.
 
         Args:
-            lo, hi: requests that agree on `depth` tokens.
-            use: next use of those that go on with all of `tokens`.
+            lo, hi: a range whose prompts agree on their first `depth` tokens.
+            tokens: int32, what follows in those that go on.
+            use: next use of those that go on with all of `tokens`, a position in the plan.
+            page: tokens of a page.
         """
         store = self._store
         return int(
@@ -255,23 +275,23 @@ class PendingIndex:
         )
 
     def next_use_many(self, lo: NDArray[np.int64], hi: NDArray[np.int64]) -> NDArray[np.int64]:
-        """`totals(lo, hi).next_use` of many ranges at once; arrays of equal length."""
+        """`next_use` of many ranges at once; `lo`, `hi` and the result are (ranges,)."""
         found: NDArray[np.int64] = _first_many(self._first, self._size, lo, hi)
         return found
 
-
-class _SpaceView:
-    """Binary search over the namespaces of sorted slots without gathering them."""
-
-    def __init__(self, space: NDArray[np.int32], order: NDArray[np.int64]) -> None:
-        self._space, self._order = space, order
-
-    def first_not_below(self, namespace: int) -> int:
-        lo, hi = 0, len(self._order)
-        while lo < hi:
-            middle = (lo + hi) // 2
-            if self._space[self._order[middle]] < namespace:
-                lo = middle + 1
-            else:
-                hi = middle
-        return lo
+    def _check(self) -> None:
+        """AssertionError unless ranks invert the order and every inner node totals its two children."""
+        n = len(self._order)
+        assert np.array_equal(self._rank[self._order], np.arange(n))
+        assert np.count_nonzero(self._rank >= 0) == n
+        leaves = slice(self._size, self._size + n)
+        waiting = self._counts[leaves] == 1
+        assert np.array_equal(self._counts[leaves], waiting)
+        assert np.array_equal(self._seconds[leaves, 0], np.where(waiting, self._comp, 0.0))
+        assert np.array_equal(self._seconds[leaves, 1], np.where(waiting, self._mem, 0.0))
+        assert np.array_equal(self._first[leaves], np.where(waiting, self._position, NEVER))
+        left, right = slice(2, None, 2), slice(3, None, 2)
+        inner = slice(1, self._size)
+        assert np.array_equal(self._counts[inner], self._counts[left] + self._counts[right])
+        assert np.array_equal(self._seconds[inner], self._seconds[left] + self._seconds[right])
+        assert np.array_equal(self._first[inner], np.minimum(self._first[left], self._first[right]))

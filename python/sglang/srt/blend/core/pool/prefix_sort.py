@@ -16,7 +16,7 @@ _WHOLE = np.int64(1) << 62  # longer than any prompt
 
 @njit(cache=True)
 def common_prefix(data, start, length, a, b, depth):  # type: ignore[no-untyped-def]
-    """Tokens that prompts a and b share, given that they share the first `depth`."""
+    """Tokens that the prompts of slots a and b share, given that they share the first `depth`."""
     limit = min(length[a], length[b])
     i, x, y = depth, start[a], start[b]
     while i < limit and data[x + i] == data[y + i]:
@@ -92,7 +92,10 @@ def _sort_tokens(data, start, length, order, lo, hi):  # type: ignore[no-untyped
 
 @njit(cache=True)
 def sort_prompts(data, start, length, space, slots):  # type: ignore[no-untyped-def]
-    """Slots in lexicographic order of (namespace, tokens, slot); int64 (n,)."""
+    """The slots in lexicographic order of (namespace, tokens, slot); int64 (n,).
+
+    Groups of prompts are sorted by their next two tokens at a time, after what a whole group shares.
+    """
     order = np.sort(slots)
     spaces = np.empty(len(order), np.int64)
     for i in range(len(order)):
@@ -125,16 +128,16 @@ def _slot_precedes(data, start, length, space, a, b):  # type: ignore[no-untyped
 
 @njit(cache=True)
 def merge_sorted(data, start, length, space, order, lcp, arrivals):  # type: ignore[no-untyped-def]
-    """Insert sorted `arrivals` into `order`; returns the new (order, lcp).
+    """`order` and `lcp` with `arrivals`, sorted slots that are not in `order`, inserted.
 
-    Each arrival is placed by binary search, so a few arrivals cost little beyond copying the arrays.
+    Each arrival finds its place by binary search, so a few arrivals cost little beyond copying the arrays.
     """
     total = len(order) + len(arrivals)
     merged = np.empty(total, np.int64)
     prefixes = np.zeros(total, np.int64)
     done = 0  # of order
     for k in range(len(arrivals) + 1):
-        place = len(order)
+        end = len(order)  # of those that go before the arrival
         if k < len(arrivals):
             lo, hi = done, len(order)
             while lo < hi:
@@ -143,9 +146,9 @@ def merge_sorted(data, start, length, space, order, lcp, arrivals):  # type: ign
                     lo = middle + 1
                 else:
                     hi = middle
-            place = lo
+            end = lo
         at = done + k
-        for i in range(done, place):
+        for i in range(done, end):
             merged[at] = order[i]
             if i == done:  # behind an arrival, or the first of all
                 if at > 0 and space[merged[at - 1]] == space[order[i]]:
@@ -153,7 +156,7 @@ def merge_sorted(data, start, length, space, order, lcp, arrivals):  # type: ign
             else:
                 prefixes[at] = lcp[i]
             at += 1
-        done = place
+        done = end
         if k < len(arrivals):
             merged[at] = arrivals[k]
             if at > 0 and space[merged[at - 1]] == space[arrivals[k]]:
@@ -163,7 +166,10 @@ def merge_sorted(data, start, length, space, order, lcp, arrivals):  # type: ign
 
 @njit(cache=True)
 def remove_sorted(order, lcp, keep):  # type: ignore[no-untyped-def]
-    """Drop the entries whose keep flag is false; across a gap the shared prefix is the minimum."""
+    """`order` and `lcp` of the entries whose `keep`, (n,), is true.
+
+    Across a gap the shared prefix is the least of those in between.
+    """
     count = 0
     for i in range(len(order)):
         count += keep[i]
@@ -182,9 +188,9 @@ def remove_sorted(order, lcp, keep):  # type: ignore[no-untyped-def]
 
 @njit(cache=True)
 def narrow(data, start, length, order, lo, hi, depth, tokens):  # type: ignore[no-untyped-def]
-    """Sub-range of order[lo:hi], whose prompts agree on `depth` tokens, that continues with `tokens`.
+    """Bounds (lo, hi) of the part of order[lo:hi] whose prompts go on with `tokens`; (lo, lo) if it is empty.
 
-    Returns (lo, hi), empty as (lo, lo). Prompts that end inside `tokens` are not in the sub-range.
+    The prompts of order[lo:hi] agree on `depth` tokens. Those that end inside `tokens` are not in the part.
     """
     size = len(tokens)
     if size == 0 or lo >= hi:

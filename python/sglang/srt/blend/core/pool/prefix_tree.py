@@ -53,14 +53,14 @@ def _parents(lo, hi, num_requests):  # type: ignore[no-untyped-def]
     request_parent = np.zeros(num_requests, np.int64)
     stack = np.zeros(len(lo) + 1, np.int64)
     top = 0
-    position = 0
+    request = 0
     for node in range(1, len(lo) + 1):
         boundary = lo[node] if node < len(lo) else num_requests
         while True:
             stop = min(hi[stack[top]], boundary)
-            while position < stop:
-                request_parent[position] = stack[top]
-                position += 1
+            while request < stop:
+                request_parent[request] = stack[top]
+                request += 1
             if top == 0 or hi[stack[top]] > boundary:
                 break
             top -= 1
@@ -84,6 +84,22 @@ class ResourceAwarePrefixTree:
     Nodes are inner nodes in preorder (a parent's number is smaller than its children's); node 0 is the
     root. The leaves are the requests themselves: identical prompts, or a prompt that is a prefix of
     others, hang from the same node with an empty edge.
+
+    >>> from sglang.srt.blend.core.cost.hardware import load_hardware
+    >>> from sglang.srt.blend.core.cost.model_shape import ModelShape
+    >>> from sglang.srt.blend.core.pool.sorted_prompts import SortedPrompts
+    >>> llama_3_8b = ModelShape(
+    ...     gemm_params=7.5e9, weight_bytes=15e9, layers=32, attention_width=4096, kv_bytes=4096
+    ... )
+    >>> prompts = SortedPrompts.of([1, 2, 3, 1, 2, 4, 1, 5], [0, 3, 6, 8])  # 1 2 3, then 1 2 4, then 1 5
+    >>> cost = CostModel(llama_3_8b, load_hardware("a100-80gb"))
+    >>> tree = prompts.tree(np.array([3, 3, 2]), np.array([10, 10, 10]), cost)
+    >>> tree.depth.tolist(), tree.parent.tolist()  # the root, below it "1", below that "1 2"
+    ([0, 1, 2], [-1, 0, 1])
+    >>> tree.request_parent.tolist()
+    [2, 2, 1]
+    >>> tree.node_kv_tokens.tolist(), tree.shared_tokens  # 5 prompt tokens and 30 of output
+    ([35, 35, 24], 3)
 
     Attributes:
         lcp: (n,) tokens shared with the previous request of the order.
@@ -116,20 +132,36 @@ class ResourceAwarePrefixTree:
 
     @property
     def num_requests(self) -> int:
-        """Requests of the tree, n."""
+        """Requests in the tree, n."""
         return len(self.lcp)
 
     @property
     def shared_tokens(self) -> int:
-        """Prompt tokens that a depth-first walk does not recompute: the most that sharing can give."""
+        """Prompt tokens that a depth-first walk does not compute again: the most that sharing can give."""
         return int(self.lcp.sum())
+
+    def _check(self) -> None:
+        """AssertionError unless nodes nest in preorder and requests hang from the deepest that has them."""
+        nodes, n = len(self.parent), self.num_requests
+        assert (self.parent[0], self.lo[0], self.hi[0], self.depth[0]) == (-1, 0, n, 0)
+        above = self.parent[1:]
+        assert np.all((above >= 0) & (above < np.arange(1, nodes)))
+        assert np.all((self.lo[1:] >= self.lo[above]) & (self.hi[1:] <= self.hi[above]))
+        assert np.all(self.depth[1:] > self.depth[above])
+        assert np.all(self.node_requests[1:] >= 2)
+        for node in range(nodes):  # in preorder, so the last that covers a request is the deepest
+            inside = slice(self.lo[node], self.hi[node])
+            assert np.all(self.lcp[inside][1:] >= self.depth[node])
+            assert np.all(self.request_parent[inside] >= node)
+        hanging = np.arange(n)
+        assert np.all((self.lo[self.request_parent] <= hanging) & (hanging < self.hi[self.request_parent]))
 
 
 def densities(comp: ArrayLike, mem: ArrayLike) -> Floats:
-    """Comp / Mem, infinite where nothing is decoded and 0 where there is nothing at all (paper 4.1).
+    """Comp / Mem of seconds of any shape; infinite where nothing is decoded, 0 where there is nothing at all.
 
-    >>> densities([2.0, 1.0, 0.0], [4.0, 0.0, 0.0]).tolist()
-    [0.5, inf, 0.0]
+    >>> densities([6.0, 6.0, 0.0], [2.0, 0.0, 0.0]).tolist()
+    [3.0, inf, 0.0]
     """
     comp, mem = np.asarray(comp, np.float64), np.asarray(mem, np.float64)
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -139,11 +171,11 @@ def densities(comp: ArrayLike, mem: ArrayLike) -> Floats:
 def build_tree(
     lcp: Ints, prompt: Ints, output: Ints, cost: CostModel, *, extra_comp: Floats | None = None
 ) -> ResourceAwarePrefixTree:
-    """Build and annotate the tree of sorted prompts.
+    """The annotated prefix tree of sorted prompts, O(n log n); see `SortedPrompts.tree`.
 
     Args:
-        lcp: (n,) tokens that each prompt shares with its predecessor, from `prefix_sort`.
-        prompt, output: (n,) lengths in tokens, in the same order.
+        lcp: (n,) tokens that each prompt shares with the one before it.
+        prompt, output: (n,) tokens, in the same order.
         extra_comp: (n,) compute seconds beside the decoder's (a vision encoder), if any.
     """
     lo, hi, depth = _intervals(lcp)

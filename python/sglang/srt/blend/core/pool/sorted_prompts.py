@@ -31,9 +31,7 @@ class SortedPrompts:
         slots: (n,) requests. Equal prompts stand in order of their slots.
         common: (n,) tokens that each prompt shares with the one before it; 0 across namespaces.
 
-    >>> store = TokenStore()
-    >>> slots = store.put(np.array([7, 8, 5, 6, 7, 8, 9], np.int32), np.array([0, 2, 4, 7]))
-    >>> prompts = SortedPrompts().insert(store, slots)
+    >>> prompts = SortedPrompts.of([7, 8, 5, 6, 7, 8, 9], [0, 2, 4, 7])
     >>> prompts.slots.tolist(), prompts.common.tolist()
     ([1, 0, 2], [0, 0, 2])
     >>> prompts.drop([0]).common.tolist()
@@ -42,6 +40,15 @@ class SortedPrompts:
 
     slots: Ints = field(default_factory=_none)
     common: Ints = field(default_factory=_none)
+
+    @classmethod
+    def of(
+        cls, tokens: ArrayLike, offsets: ArrayLike, namespace: NDArray[np.int32] | None = None
+    ) -> SortedPrompts:
+        """Sort a pool; slots are the requests' indices. Arguments as of `TokenStore.put` and `insert`."""
+        store = TokenStore()
+        slots = store.put(np.asarray(tokens, np.int32), np.asarray(offsets, np.int64))
+        return cls().insert(store, slots, namespace)
 
     def __len__(self) -> int:
         return len(self.slots)

@@ -1,4 +1,7 @@
-"""Prompts of a pool as one flat token array; requests are small integers (slots) into it."""
+"""Prompts of a pool as one flat token array; requests are small integers (slots) into it.
+
+A pool of 400,000 requests is three arrays instead of 400,000 lists.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +11,18 @@ from numpy.typing import NDArray
 Tokens = NDArray[np.int32]
 Slots = NDArray[np.int64]
 
+# Tokens of dropped prompts that are not worth reclaiming.
+_SLACK_TOKENS = 4096
+
 
 class TokenStore:
     """Token ids of all prompts, back to back.
+
+    >>> store = TokenStore()
+    >>> store.put(np.array([7, 8, 9, 5], np.int32), np.array([0, 3, 4])).tolist()
+    [0, 1]
+    >>> store.prompt(0).tolist()
+    [7, 8, 9]
 
     A slot is reused after `drop`; the tokens of dropped prompts are reclaimed when they outweigh the
     live ones. A first bulk `put` adopts the caller's array without a copy.
@@ -37,11 +49,15 @@ class TokenStore:
 
     @property
     def num_slots(self) -> int:
-        """Slots handed out so far, dropped ones included: the size that per-slot arrays need."""
+        """Slots handed out so far, dropped ones included: the length that arrays by slot need."""
         return len(self.start)
 
     def put(self, tokens: Tokens, offsets: Slots) -> Slots:
-        """Store prompts tokens[offsets[i]:offsets[i + 1]]; returns their slots, int64 (n,).
+        """Store n prompts; their slots, int64 (n,).
+
+        Args:
+            tokens: int32, all prompts back to back.
+            offsets: int64 (n + 1,), prompt i is tokens[offsets[i]:offsets[i + 1]].
 
         Raises:
             ValueError: offsets do not ascend from 0 to len(tokens).
@@ -63,18 +79,34 @@ class TokenStore:
         return slots
 
     def drop(self, slots: Slots) -> None:
-        """Forget prompts; their slots may be handed out again."""
+        """Forget the prompts of `slots`, (k,); their slots may be handed out again."""
         slots = np.atleast_1d(np.asarray(slots, np.int64))
         self._dead += int(self.length[slots].sum())
         self._live[slots] = False
         self._free.extend(slots.tolist()[::-1])
-        if self._dead > 4096 and 2 * self._dead > self._used:
+        if self._wasteful:
             self._compact()
 
     def prompt(self, slot: int) -> Tokens:
-        """Token ids of one prompt (a view)."""
+        """Token ids of one prompt, int32 (length,): a view that holds until the next `put` or `drop`."""
         begin = self.start[slot]
         return self.data[begin : begin + self.length[slot]]
+
+    @property
+    def _wasteful(self) -> bool:
+        return self._dead > _SLACK_TOKENS and 2 * self._dead > self._used
+
+    def _check(self) -> None:
+        """AssertionError unless live prompts lie apart from each other and little lies between them."""
+        live = np.flatnonzero(self._live)
+        order = live[np.argsort(self.start[live], kind="stable")]
+        order = order[self.length[order] > 0]
+        ends = self.start[order] + self.length[order]
+        assert np.all(ends[:-1] <= self.start[order][1:])
+        assert not len(ends) or ends[-1] <= self._used <= len(self.data)
+        assert self._used == self._dead + int(self.length[live].sum())
+        assert not self._wasteful
+        assert sorted([*live.tolist(), *self._free]) == list(range(self.num_slots))
 
     def _new_slots(self, count: int) -> Slots:
         reused = min(count, len(self._free))

@@ -12,14 +12,13 @@ from numpy.typing import NDArray
 from sglang.srt.blend.core.cost.cost_model import CostModel
 from sglang.srt.blend.core.pool.prefix_tree import ResourceAwarePrefixTree
 from sglang.srt.blend.core.pool.sorted_prompts import SortedPrompts
-from sglang.srt.blend.core.pool.token_store import TokenStore
 
 Ints = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
 class Workload:
-    """n requests in order of submission.
+    """n requests in order of submission, with the answers that they will get.
 
     Attributes:
         tokens: (total,) int32, prompts one after another.
@@ -28,6 +27,10 @@ class Workload:
         max_new_tokens: (n,) int32, the user's cap, at least `output`.
         known: (n,) bool, the length is certain beforehand (ignore_eos): output = max_new_tokens.
         source: (n,) int16, index into `names`: which trace a request comes from.
+        names: of the traces.
+
+    Raises:
+        ValueError: arrays that do not fit together, or an output length outside 1..max_new_tokens.
     """
 
     tokens: NDArray[np.int32]
@@ -53,24 +56,25 @@ class Workload:
 
     @property
     def prompt(self) -> Ints:
-        """(n,) prompt lengths, tokens."""
+        """Tokens of each prompt, (n,)."""
         return np.diff(self.offsets)
 
     @property
     def total_tokens(self) -> int:
-        """Input and output tokens, shared ones included: the numerator of throughput."""
+        """Prompt and output tokens, shared ones included: the numerator of throughput (paper 6.1)."""
         return len(self.tokens) + int(self.output.sum(dtype=np.int64))
 
     def prompt_tokens(self, request: int) -> NDArray[np.int32]:
+        """Token ids of one prompt, int32 (length,): a view."""
         return self.tokens[self.offsets[request] : self.offsets[request + 1]]
 
     def take(self, order: Ints) -> Workload:
-        """The requests `order` (indices, any subset), in that order."""
+        """A workload of the requests `order`, (m,) indices, in that order."""
         lengths = self.prompt[order]
         offsets = np.concatenate([[0], np.cumsum(lengths)])
-        places = np.repeat(self.offsets[order] - offsets[:-1], lengths) + np.arange(offsets[-1])
+        taken = np.repeat(self.offsets[order] - offsets[:-1], lengths) + np.arange(offsets[-1])
         return Workload(
-            tokens=self.tokens[places],
+            tokens=self.tokens[taken],
             offsets=offsets,
             output=self.output[order],
             max_new_tokens=self.max_new_tokens[order],
@@ -80,16 +84,16 @@ class Workload:
         )
 
     def depth_first_order(self) -> Ints:
-        """(n,) requests in lexicographic order of their prompts: a depth-first walk of the prefix tree."""
+        """Requests, (n,) indices, in lexicographic order of their prompts: a walk of the prefix tree."""
         return self._sorted.slots
 
     def tree(self, cost: CostModel) -> ResourceAwarePrefixTree:
-        """The prefix tree with true output lengths, over `depth_first_order`."""
+        """The prefix tree over `depth_first_order`, with true output lengths."""
         order = self._sorted.slots
         return self._sorted.tree(self.prompt[order], self.output[order].astype(np.int64), cost)
 
     def statistics(self, cost: CostModel) -> WorkloadStatistics:
-        """Sharing possible and density, both from the prefix tree."""
+        """Totals of the prefix tree: what the workload is made of."""
         tree = self.tree(cost)
         return WorkloadStatistics(
             requests=len(self),
@@ -104,13 +108,20 @@ class Workload:
     @cached_property
     def _sorted(self) -> SortedPrompts:
         """Sorted once: orders, trees and statistics all begin with it."""
-        store = TokenStore()
-        return SortedPrompts().insert(store, store.put(self.tokens, self.offsets))  # slots 0..n-1
+        return SortedPrompts.of(self.tokens, self.offsets)
 
 
 @dataclass(frozen=True, slots=True)
 class WorkloadStatistics:
-    """Totals of a workload; comp, saved and mem are seconds at peak rates (paper 4.1)."""
+    """What a workload is made of (paper 4.1).
+
+    Attributes:
+        requests: how many.
+        prompt_tokens, output_tokens: of all of them, shared ones included.
+        shared_tokens: prompt tokens that a depth-first walk does not compute again.
+        comp, saved, mem: seconds of compute without sharing, of compute that sharing saves, and of KV
+            reads, at peak rates.
+    """
 
     requests: int
     prompt_tokens: int
@@ -122,17 +133,17 @@ class WorkloadStatistics:
 
     @property
     def sharing(self) -> float:
-        """Share of prompt tokens that a depth-first walk does not compute."""
+        """Share of the prompt tokens that a depth-first walk does not compute again, in [0, 1]."""
         return self.shared_tokens / self.prompt_tokens if self.prompt_tokens else 0.0
 
     @property
     def density(self) -> float:
-        """Comp / Mem with that sharing."""
+        """Comp / Mem with that sharing, dimensionless; infinite when nothing is decoded."""
         return (self.comp - self.saved) / self.mem if self.mem else float("inf")
 
 
 def concatenate(parts: Sequence[Workload]) -> Workload:
-    """All requests of the parts, one part after another; names are merged."""
+    """The requests of all parts, one part after another; traces of equal name become one."""
     names = tuple(dict.fromkeys(name for part in parts for name in part.names))
     starts = np.cumsum([0] + [len(part.tokens) for part in parts])
     return Workload(

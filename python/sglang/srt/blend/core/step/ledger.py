@@ -152,6 +152,6 @@ class Ledger:
             side, tokens = scanner.accounts()[slot]
             assert tokens == self.share(slot)
             assert (side is Side.MEMORY) == table.memory_side[slot]
-        indexed = [slot for slot in range(len(table.state)) if self.index.position(slot) >= 0]
+        indexed = [slot for slot in range(len(table.state)) if self.index.rank(slot) >= 0]
         assert [s for s in indexed if self.index.is_waiting(s)] == [s for s in waiting if s in set(indexed)]
         scanner._check()
