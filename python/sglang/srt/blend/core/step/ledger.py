@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -14,6 +16,21 @@ from sglang.srt.blend.core.step.partition import share_tokens
 from sglang.srt.blend.core.step.scanner import DualScanner
 
 Ints = NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far running requests are; arrays (n,).
+
+    Attributes:
+        slots: requests.
+        context: KV tokens that each reads per step: its prompt, shared or not, and its output so far.
+        remaining: output tokens that each is expected to produce yet, 1 or more.
+    """
+
+    slots: Ints
+    context: Ints
+    remaining: Ints
 
 
 class Ledger:
@@ -114,6 +131,16 @@ class Ledger:
     def fits_entirely(self) -> bool:
         """Whether everything that waits fits beside what runs, to its end: then nobody need be delayed."""
         return self.table.waiting_tokens + self.table.running_tokens <= self.kv_capacity
+
+    def progress_of(self, slots: Ints) -> Progress:
+        """How far running requests (n,) are, as far as the table knows."""
+        table = self.table
+        generated = table.generated[slots]
+        return Progress(
+            slots=slots,
+            context=table.store.length[slots] + generated,
+            remaining=np.maximum(table.expected_many(slots) - generated, 1),
+        )
 
     def work_left(self, remaining: Ints, context: Ints) -> WorkLeft:
         """What running and waiting requests will still do.

@@ -160,3 +160,26 @@ class Room:
                 held - int(released[compute].sum()), remaining[memory], released[memory], self._margin
             ),
         )
+
+
+def whole_pages(tokens: int, page_size: int) -> int:
+    """KV tokens of the pages that so many tokens take.
+
+    >>> whole_pages(17, page_size=16)
+    32
+    """
+    return -(-tokens // page_size) * page_size
+
+
+def both_end(prompt: int, other: int, *, page_size: int, capacity: int) -> bool:
+    """Whether a prompt in chunks and one more request fit together, whatever the other still produces.
+
+    The engine can retract everybody but the prompt and one more. If that one does not fit at its cap, the
+    engine has to abort it.
+
+    Args:
+        prompt: tokens of the prompt that is computed in chunks.
+        other: KV tokens of the other request at its cap.
+        capacity: KV tokens.
+    """
+    return whole_pages(prompt + 1, page_size) + whole_pages(other, page_size) + page_size <= capacity

@@ -24,9 +24,9 @@ from numpy.typing import NDArray
 
 from sglang.srt.blend.core.step.dual_scan import Side
 from sglang.srt.blend.core.step.leaders import NO_PREFIX, PrefixKeys
-from sglang.srt.blend.core.step.ledger import Ledger
+from sglang.srt.blend.core.step.ledger import Ledger, Progress
 from sglang.srt.blend.core.step.pacing import Quota
-from sglang.srt.blend.core.step.room import Holders, Room
+from sglang.srt.blend.core.step.room import Holders, Room, both_end, whole_pages
 from sglang.srt.blend.core.step.step_memory import StepMemory
 from sglang.srt.blend.core.step.verdict import Decision, Reason, Verdict
 
@@ -80,7 +80,7 @@ class Step:
     Args:
         ledger: who waits and runs; `admitted` writes to it.
         memory: what earlier steps have left.
-        running: slots (n,) of the requests that hold KV, in order of admission.
+        progress: of the requests that hold KV, in order of admission.
         used_tokens: KV tokens that they hold, shared prefixes counted once.
         limits: of the engine.
         quota: what the compute side should prefill; None leaves it to the engine's limits.
@@ -100,7 +100,7 @@ class Step:
         ledger: Ledger,
         memory: StepMemory,
         *,
-        running: Ints,
+        progress: Progress,
         used_tokens: int,
         limits: StepLimits,
         quota: Quota | None,
@@ -113,9 +113,10 @@ class Step:
         self.everything_fits = everything_fits
         self.paced = quota is not None
         self._ledger, self._memory, self._limits = ledger, memory, limits
-        self._running = running.tolist()
+        self._progress = progress
+        self._admitted: list[int] = []  # since `progress` was read
         self._used = used_tokens
-        self._idle = not self._running
+        self._idle = not len(progress.slots)
         self._quota = 0 if quota is None else quota.tokens  # what is left of it
         self._surplus = surplus  # what is left of it
         self._overlaps = overlaps
@@ -173,7 +174,7 @@ class Step:
                 return self._pass_over(decision, Verdict.DEFER, Reason.SHARED_PREFIX)
         if paced:
             chunk_tokens = self._quota if chunk_tokens is None else min(self._quota, chunk_tokens)
-        cut = chunk_tokens is not None and self._whole_pages(new_tokens) > chunk_tokens
+        cut = chunk_tokens is not None and whole_pages(new_tokens, self._limits.page_size) > chunk_tokens
         decision = self._ask_for_room(decision, side, cut)
         if decision.admits and paced:
             return decision._replace(prefill_tokens=self._quota)
@@ -226,20 +227,12 @@ class Step:
         return self._side_is_full(decision, Reason.NO_ROOM)
 
     def _would_trap_somebody(self, slot: int) -> bool:
-        """Whether somebody who runs might never end beside a prompt that is computed in chunks.
-
-        The engine can retract all but that prompt and one more, which it aborts if its cap does not fit.
-        """
-        table = self._ledger.table
-        slots = np.array(self._running, np.int64)
-        at_worst = int((table.store.length[slots] + table.max_new[slots]).max(initial=0))
+        """Whether somebody who runs might never end beside a prompt that is computed in chunks."""
+        table, slots = self._ledger.table, self._running().slots
         prompt = table.store.length.item(slot) + table.generated.item(slot)
-        pages = self._whole_pages(at_worst) + self._whole_pages(prompt + 1)
-        return pages + self._limits.page_size > self._ledger.kv_capacity
-
-    def _whole_pages(self, tokens: int) -> int:
-        """KV tokens of the pages that so many tokens take."""
-        return -(-tokens // self._limits.page_size) * self._limits.page_size
+        at_worst = int((table.store.length[slots] + table.max_new[slots]).max(initial=0))
+        page_size, capacity = self._limits.page_size, self._ledger.kv_capacity
+        return not both_end(prompt, at_worst, page_size=page_size, capacity=capacity)
 
     def refused(self, decision: Decision) -> Decision:
         """The engine could not allocate a request that was to be admitted: its side waits."""
@@ -288,12 +281,10 @@ class Step:
             unheld_tokens: of the request that asks; the engine holds them while it looks.
         """
         ledger, table = self._ledger, self._ledger.table
-        slots = np.array(self._running, np.int64)
-        generated = table.generated[slots]
-        context = table.store.length[slots] + generated
-        remaining = np.maximum(table.expected_many(slots) - generated, 1)
-        released = context - table.shared[slots]
-        work = ledger.work_left(remaining, context)
+        progress = self._running()
+        slots, remaining = progress.slots, progress.remaining
+        released = progress.context - table.shared[slots]
+        work = ledger.work_left(remaining, progress.context)
         reserve = work.compute_reserve(ledger.kv_capacity) if self.paced else ledger.scanner.compute_share()
         margin = 0 if self.everything_fits else int(DEVIATIONS * table.spread(slots, released))
         room = Room(
@@ -309,6 +300,13 @@ class Step:
         )
         table.preemptible[room.kept] = False
         return room
+
+    def _running(self) -> Progress:
+        """Everybody who runs now, those of this step included."""
+        if self._admitted:
+            slots = np.append(self._progress.slots, np.array(self._admitted, np.int64))
+            self._progress, self._admitted = self._ledger.progress_of(slots), []
+        return self._progress
 
     # ------------------------------------------------------------- what happens
 
@@ -364,13 +362,14 @@ class Step:
 
     def preempted(self, slots: Sequence[int], used_tokens: int) -> None:
         """The engine has taken KV from running requests; these (n,) still run and hold so many tokens."""
-        self._running, self._used, self._room = list(slots), used_tokens, None
-        self._idle = not self._running
+        self._progress = self._ledger.progress_of(np.array(slots, np.int64))
+        self._admitted, self._used, self._room = [], used_tokens, None
+        self._idle = not len(slots)
 
     def _runs(self, slot: int | None, tokens: int, prefill_tokens: int) -> None:
         """A request takes KV and prefills; prefill of any side is prefill of this step."""
         if slot is not None:
-            self._running.append(slot)
+            self._admitted.append(slot)
         self._used += tokens
         self._idle = False
         self._quota = max(self._quota - prefill_tokens, 0)

@@ -5,16 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-import numpy as np
-from numpy.typing import NDArray
-
 from sglang.srt.blend.core.step.dual_scan import Side
-from sglang.srt.blend.core.step.ledger import Ledger
+from sglang.srt.blend.core.step.ledger import Ledger, Progress
 from sglang.srt.blend.core.step.pacing import Pacer, Quota
 from sglang.srt.blend.core.step.step import Running, Step, StepLimits
 from sglang.srt.blend.core.step.step_memory import StepMemory
-
-Ints = NDArray[np.int64]
 
 SURPLUS = 0.5
 """Share of the quota that is proposed beyond it, to replace requests that wait for a shared prefix."""
@@ -65,7 +60,8 @@ class StepMaker:
             samples: slots that are proposed before the plan's.
         """
         limit = self.memory.begin_step(limits.max_proposals)
-        quota = None if everything_fits else self._quota(running.slots)
+        progress = self._ledger.progress_of(running.slots)
+        quota = None if everything_fits else self._quota(progress)
         surplus = 0 if quota is None else int(SURPLUS * quota.tokens)
         proposals: list[int] = []
         if choose is not None and not everything_fits:
@@ -75,7 +71,7 @@ class StepMaker:
         return Step(
             self._ledger,
             self.memory,
-            running=running.slots,
+            progress=progress,
             used_tokens=used_tokens,
             limits=limits,
             quota=quota,
@@ -125,16 +121,12 @@ class StepMaker:
             proposals = [s for s in proposals if memory.may_fit(ledger.side(s), ledger.table.expected(s))]
         return proposals
 
-    def _quota(self, running: Ints) -> Quota | None:
+    def _quota(self, progress: Progress) -> Quota | None:
         """What the pacer asks of a step; None while there is no pacer, or nothing runs that it could pace."""
-        if self._pacer is None or not len(running):
+        if self._pacer is None or not len(progress.slots):
             return None
-        table = self._ledger.table
-        generated = table.generated[running]
-        context = table.store.length[running] + generated
-        remaining = np.maximum(table.expected_many(running) - generated, 1)
         return self._pacer.quota(
-            self._ledger.work_left(remaining, context),
-            decode_rows=len(running),
-            kv_tokens=float(context.sum()),
+            self._ledger.work_left(progress.remaining, progress.context),
+            decode_rows=len(progress.slots),
+            kv_tokens=float(progress.context.sum()),
         )
