@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from stand_ins import FakeAnswerer, line
 
 from sglang.batch.endpoints import ENDPOINTS
+from sglang.batch.input.lines import bare, read_lines
 from sglang.batch.records import (
     Answer,
     BatchFailure,
@@ -18,7 +19,7 @@ from sglang.batch.records import (
     failure_record,
     parse_line,
 )
-from sglang.batch.run.job import UTF8_MARK, BatchJob
+from sglang.batch.run.job import BatchJob
 
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
@@ -41,12 +42,11 @@ raw_lines = (st.binary(max_size=80) | nearly_valid).map(lambda raw: raw.replace(
 @given(st.lists(raw_lines, max_size=8))
 def test_every_line_that_is_not_blank_gets_exactly_one_output_line(lines: list[bytes]) -> None:
     written: list[bytes] = []
-    asyncio.run(BatchJob(FakeAnswerer(), written.append, pool=3).run(lines))
+    asyncio.run(BatchJob(FakeAnswerer(), written.append, pool=3).run(read_lines(lines)))
 
     records = [json.loads(record) for record in written]
     assert all(record.endswith(b"\n") and record.count(b"\n") == 1 for record in written)
-    without_mark = [raw.removeprefix(UTF8_MARK) if index == 0 else raw for index, raw in enumerate(lines)]
-    assert len(records) == sum(1 for raw in without_mark if raw.strip())
+    assert len(records) == sum(1 for raw in lines if bare(raw))
     failed = [record["error"]["line"] for record in records if record["error"] is not None]
     answered = [record["custom_id"] for record in records if record["error"] is None]
     assert len(set(failed)) == len(failed), "a line has two error records"

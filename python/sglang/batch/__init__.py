@@ -4,6 +4,7 @@
   * `run/`: answers a file, with SGLang in this process.
   * `plan/`: tells what a file would take on a GPU, without one.
   * `calibrate/`: measures a hardware profile of this CPU.
+* `input/`: files and standard input become lines, for all commands.
 * `records`: lines of the OpenAI Batch format.
 * `endpoints`: the URLs that a line may name; `request_handlers`: SGLang's own handlers of their requests.
 * `upstream`: what we read of SGLang; `server_flags`: its server's flags, which `run` and `plan` take too.

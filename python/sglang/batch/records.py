@@ -10,12 +10,14 @@ carries the handler's reply where there was one.
 from __future__ import annotations
 
 import uuid
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import msgspec
 
 from sglang.batch.endpoints import ENDPOINTS
+from sglang.batch.input.lines import Line
 
 MAX_QUOTED = 80
 """Characters of a user's own value that an error message repeats."""
@@ -44,6 +46,11 @@ class BatchFailure:
     custom_id: str | None
     code: str
     message: str
+
+    @classmethod
+    def internal(cls, request: BatchRequest, error: Exception) -> BatchFailure:
+        """Say that whoever ran the request raised `error`."""
+        return cls(request.line, request.custom_id, "internal_error", f"{type(error).__name__}: {error}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +123,19 @@ def parse_line(line: int, raw: bytes) -> BatchRequest | BatchFailure:
     if body.get("stream"):
         return failure("stream_not_supported", "stream is set and nobody could listen; remove it")
     return BatchRequest(line, custom_id, url, body)
+
+
+def parse_lines(lines: Iterable[Line]) -> Iterator[BatchRequest | BatchFailure]:
+    """Read the lines of one batch. A custom_id belongs to the first line that has it."""
+    seen: set[str] = set()
+    for line in lines:
+        item = parse_line(line.number, line.text)
+        if item.custom_id in seen:
+            yield duplicate(item)
+            continue
+        if item.custom_id is not None:
+            seen.add(item.custom_id)
+        yield item
 
 
 def duplicate(request: BatchRequest | BatchFailure) -> BatchFailure:

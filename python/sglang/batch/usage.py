@@ -12,20 +12,6 @@ class BadUsage(Exception):
     """The command cannot run as given; the message names the flag and the remedy. Exit code 2."""
 
 
-def check_input(path: Path) -> None:
-    """Check that `--input` is a file that can be read.
-
-    Raises:
-        BadUsage: it is a folder, or cannot be opened.
-    """
-    if path.is_dir():
-        raise BadUsage(f"--input {path}: is a folder; name a .jsonl file")
-    try:
-        path.open("rb").close()
-    except OSError as error:
-        raise BadUsage(f"--input {path}: cannot be read ({error.strerror})") from error
-
-
 def check_folder(flag: str, path: Path | None) -> None:
     """Check that the folder of a file to be written exists; without a file there is nothing to check.
 

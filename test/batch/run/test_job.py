@@ -7,11 +7,12 @@ from typing import Any
 import pytest
 from stand_ins import FakeAnswerer, FakeBarrier, line
 
+from sglang.batch.input.lines import read_lines
 from sglang.batch.run.job import BatchJob
 
 
 def run(job: BatchJob, lines: list[bytes]) -> None:
-    asyncio.run(job.run(lines))
+    asyncio.run(job.run(read_lines(lines)))
 
 
 def ids(written: list[bytes]) -> list[Any]:
@@ -51,7 +52,7 @@ def test_lines_are_read_only_as_fast_as_requests_finish() -> None:
         furthest_ahead = max(furthest_ahead, read - tally.done)
 
     job = BatchJob(FakeAnswerer(), lambda record: None, pool=4, on_record=on_record)
-    asyncio.run(job.run(lines()))
+    asyncio.run(job.run(read_lines(lines())))
     assert furthest_ahead <= 6
 
 
@@ -129,7 +130,7 @@ def test_a_cancelled_job_cancels_its_requests_and_leaves_whole_records() -> None
     job = BatchJob(answerer, written.append, pool=8)
 
     async def interrupted() -> None:
-        task = asyncio.ensure_future(job.run([line("quick"), line("slow-1"), line("slow-2")]))
+        task = asyncio.ensure_future(job.run(read_lines([line("quick"), line("slow-1"), line("slow-2")])))
         while not written:
             await asyncio.sleep(0.01)
         task.cancel()

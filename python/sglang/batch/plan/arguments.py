@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from sglang.batch.usage import BadUsage, check_folder, check_input
+from sglang.batch.input.source import Source, find_sources
+from sglang.batch.usage import BadUsage, check_folder
 from sglang.srt.blend.core.cost.engines import engine_names
 from sglang.srt.blend.core.cost.hardware import Hardware, hardware_names, load_hardware
 
@@ -37,7 +38,7 @@ class PlanArguments:
         server: flags for the server's own parser.
     """
 
-    input: Path
+    inputs: tuple[Source, ...]
     hardware: Hardware
     hardware_name: str
     output_tokens: int | None
@@ -55,7 +56,12 @@ class PlanArguments:
 def add_plan_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags that are `plan`'s own."""
     parser.add_argument(
-        "-i", "--input", type=Path, metavar="FILE", help="requests, OpenAI Batch input format"
+        "-i",
+        "--input",
+        nargs="+",
+        action="extend",
+        metavar="FILE",
+        help="requests, OpenAI Batch input format; also gzip and zstd, folders, globs",
     )
     parser.add_argument(
         "--hardware",
@@ -145,13 +151,15 @@ def check_plan(options: argparse.Namespace, server: Sequence[str]) -> PlanArgume
         if value is not None and value < minimum:
             name = "tp-size" if flag == "tensor_parallel" else flag.replace("_", "-")
             raise BadUsage(f"--{name} {value}: must be at least {minimum}")
-    check_input(options.input)
+    sources = find_sources(options.input)
+    if any(source.path is None for source in sources):
+        raise BadUsage("--input -: a plan does not read standard input; name a file")
     for flag, path in (("--json", options.json), ("--chart", options.chart)):
         check_folder(flag, path)
     if options.chart is not None:
         _check_chart(options.chart, simulated=options.simulate_requests > 0)
     return PlanArguments(
-        input=options.input,
+        inputs=sources,
         hardware=hardware,
         hardware_name=options.hardware,
         output_tokens=options.output_tokens,

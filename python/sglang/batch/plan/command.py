@@ -68,7 +68,7 @@ def _write(arguments: PlanArguments, report: PlanReport) -> None:
 
 def _read(arguments: PlanArguments, processes: ProcessPoolExecutor) -> Prompts:
     try:
-        reading = processes.submit(read_prompts, arguments.input, arguments.server, quiet=arguments.quiet)
+        reading = processes.submit(read_prompts, arguments.inputs, arguments.server, quiet=arguments.quiet)
         return reading.result()
     except (OSError, ValueError, KeyError, BrokenProcessPool) as error:
         problem = str(error) or type(error).__name__

@@ -1,27 +1,26 @@
 """A batch file's requests turned into token ids by the request handlers that also answer them.
 
-Lines are read by the job that also runs them, so templates, tool definitions and refusals are those of a
-real run. Only the engine behind the handlers is missing: no weights are loaded. Runs in a process of its
-own, on the simulated GPU's platform, because reading SGLang's arguments needs a platform.
+Lines are read by the code that also reads them for a run, so templates, tool definitions and refusals are
+those of a real one. Only the engine behind the handlers is missing: no weights are loaded. Runs in a
+process of its own, on the simulated GPU's platform, because reading SGLang's arguments needs a platform.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from dataclasses import asdict
-from pathlib import Path
+import uuid
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
-import msgspec
 import numpy as np
 
+from sglang.batch.input.source import Source, read_sources
 from sglang.batch.plan.arguments import USAGE
 from sglang.batch.plan.prompts import BadLine, PlannedModel, Prompts
 from sglang.batch.progress import progress_bar
-from sglang.batch.records import Answer, BatchRequest, Usage
+from sglang.batch.records import BatchFailure, BatchRequest, parse_lines
 from sglang.batch.request_handlers import RequestHandlers
-from sglang.batch.run.job import BatchJob
 from sglang.batch.server_flags import parse_server_args
 from sglang.batch.upstream import ServerArgs, TokenizerManager
 
@@ -43,32 +42,41 @@ SIMULATION_SETS = ("hardware", "engine", "admission_log")
 """Options of the blend policy that each simulation chooses for itself."""
 
 
-def read_prompts(path: Path, server: list[str], *, quiet: bool) -> Prompts:
-    """Tokenize a batch file.
+def read_prompts(sources: Sequence[Source], server: list[str], *, quiet: bool) -> Prompts:
+    """Tokenize a batch.
 
     Args:
         server: SGLang's flags, `--model-path` among them.
 
     Raises:
-        SystemExit, BadUsage, ModelUnavailable: see `parse_server_args`.
+        SystemExit, BadUsage, ModelUnavailable: see `parse_server_args` and `open_source`.
         OSError, ValueError: upstream cannot read the model's config or tokenizer.
     """
     reader = PromptReader(parse_server_args(server, usage=USAGE))
-    bad: list[BadLine] = []
+    progress = _Progress()
 
-    def keep_errors(record: bytes) -> None:
-        fields = msgspec.json.decode(record)
-        if fields["error"] is not None:
-            bad.append(BadLine(custom_id=fields["custom_id"], **fields["error"]))
+    async def read() -> list[BadLine]:
+        # One at a time keeps file order; there is nothing to wait for anyway.
+        bad: list[BadLine] = []
+        with progress_bar(total=None, quiet=quiet) as show:
+            for item in parse_lines(read_sources(sources)):
+                failure = item if isinstance(item, BatchFailure) else await reader.read(item)
+                if failure is not None:
+                    bad.append(BadLine(failure.line, failure.custom_id, failure.code, failure.message))
+                progress.done += 1
+                show(progress)
+        return bad
 
-    async def read() -> int:
-        with path.open("rb") as lines, progress_bar(path, quiet=quiet) as show:
-            # One at a time keeps file order; there is nothing to wait for anyway.
-            job = BatchJob(reader, keep_errors, pool=1, on_record=show)
-            await job.run(lines)
-            return job.tally.lines
+    bad = asyncio.run(read())
+    return reader.prompts(lines=progress.done, bad=tuple(bad))
 
-    return reader.prompts(lines=asyncio.run(read()), bad=tuple(bad))
+
+@dataclass
+class _Progress:
+    """Lines read so far; nothing is computed."""
+
+    done: int = 0
+    tokens_per_second: float = 0.0
 
 
 class PromptReader:
@@ -93,15 +101,18 @@ class PromptReader:
         self._model = _planned_model(server_args, self._manager)
         self._found: list[tuple[BatchRequest, Any]] = []
 
-    async def answer(self, request: BatchRequest, request_id: str) -> Answer:
+    async def read(self, request: BatchRequest) -> BatchFailure | None:
         """Collect the request's prompts, or say as a real run would why it is refused."""
         found = self._manager.tokenized = []
-        refusal = await self._handlers.answer(request, request_id)
+        try:
+            refusal = await self._handlers.answer(request, uuid.uuid4().hex)
+        except Exception as error:
+            return BatchFailure.internal(request, error)
         self._manager.rid_to_state.clear()
         if not found:
-            return refusal
+            return BatchFailure(request.line, request.custom_id, str(refusal.code), str(refusal.message))
         self._found.extend((request, prompt) for prompt in found)
-        return Answer(200, b"null", Usage(prompt=sum(len(prompt.input_ids) for prompt in found)))
+        return None
 
     def prompts(self, *, lines: int, bad: tuple[BadLine, ...]) -> Prompts:
         """Put what was collected into arrays.

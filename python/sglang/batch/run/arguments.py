@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from sglang.batch.input.source import Source, find_sources
 from sglang.batch.server_flags import with_defaults
-from sglang.batch.usage import BadUsage, check_folder, check_input
+from sglang.batch.usage import BadUsage, check_folder
 
 DEFAULT_POOL = 50_000
 """Requests that the planner sees at a time. Each of them takes about 30 KB of memory (22 in this process,
@@ -29,7 +30,7 @@ class RunArguments:
         server: flags for the server's own parser, a batch's defaults among them.
     """
 
-    input: Path
+    inputs: tuple[Source, ...]
     output: Path
     overwrite: bool
     pool: int
@@ -43,7 +44,12 @@ class RunArguments:
 def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags that are `run`'s own; none is required here, so that `--help-server` works alone."""
     parser.add_argument(
-        "-i", "--input", type=Path, metavar="FILE", help="requests, OpenAI Batch input format"
+        "-i",
+        "--input",
+        nargs="+",
+        action="extend",
+        metavar="FILE",
+        help="requests, OpenAI Batch input format; also gzip and zstd, folders, globs, - for standard input",
     )
     parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="results, written as they finish")
     parser.add_argument("--overwrite", action="store_true", help="replace an output file that exists")
@@ -87,12 +93,12 @@ def check_run(options: argparse.Namespace, server: Sequence[str]) -> RunArgument
             raise BadUsage(f"-{flag[0]}/--{flag} is required")
     if options.pool < 1:
         raise BadUsage(f"--pool {options.pool}: at least one request must be in flight")
-    check_input(options.input)
-    _check_output(options.output, options.input, overwrite=options.overwrite)
+    sources = find_sources(options.input, without=options.output)
+    _check_output(options.output, sources, overwrite=options.overwrite)
     for flag, path in (("--report", options.report), ("--report-png", options.report_png)):
         check_folder(flag, path)
     return RunArguments(
-        input=options.input,
+        inputs=sources,
         output=options.output,
         overwrite=options.overwrite,
         pool=options.pool,
@@ -104,12 +110,12 @@ def check_run(options: argparse.Namespace, server: Sequence[str]) -> RunArgument
     )
 
 
-def _check_output(path: Path, source: Path, *, overwrite: bool) -> None:
+def _check_output(path: Path, sources: Sequence[Source], *, overwrite: bool) -> None:
     if path.is_dir():
         raise BadUsage(f"--output {path}: is a folder; name a file")
     check_folder("--output", path)
     if path.exists():
-        if path.samefile(source):
+        if any(source.path is not None and path.samefile(source.path) for source in sources):
             raise BadUsage(f"--output {path}: is the input file; choose another name")
         if not overwrite:
             raise BadUsage(f"--output {path}: exists; choose another name or pass --overwrite")

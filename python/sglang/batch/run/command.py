@@ -7,6 +7,7 @@ import signal
 import sys
 from typing import Any
 
+from sglang.batch.input.source import read_sources
 from sglang.batch.progress import progress_bar
 from sglang.batch.run.arguments import RunArguments
 from sglang.batch.run.barrier import Barrier, NoBarrier, SchedulerBarrier
@@ -62,9 +63,8 @@ async def _run(arguments: RunArguments, server_args: ServerArgs, sglang: InProce
     poller = StatePoller(sglang.tokenizer_manager.get_internal_state)
     polling = asyncio.ensure_future(poller.run())
     with (
-        arguments.input.open("rb") as lines,
         arguments.output.open("wb" if arguments.overwrite else "xb") as output,
-        progress_bar(arguments.input, quiet=arguments.quiet) as show,
+        progress_bar(total=None, quiet=arguments.quiet) as show,
     ):
 
         def write(record: bytes) -> None:
@@ -78,7 +78,7 @@ async def _run(arguments: RunArguments, server_args: ServerArgs, sglang: InProce
             barrier=_barrier(arguments, sglang),
             on_record=show,
         )
-        running = asyncio.ensure_future(job.run(lines))
+        running = asyncio.ensure_future(job.run(read_sources(arguments.inputs)))
         both: set[asyncio.Future[Any]] = {running, stopped}
         await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
         if not running.done():

@@ -17,11 +17,9 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from sglang.batch import records
+from sglang.batch.input.lines import Line
 from sglang.batch.records import Answer, BatchFailure, BatchRequest
 from sglang.batch.run.barrier import Barrier, NoBarrier
-
-UTF8_MARK = b"\xef\xbb\xbf"
-"""Bytes that some editors put before the first line of a file."""
 
 
 class Answerer(Protocol):
@@ -102,7 +100,7 @@ class BatchJob:
         self._in_flight: set[str] = set()
         self._started = 0.0
 
-    async def run(self, lines: Iterable[bytes]) -> None:
+    async def run(self, lines: Iterable[Line]) -> None:
         """Run every line; returns when each has its record.
 
         Cancelling drops what is in flight and leaves the records written so far.
@@ -114,7 +112,7 @@ class BatchJob:
         await self._barrier.close()
         try:
             async with asyncio.TaskGroup() as group:
-                for item in self._read(lines):
+                for item in records.parse_lines(self._counted(lines)):
                     if isinstance(item, BatchFailure):
                         self._record_failure(item)
                     else:
@@ -125,23 +123,10 @@ class BatchJob:
             self._clock()
             await self._barrier.open()
 
-    def _read(self, lines: Iterable[bytes]) -> Iterator[BatchRequest | BatchFailure]:
-        """Parse lines; blank ones are no requests. A custom_id belongs to the first line that has it."""
-        seen: set[str] = set()
-        for number, raw in enumerate(lines, start=1):
-            if number == 1:
-                raw = raw.removeprefix(UTF8_MARK)
-            if not raw.strip():
-                continue
+    def _counted(self, lines: Iterable[Line]) -> Iterator[Line]:
+        for line in lines:
             self.tally.lines += 1
-            item = records.parse_line(number, raw)
-            if item.custom_id is None:
-                yield item
-            elif item.custom_id in seen:
-                yield records.duplicate(item)
-            else:
-                seen.add(item.custom_id)
-                yield item
+            yield line
 
     async def _submit(self, request: BatchRequest, group: asyncio.TaskGroup) -> None:
         """Start a request as soon as there is room for it; a pool that is full is complete."""
@@ -157,10 +142,7 @@ class BatchJob:
             try:
                 answer = await self._answerer.answer(request, request_id)
             except Exception as error:
-                failure = BatchFailure(
-                    request.line, request.custom_id, "internal_error", f"{type(error).__name__}: {error}"
-                )
-                self._record_failure(failure)
+                self._record_failure(BatchFailure.internal(request, error))
             else:
                 self._record_answer(request, answer)
         finally:
