@@ -1,6 +1,6 @@
-"""Makes `stand_ins` importable next to the tests that use it."""
+"""Makes `stand_ins`, `journals` and others importable for the tests that use it."""
 
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent))
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent / "run")]
