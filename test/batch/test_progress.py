@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from sglang.batch.progress import progress_bar
-from sglang.batch.run.job import Tally
+from sglang.batch.run.tally import Tally
 
 
 class Terminal(io.StringIO):

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from sglang.batch.run.blend_history import ROWS, BlendHistory
-from sglang.batch.run.job import Tally
 from sglang.batch.run.picture import PictureUnavailable, draw
 from sglang.batch.run.report import Report
+from sglang.batch.run.tally import Tally
 
 
 def state(

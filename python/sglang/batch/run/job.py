@@ -11,15 +11,14 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
 from typing import Protocol
 
 from sglang.batch import records
 from sglang.batch.input.lines import Line
-from sglang.batch.records import Answer, BatchFailure, BatchRequest
+from sglang.batch.records import Answer, BatchFailure, BatchRequest, Usage
 from sglang.batch.run.barrier import Barrier, NoBarrier
+from sglang.batch.run.tally import Tally
 
 
 class Answerer(Protocol):
@@ -31,43 +30,6 @@ class Answerer(Protocol):
         Args:
             request_id: unique among the requests of a run.
         """
-
-
-@dataclass(slots=True)
-class Tally:
-    """What a job has done so far.
-
-    Attributes:
-        lines: lines read that are not blank.
-        answered, failed: lines whose record says so.
-        codes: failed lines by error code.
-        prompt_tokens, cached_tokens, completion_tokens: tokens as the engine counted them; cached ones are
-            prompt tokens whose KV was there already.
-        barrier_seconds: from the first submission until the barrier opened, which is what rendering and
-            tokenizing the first pool took.
-        seconds: from the first submission until now, or the end.
-    """
-
-    lines: int = 0
-    answered: int = 0
-    failed: int = 0
-    codes: Counter[str] = field(default_factory=Counter)
-    prompt_tokens: int = 0
-    cached_tokens: int = 0
-    completion_tokens: int = 0
-    barrier_seconds: float = 0.0
-    seconds: float = 0.0
-
-    @property
-    def done(self) -> int:
-        """Lines that have their record."""
-        return self.answered + self.failed
-
-    @property
-    def tokens_per_second(self) -> float:
-        """Tokens processed, input and output, per second: what batches are measured by (paper 6)."""
-        tokens = self.prompt_tokens + self.completion_tokens
-        return tokens / self.seconds if self.seconds > 0 else 0.0
 
 
 class BatchJob:
@@ -159,21 +121,12 @@ class BatchJob:
 
     def _record_failure(self, failure: BatchFailure) -> None:
         self._write(records.failure_record(failure))
-        self.tally.failed += 1
-        self.tally.codes[failure.code] += 1
+        self.tally.add(failure.code, Usage())
         self._clock()
 
     def _record_answer(self, request: BatchRequest, answer: Answer) -> None:
         self._write(records.answer_record(request, answer))
-        tally = self.tally
-        if answer.code is None:
-            tally.answered += 1
-        else:
-            tally.failed += 1
-            tally.codes[answer.code] += 1
-        tally.prompt_tokens += answer.usage.prompt
-        tally.cached_tokens += answer.usage.cached
-        tally.completion_tokens += answer.usage.completion
+        self.tally.add(answer.code, answer.usage)
         self._clock()
 
     def _clock(self) -> None:

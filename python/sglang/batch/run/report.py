@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from sglang.batch.run.blend_history import BlendHistory
-from sglang.batch.run.job import Tally
+from sglang.batch.run.tally import Tally
 from sglang.batch.upstream import ServerArgs
 
 
