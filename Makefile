@@ -13,7 +13,7 @@ LAST := test/runtime/ test/batch/ test/e2e/
 TESTS := $(wildcard test/test_*.py) $(filter-out $(LAST),$(sort $(wildcard test/*/))) $(LAST)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test bench-cpu-quick kernels-asan paper paper-quick lint format clean
+.PHONY: help setup demo test faults bench-cpu-quick kernels-asan paper paper-quick lint format clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -36,6 +36,9 @@ $(STAMP):
 demo: setup ## Answer the 40 requests of examples/demo.jsonl with a real model, a few minutes
 	$(BIN)/sglang-batch run -i examples/demo.jsonl -o demo-results.jsonl --overwrite --model-path smollm2 \
 		--dtype float32 --max-total-tokens 4096 --log-level error --report demo-report.json
+
+faults: setup ## Batch jobs killed at many more moments than in `make test`
+	SGLANG_BATCH_FAULTS=all $(BIN)/python -m pytest test/faults
 
 test: setup ## All tests: fast ones first, real servers last
 	$(BIN)/python -m pytest $(TESTS)

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Container, Iterable
+from collections.abc import Callable, Container, Iterable, Iterator
 from typing import Any
 
-from sglang.batch.records import Answer, BatchRequest, Usage
+from sglang.batch.input.lines import read_lines
+from sglang.batch.records import Answer, BatchRequest, Usage, parse_lines
+from sglang.batch.run.committer import Finished
+from sglang.batch.run.job import BatchJob
+from sglang.batch.run.recovery import Work
+from sglang.batch.run.tally import Tally
 
 
 def line(custom_id: str, /, **changes: Any) -> bytes:
@@ -50,6 +55,35 @@ class FakeAnswerer:
             raise
         finally:
             self.running -= 1
+
+
+class FakeCommitter:
+    """Writes at once, into memory; `write` may raise."""
+
+    def __init__(
+        self, on_commit: Callable[[Finished], object], write: Callable[[bytes], object] = lambda record: None
+    ) -> None:
+        self.open = asyncio.Event()
+        self.open.set()
+        self._on_commit = on_commit
+        self._write = write
+
+    async def commit(self, finished: Finished) -> None:
+        self._write(finished.record)
+        self._on_commit(finished)
+
+
+def job(
+    engine: FakeAnswerer, write: Callable[[bytes], object] = lambda record: None, **options: Any
+) -> BatchJob:
+    """A job without files."""
+    return BatchJob(engine, lambda on_commit: FakeCommitter(on_commit, write), tally=Tally(), **options)
+
+
+def work(lines: Iterable[bytes]) -> Iterator[Work]:
+    """What a job gets of an input."""
+    for position, item in enumerate(parse_lines(read_lines(lines))):
+        yield Work(position, item, None)
 
 
 class FakeBarrier:

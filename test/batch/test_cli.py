@@ -44,7 +44,7 @@ def test_an_existing_output_is_kept(requests: Path, capsys: pytest.CaptureFixtur
     output = requests.with_name("results.jsonl")
     output.write_text("precious")
     message = refused(capsys, "run", "-i", requests, "-o", output, "--model-path", "m")
-    assert "--overwrite" in message
+    assert "--restart" in message
     assert output.read_text() == "precious"
 
 

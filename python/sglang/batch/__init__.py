@@ -2,6 +2,7 @@
 
 * `cli`: the command line. Its commands:
   * `run/`: answers a file, with SGLang in this process.
+  * `validate`: checks a file.
   * `plan/`: tells what a file would take on a GPU, without one.
   * `calibrate/`: measures a hardware profile of this CPU.
 * `input/`: files and standard input become lines, for all commands.

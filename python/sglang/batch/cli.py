@@ -1,7 +1,8 @@
 """`sglang-batch`: the command line of offline inference.
 
-Exit codes: 0 every line answered; 1 some lines have an error record; 2 bad usage; 3 the engine failed
-(results so far are in the output file); 130 / 143 interrupted by ctrl-C / SIGTERM.
+Exit codes: 0 every line answered; 1 some lines have an error record; 2 bad usage; 3 the engine failed; 4 the
+disk failed or stayed full; 129 / 130 / 143 interrupted by SIGHUP / ctrl-C / SIGTERM. After 3 and above the
+same command continues.
 """
 
 from __future__ import annotations
@@ -11,10 +12,13 @@ import os
 import sys
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 
+from sglang.batch import validate
 from sglang.batch.calibrate import command as calibrate
 from sglang.batch.plan import arguments as plan_arguments
 from sglang.batch.run import arguments as run_arguments
+from sglang.batch.run.status import status
 from sglang.batch.server_flags import parse_server_args, print_server_help
 from sglang.batch.smollm2 import ModelUnavailable, resolve_model_path
 from sglang.batch.usage import BAD_USAGE, BadUsage
@@ -48,18 +52,23 @@ def _main(argv: Sequence[str] | None) -> int:
             from sglang.batch.plan.command import plan
 
             return plan(checked_plan)
+        if options.command == "validate":
+            return validate.validate(options, rest)
+        if options.command == "status":
+            if rest:
+                parser.error(f"unrecognized arguments: {' '.join(rest)}")
+            return status(options.output, check=options.check)
         if options.help_server:
             print_server_help(usage=run_arguments.USAGE)
             return 0
         checked = run_arguments.check_run(options, rest)
         server_args = parse_server_args(checked.server, usage=run_arguments.USAGE)
+        from sglang.batch.run.command import run
+
+        return run(checked, server_args)
     except (BadUsage, ModelUnavailable) as error:
         print(f"sglang-batch {options.command}: error: {error}", file=sys.stderr)
         return BAD_USAGE
-
-    from sglang.batch.run.command import run
-
-    return run(checked, server_args)
 
 
 def _silence_imports() -> None:
@@ -85,10 +94,31 @@ def _parser() -> argparse.ArgumentParser:
         description="Answer a file of requests in OpenAI Batch format. Every flag of the SGLang server is"
         " accepted too (--help-server lists them); --schedule-policy is blend unless given.",
         epilog="exit codes: 0 all lines answered, 1 some have an error record, 2 bad usage, 3 engine failed,"
-        " 130 interrupted",
+        " 4 disk full, 130 interrupted; the same command continues after 3, 4 and 130, or a crash",
         allow_abbrev=False,
     )
     run_arguments.add_run_arguments(run)
+    validate.add_validate_arguments(
+        commands.add_parser(
+            "validate",
+            usage=validate.USAGE,
+            help="check a file of requests without an engine",
+            description="Check a file of requests in OpenAI Batch format and count what is wrong by error"
+            " code. With --model-path, requests also go through its chat template and tokenizer.",
+            epilog="exit codes: 0 all lines can be run, 1 some cannot, 2 bad usage",
+            allow_abbrev=False,
+        )
+    )
+    progress = commands.add_parser(
+        "status",
+        help="tell how far a run is, or how it ended",
+        description="Tell how far the run with this output is, from its journal, while it runs or later.",
+        allow_abbrev=False,
+    )
+    progress.add_argument("output", type=Path, help="the output of the run")
+    progress.add_argument(
+        "--check", action="store_true", help="check the journal, too; exit code 1 if it is broken"
+    )
     plan = commands.add_parser(
         "plan",
         usage=plan_arguments.USAGE,

@@ -2,13 +2,15 @@
 
 Input: `{"custom_id": str, "method": "POST", "url": str, "body": object}`, one per line.
 Output: `{"id", "custom_id", "response": {"status_code", "request_id", "body"} | null, "error": object |
-null}`, one per input line. `error` is null exactly when the request was answered; otherwise it is
-`{"code", "message", "line"}` with the 1-based line number in the input file, and `response` still
-carries the handler's reply where there was one.
+null}`, one per input line. An answer has status 200. A refusal by a request handler has its status (400 and
+above) and the reason in `response.body.error`; `error` is null. What never had a status (a line that cannot
+be read, a request that was aborted) has `"response": null` and `error`: `{"code", "message", "line"}`, with
+the 1-based line number in the input, and `"file"` where there are several inputs.
 """
 
 from __future__ import annotations
 
+import hashlib
 import uuid
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -99,10 +101,10 @@ def parse_line(line: int, raw: bytes) -> BatchRequest | BatchFailure:
     try:
         record = msgspec.json.decode(raw)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, ValueError) as error:
-        return BatchFailure(line, None, "invalid_json", f"line {line} is not JSON: {error}")
+        return BatchFailure(line, None, "invalid_json_line", f"line {line} is not JSON: {error}")
     if not isinstance(record, dict):
         return BatchFailure(
-            line, None, "invalid_line", f"line {line} is a JSON {_kind(record)}, not an object"
+            line, None, "invalid_json_line", f"line {line} is a JSON {_kind(record)}, not an object"
         )
 
     custom_id = record.get("custom_id")
@@ -144,20 +146,41 @@ def duplicate(request: BatchRequest | BatchFailure) -> BatchFailure:
     return BatchFailure(request.line, request.custom_id, "duplicate_custom_id", message)
 
 
-def failure_record(failure: BatchFailure) -> bytes:
-    """Write the output line, newline included, of a line that was not run."""
-    return _record(failure.custom_id, None, _error(failure.code, failure.message, failure.line))
+def failure_record(failure: BatchFailure, *, file: str | None = None) -> bytes:
+    """Write the output line, newline included, of a line that was not run.
+
+    Args:
+        file: name of its input; None where there is only one.
+    """
+    return _record(failure.custom_id, None, _error(failure.code, failure.message, failure.line, file))
 
 
-def answer_record(request: BatchRequest, answer: Answer) -> bytes:
-    """Write the output line, newline included, of a request that a handler replied to."""
+def answer_record(request: BatchRequest, answer: Answer, *, file: str | None = None) -> bytes:
+    """Write the output line, newline included, of a request that a handler replied to.
+
+    A refusal with an HTTP status is a response with that status and no error; what has no such status is an
+    error and no response.
+
+    Args:
+        file: name of the request's input; None where there is only one.
+    """
+    if not answer.ok and answer.status < 400:
+        return _record(request.custom_id, None, _error(answer.code, answer.message, request.line, file))
     response = {
         "status_code": answer.status,
         "request_id": f"req_{uuid.uuid4().hex}",
-        "body": msgspec.Raw(answer.body),
+        "body": msgspec.Raw(answer.body) if answer.ok else _refusal(answer),
     }
-    error = None if answer.ok else _error(answer.code, answer.message, request.line)
-    return _record(request.custom_id, response, error)
+    return _record(request.custom_id, response, None)
+
+
+def _refusal(answer: Answer) -> dict[str, Any]:
+    """Put the body of a refusal into the form of OpenAI's API, where the error is in a field of its own."""
+    fields = msgspec.json.decode(answer.body)
+    if isinstance(fields, dict) and isinstance(fields.get("error"), dict):
+        return fields
+    detail = {name: fields.get(name) for name in ("param", "code")} if isinstance(fields, dict) else {}
+    return {"error": {"message": answer.message, "type": answer.code, **detail}}
 
 
 def _record(custom_id: str | None, response: dict[str, Any] | None, error: dict[str, Any] | None) -> bytes:
@@ -170,8 +193,8 @@ def _record(custom_id: str | None, response: dict[str, Any] | None, error: dict[
     return msgspec.json.encode(record) + b"\n"
 
 
-def _error(code: str | None, message: str | None, line: int) -> dict[str, Any]:
-    return {"code": code, "message": message, "line": line}
+def _error(code: str | None, message: str | None, line: int, file: str | None) -> dict[str, Any]:
+    return {"code": code, "message": message, "line": line} | ({} if file is None else {"file": file})
 
 
 def _kind(value: object) -> str:
@@ -187,3 +210,23 @@ def _quote(value: object) -> str:
     if not isinstance(value, str):
         return f"a JSON {_kind(value)}"
     return repr(value if len(value) <= MAX_QUOTED else value[:MAX_QUOTED] + "...")
+
+
+class _OnlyCustomId(msgspec.Struct):
+    """Of a line, what tells duplicates; the rest is skipped without being kept."""
+
+    custom_id: Any = None
+
+
+_ONLY_CUSTOM_ID = msgspec.json.Decoder(_OnlyCustomId)
+
+
+def custom_id_hash(raw: bytes) -> bytes | None:
+    """Hash a line's custom_id, 16 bytes; None where it has no usable one."""
+    try:
+        custom_id = _ONLY_CUSTOM_ID.decode(raw).custom_id
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, ValueError):
+        return None
+    if not isinstance(custom_id, str) or not custom_id:
+        return None
+    return hashlib.blake2b(custom_id.encode("utf-8", "surrogatepass"), digest_size=16).digest()

@@ -62,7 +62,7 @@ def _answer(reply: Any) -> Answer:
         return Answer(status, body, code=str(error.get("type")), message=str(error.get("message")))
     usage = _usage(reply)
     if any(choice.finish_reason == "abort" for choice in getattr(reply, "choices", ())):
-        return Answer(500, body, usage, "aborted", "the engine aborted the request before its end")
+        return Answer(status, body, usage, "aborted", "the engine aborted the request before its end")
     return Answer(status, body, usage)
 
 

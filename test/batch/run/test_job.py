@@ -5,14 +5,14 @@ import json
 from typing import Any
 
 import pytest
-from stand_ins import FakeAnswerer, FakeBarrier, line
+from stand_ins import FakeAnswerer, FakeBarrier, line, work
+from stand_ins import job as make_job
 
-from sglang.batch.input.lines import read_lines
 from sglang.batch.run.job import BatchJob
 
 
 def run(job: BatchJob, lines: list[bytes]) -> None:
-    asyncio.run(job.run(read_lines(lines)))
+    asyncio.run(job.run(work(lines)))
 
 
 def ids(written: list[bytes]) -> list[Any]:
@@ -22,18 +22,18 @@ def ids(written: list[bytes]) -> list[Any]:
 def test_a_record_is_written_as_soon_as_its_request_is_done() -> None:
     written: list[bytes] = []
     answerer = FakeAnswerer(seconds={"slow": 0.2, "quick": 0.0, "middle": 0.1})
-    run(BatchJob(answerer, written.append, pool=8), [line("slow"), line("quick"), line("middle")])
+    run(make_job(answerer, written.append, pool=8), [line("slow"), line("quick"), line("middle")])
     assert ids(written) == ["quick", "middle", "slow"]
 
 
 def test_no_more_than_the_pool_is_in_flight_and_all_are_answered() -> None:
     written: list[bytes] = []
     answerer = FakeAnswerer(seconds={str(i): 0.001 for i in range(200)})
-    job = BatchJob(answerer, written.append, pool=5)
+    job = make_job(answerer, written.append, pool=5)
     run(job, [line(str(i)) for i in range(200)])
     assert answerer.most_running == 5
     assert sorted(ids(written), key=int) == [str(i) for i in range(200)]
-    assert job.tally.answered == job.tally.lines == 200
+    assert job.tally.answered == 200
 
 
 def test_lines_are_read_only_as_fast_as_requests_finish() -> None:
@@ -51,14 +51,14 @@ def test_lines_are_read_only_as_fast_as_requests_finish() -> None:
         nonlocal furthest_ahead
         furthest_ahead = max(furthest_ahead, read - tally.done)
 
-    job = BatchJob(FakeAnswerer(), lambda record: None, pool=4, on_record=on_record)
-    asyncio.run(job.run(read_lines(lines())))
+    job = make_job(FakeAnswerer(), lambda record: None, pool=4, on_record=on_record)
+    asyncio.run(job.run(work(lines())))
     assert furthest_ahead <= 6
 
 
 def test_the_first_of_two_lines_with_one_custom_id_is_answered() -> None:
     written: list[bytes] = []
-    run(BatchJob(FakeAnswerer(), written.append, pool=2), [line("a"), line("b"), line("a")])
+    run(make_job(FakeAnswerer(), written.append, pool=2), [line("a"), line("b"), line("a")])
     records = [json.loads(record) for record in written]
     assert [record["custom_id"] for record in records if record["error"] is None] == ["a", "b"]
     (error,) = [record["error"] for record in records if record["error"] is not None]
@@ -67,7 +67,7 @@ def test_the_first_of_two_lines_with_one_custom_id_is_answered() -> None:
 
 def test_one_request_that_raises_costs_no_other_its_answer() -> None:
     written: list[bytes] = []
-    job = BatchJob(FakeAnswerer(raises={"bad"}), written.append, pool=2)
+    job = make_job(FakeAnswerer(raises={"bad"}), written.append, pool=2)
     run(job, [line("a"), line("bad"), line("c")])
     errors = {record["custom_id"]: record["error"] for record in map(json.loads, written)}
     assert errors["a"] is None
@@ -78,20 +78,20 @@ def test_one_request_that_raises_costs_no_other_its_answer() -> None:
 
 def test_blank_lines_and_a_byte_order_mark_are_no_requests_but_count_as_lines_of_the_file() -> None:
     written: list[bytes] = []
-    job = BatchJob(FakeAnswerer(), written.append, pool=2)
+    job = make_job(FakeAnswerer(), written.append, pool=2)
     run(job, [b"\xef\xbb\xbf" + line("a"), b"\n", b"  \r\n", b"oops\n"])
-    assert job.tally.lines == 2
+    assert job.tally.done == 2
     errors = {record["custom_id"]: record["error"] for record in map(json.loads, written)}
     assert errors["a"] is None
     assert errors[None]["line"] == 4
 
 
 def test_the_tally_adds_up_tokens_and_failures_by_code() -> None:
-    job = BatchJob(FakeAnswerer(), lambda record: None, pool=4)
+    job = make_job(FakeAnswerer(), lambda record: None, pool=4)
     run(job, [line("a"), line("b"), line("refused"), b"oops\n"])
     tally = job.tally
     assert (tally.answered, tally.failed, tally.done) == (2, 2, 4)
-    assert tally.codes == {"BadRequestError": 1, "invalid_json": 1}
+    assert tally.codes == {"BadRequestError": 1, "invalid_json_line": 1}
     assert (tally.prompt_tokens, tally.cached_tokens, tally.completion_tokens) == (20, 8, 4)
     assert tally.tokens_per_second == pytest.approx(24 / tally.seconds)
 
@@ -99,7 +99,7 @@ def test_the_tally_adds_up_tokens_and_failures_by_code() -> None:
 def test_the_barrier_opens_once_the_whole_file_is_submitted() -> None:
     barrier = FakeBarrier()
     answerer = FakeAnswerer(seconds=dict.fromkeys("abc", 0.05))
-    run(BatchJob(answerer, lambda record: None, pool=8, barrier=barrier), [line(x) for x in "abc"])
+    run(make_job(answerer, lambda record: None, pool=8, barrier=barrier), [line(x) for x in "abc"])
     assert barrier.calls[:3] == ["close", "settle", "open"]
     assert len(barrier.settled) == 3
 
@@ -107,7 +107,7 @@ def test_the_barrier_opens_once_the_whole_file_is_submitted() -> None:
 def test_the_barrier_opens_when_the_pool_is_full_and_only_then() -> None:
     barrier = FakeBarrier()
     answerer = FakeAnswerer(seconds={str(i): 0.01 for i in range(20)})
-    run(BatchJob(answerer, lambda record: None, pool=6, barrier=barrier), [line(str(i)) for i in range(20)])
+    run(make_job(answerer, lambda record: None, pool=6, barrier=barrier), [line(str(i)) for i in range(20)])
     assert barrier.calls.count("settle") == 1
     assert len(barrier.settled) == 6
 
@@ -119,7 +119,7 @@ def test_the_barrier_is_opened_even_if_the_job_fails() -> None:
         raise OSError(28, "No space left on device")
 
     with pytest.raises(ExceptionGroup) as caught:
-        run(BatchJob(FakeAnswerer(), full_disk, pool=2, barrier=barrier), [line("a"), line("b")])
+        run(make_job(FakeAnswerer(), full_disk, pool=2, barrier=barrier), [line("a"), line("b")])
     assert caught.group_contains(OSError)
     assert barrier.calls[-1] == "open"
 
@@ -127,10 +127,10 @@ def test_the_barrier_is_opened_even_if_the_job_fails() -> None:
 def test_a_cancelled_job_cancels_its_requests_and_leaves_whole_records() -> None:
     written: list[bytes] = []
     answerer = FakeAnswerer(seconds={"slow-1": 60, "slow-2": 60})
-    job = BatchJob(answerer, written.append, pool=8)
+    job = make_job(answerer, written.append, pool=8)
 
     async def interrupted() -> None:
-        task = asyncio.ensure_future(job.run(read_lines([line("quick"), line("slow-1"), line("slow-2")])))
+        task = asyncio.ensure_future(job.run(work([line("quick"), line("slow-1"), line("slow-2")])))
         while not written:
             await asyncio.sleep(0.01)
         task.cancel()

@@ -5,6 +5,7 @@ Compression (gzip, zstd) and encodings (UTF-16, UTF-32) are recognised by the fi
 
 from __future__ import annotations
 
+import argparse
 import codecs
 import glob
 import gzip
@@ -68,6 +69,18 @@ class Opened:
 
     lines: IO[bytes]
     in_place: bool
+
+
+def add_input(parser: argparse.ArgumentParser, *, more: str = "") -> None:
+    """Add `--input`, which several commands have."""
+    parser.add_argument(
+        "-i",
+        "--input",
+        nargs="+",
+        action="extend",
+        metavar="FILE",
+        help=f"requests, OpenAI Batch input format; also gzip and zstd, folders, globs{more}",
+    )
 
 
 def find_sources(names: Sequence[str], *, without: Path | None = None) -> tuple[Source, ...]:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from sglang.batch.input.source import Source, find_sources
+from sglang.batch.input.source import Source, add_input, find_sources
 from sglang.batch.usage import BadUsage, check_folder
 from sglang.srt.blend.core.cost.engines import engine_names
 from sglang.srt.blend.core.cost.hardware import Hardware, hardware_names, load_hardware
@@ -55,14 +55,7 @@ class PlanArguments:
 
 def add_plan_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags that are `plan`'s own."""
-    parser.add_argument(
-        "-i",
-        "--input",
-        nargs="+",
-        action="extend",
-        metavar="FILE",
-        help="requests, OpenAI Batch input format; also gzip and zstd, folders, globs",
-    )
+    add_input(parser)
     parser.add_argument(
         "--hardware",
         metavar="GPU",

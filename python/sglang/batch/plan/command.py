@@ -7,12 +7,14 @@ tree; times come from SGLang's scheduler on a simulated GPU. The practical optim
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 
 import numpy as np
 from tqdm import tqdm
 
+from sglang.batch.input.source import Source
 from sglang.batch.plan.advice import Machine, advise
 from sglang.batch.plan.answers import assume_answers
 from sglang.batch.plan.arguments import PlanArguments
@@ -67,9 +69,19 @@ def _write(arguments: PlanArguments, report: PlanReport) -> None:
 
 
 def _read(arguments: PlanArguments, processes: ProcessPoolExecutor) -> Prompts:
+    return read_in_a_process(processes, arguments.inputs, arguments.server, quiet=arguments.quiet)
+
+
+def read_in_a_process(
+    processes: ProcessPoolExecutor, sources: Sequence[Source], server: list[str], *, quiet: bool
+) -> Prompts:
+    """Tokenize a batch where SGLang finds the simulated GPU's platform.
+
+    Raises:
+        BadUsage: an input, or the model's config or tokenizer, cannot be read.
+    """
     try:
-        reading = processes.submit(read_prompts, arguments.inputs, arguments.server, quiet=arguments.quiet)
-        return reading.result()
+        return processes.submit(read_prompts, sources, server, quiet=quiet).result()
     except (OSError, ValueError, KeyError, BrokenProcessPool) as error:
         problem = str(error) or type(error).__name__
         raise BadUsage(f"the model's config or tokenizer cannot be read: {problem}") from error

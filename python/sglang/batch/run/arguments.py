@@ -8,13 +8,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from sglang.batch.input.source import Source, find_sources
+from sglang.batch.input.source import Source, add_input, find_sources
+from sglang.batch.run.committer import CommitLimits
+from sglang.batch.run.files import JobFiles
+from sglang.batch.run.recovery import Continue
 from sglang.batch.server_flags import with_defaults
 from sglang.batch.usage import BadUsage, check_folder
 
 DEFAULT_POOL = 50_000
 """Requests that the planner sees at a time. Each of them takes about 30 KB of memory (22 in this process,
 8 in the scheduler; measured with prompts of 180 tokens)."""
+
+GRACE = 30.0
+"""Seconds that requests in flight get to end after ctrl-C."""
 
 USAGE = "sglang-batch run -i FILE -o FILE --model-path MODEL [options] [server flags: --help-server]"
 
@@ -24,6 +30,11 @@ class RunArguments:
     """The checked flags of `sglang-batch run`.
 
     Attributes:
+        inputs: in the order of the command line.
+        files: output, errors, and what lies beside them.
+        how: what to do about a job that was begun before.
+        commits: when records are committed.
+        grace: seconds that requests in flight get after a signal.
         pool: requests in flight at most, at least 1.
         pool_barrier: whether admissions wait until the first pool is complete.
         report, report_png: where the report goes as JSON and as a picture; None for nowhere.
@@ -31,8 +42,10 @@ class RunArguments:
     """
 
     inputs: tuple[Source, ...]
-    output: Path
-    overwrite: bool
+    files: JobFiles
+    how: Continue
+    commits: CommitLimits
+    grace: float
     pool: int
     pool_barrier: bool
     quiet: bool
@@ -43,16 +56,9 @@ class RunArguments:
 
 def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags that are `run`'s own; none is required here, so that `--help-server` works alone."""
-    parser.add_argument(
-        "-i",
-        "--input",
-        nargs="+",
-        action="extend",
-        metavar="FILE",
-        help="requests, OpenAI Batch input format; also gzip and zstd, folders, globs, - for standard input",
-    )
-    parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="results, written as they finish")
-    parser.add_argument("--overwrite", action="store_true", help="replace an output file that exists")
+    _add_files(parser)
+    _add_continuation(parser)
+    _add_durability(parser)
     parser.add_argument(
         "--pool",
         type=int,
@@ -79,6 +85,79 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_files(parser: argparse.ArgumentParser) -> None:
+    add_input(parser, more=", - for standard input")
+    parser.add_argument(
+        "-o", "--output", type=Path, metavar="FILE", help="answers; FILE.partial until all are there"
+    )
+    parser.add_argument(
+        "--errors",
+        metavar="FILE",
+        help="error records (default: OUTPUT.errors.jsonl, if there are any; -: into the output)",
+    )
+    parser.add_argument(
+        "--in-order",
+        action="store_true",
+        help="records in the order of the input's lines (takes another copy of the output on the disk)",
+    )
+
+
+def _add_continuation(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--restart",
+        "--overwrite",
+        dest="restart",
+        action="store_true",
+        help="begin anew; what an earlier run left is renamed to OUTPUT.old...",
+    )
+    parser.add_argument(
+        "--retry-failed", action="store_true", help="run the lines again that have an error record"
+    )
+    parser.add_argument(
+        "--retry-codes",
+        metavar="CODES",
+        help="the same for some error codes only, with commas between (`sglang-batch status` lists them)",
+    )
+
+
+def _add_durability(parser: argparse.ArgumentParser) -> None:
+    limits = CommitLimits()
+    parser.add_argument(
+        "--commit-ms",
+        type=float,
+        default=limits.seconds * 1000,
+        metavar="MS",
+        help="an answer is on the disk at most so long after it is there (default: %(default)g)",
+    )
+    parser.add_argument(
+        "--commit-records",
+        type=int,
+        default=limits.records,
+        metavar="N",
+        help="or as soon as so many wait (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--disk-patience",
+        type=float,
+        default=limits.patience,
+        metavar="SECONDS",
+        help="wait so long for room on a full disk (default: %(default)g)",
+    )
+    parser.add_argument(
+        "--no-keep-journal",
+        dest="keep_journal",
+        action="store_false",
+        help="remove the journal at the end; nothing can be retried or added then",
+    )
+    parser.add_argument(
+        "--grace",
+        type=float,
+        default=GRACE,
+        metavar="SECONDS",
+        help="time to end for what runs after ctrl-C (default: %(default)g)",
+    )
+
+
 def check_run(options: argparse.Namespace, server: Sequence[str]) -> RunArguments:
     """Check what can be checked before a model is loaded.
 
@@ -91,16 +170,36 @@ def check_run(options: argparse.Namespace, server: Sequence[str]) -> RunArgument
     for flag in ("input", "output"):
         if getattr(options, flag) is None:
             raise BadUsage(f"-{flag[0]}/--{flag} is required")
-    if options.pool < 1:
-        raise BadUsage(f"--pool {options.pool}: at least one request must be in flight")
+    for flag, minimum in (
+        ("pool", 1),
+        ("commit_ms", 0),
+        ("commit_records", 1),
+        ("disk_patience", 0),
+        ("grace", 0),
+    ):
+        if not getattr(options, flag) >= minimum:
+            value = getattr(options, flag)
+            raise BadUsage(f"--{flag.replace('_', '-')} {value:g}: must be at least {minimum}")
+    files = JobFiles.of(options.output, options.errors)
     sources = find_sources(options.input, without=options.output)
-    _check_output(options.output, sources, overwrite=options.overwrite)
+    _check_output(files, sources)
+    if not options.restart:
+        files.check_free()
     for flag, path in (("--report", options.report), ("--report-png", options.report_png)):
         check_folder(flag, path)
+    codes = options.retry_codes
     return RunArguments(
         inputs=sources,
-        output=options.output,
-        overwrite=options.overwrite,
+        files=files,
+        how=Continue(
+            restart=options.restart,
+            retry=options.retry_failed or codes is not None,
+            codes=None if codes is None else tuple(code.strip() for code in codes.split(",")),
+            in_order=options.in_order,
+            keep_journal=options.keep_journal,
+        ),
+        commits=CommitLimits(options.commit_ms / 1000, options.commit_records, options.disk_patience),
+        grace=options.grace,
         pool=options.pool,
         pool_barrier=options.pool_barrier,
         quiet=options.quiet,
@@ -110,14 +209,16 @@ def check_run(options: argparse.Namespace, server: Sequence[str]) -> RunArgument
     )
 
 
-def _check_output(path: Path, sources: Sequence[Source], *, overwrite: bool) -> None:
-    if path.is_dir():
-        raise BadUsage(f"--output {path}: is a folder; name a file")
-    check_folder("--output", path)
-    if path.exists():
-        if any(source.path is not None and path.samefile(source.path) for source in sources):
-            raise BadUsage(f"--output {path}: is the input file; choose another name")
-        if not overwrite:
-            raise BadUsage(f"--output {path}: exists; choose another name or pass --overwrite")
-    if not os.access(path if path.exists() else path.parent, os.W_OK):
-        raise BadUsage(f"--output {path}: cannot be written; choose a place that can")
+def _check_output(files: JobFiles, sources: Sequence[Source]) -> None:
+    for flag, path in (("--output", files.output), ("--errors", files.errors)):
+        if path is None:
+            continue
+        check_folder(flag, path)
+        if path.exists() and not path.is_file():
+            raise BadUsage(f"{flag} {path}: is no file; name one")
+        if any(source.path is not None and source.path.resolve() == path for source in sources):
+            raise BadUsage(f"{flag} {path}: is the input file; choose another name")
+        if not os.access(path.parent, os.W_OK):
+            raise BadUsage(f"{flag} {path}: folder {path.parent} cannot be written; choose a place that can")
+    if files.errors == files.output:
+        raise BadUsage("--errors: is the output; pass --errors - for records of both kinds in one file")

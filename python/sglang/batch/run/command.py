@@ -1,30 +1,41 @@
-"""`sglang-batch run`: SGLang up, job through, report out, SGLang down; and what a signal does to that."""
+"""`sglang-batch run`: the job opened, SGLang up, open lines through, report out, SGLang down; and signals."""
 
 from __future__ import annotations
 
 import asyncio
 import signal
+import sqlite3
 import sys
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Protocol
 
-from sglang.batch.input.source import read_sources
 from sglang.batch.progress import progress_bar
 from sglang.batch.run.arguments import RunArguments
-from sglang.batch.run.barrier import Barrier, NoBarrier, SchedulerBarrier
+from sglang.batch.run.barrier import Barrier, NoBarrier
 from sglang.batch.run.blend_history import BlendHistory
+from sglang.batch.run.committer import Committer, DiskFailed
+from sglang.batch.run.files import partial
+from sglang.batch.run.identity import identity
 from sglang.batch.run.in_process import EngineFailed, InProcessSGLang
-from sglang.batch.run.job import BatchJob
+from sglang.batch.run.job import BatchJob, Engine, EngineDied
+from sglang.batch.run.journal import Journal, Log
 from sglang.batch.run.picture import PictureUnavailable, draw
+from sglang.batch.run.recovery import OpenJob, open_job
 from sglang.batch.run.report import Report
 from sglang.batch.run.state_poller import StatePoller
+from sglang.batch.run.status import START
+from sglang.batch.run.tally import Tally
 from sglang.batch.upstream import ServerArgs
-from sglang.batch.usage import BAD_USAGE
+from sglang.batch.usage import BadUsage
 
-ALL_ANSWERED, SOME_FAILED, ENGINE_FAILED = 0, 1, 3
+ALL_ANSWERED, SOME_FAILED, ENGINE_FAILED, DISK_FAILED = 0, 1, 3, 4
 """Exit codes, as `cli` explains them."""
 
 STOP_SECONDS = 10.0
 """Seconds that the end of a run waits for what may hang with a broken engine."""
+
+SHORT_GRACE = 10.0
+"""Seconds that requests in flight get at most where somebody else ends the run: spot notices are short."""
 
 SIGNALLED = 128
 """Added to a signal's number, as shells do: ctrl-C exits with 130."""
@@ -32,75 +43,190 @@ SIGNALLED = 128
 REASONS = {
     signal.SIGINT: "interrupted",
     signal.SIGTERM: "terminated",
+    signal.SIGHUP: "the terminal was closed",
     signal.SIGQUIT: "an engine process died (its log is above)",
 }
 """Signals that end a run, and what they mean."""
 
 
-def run(arguments: RunArguments, server_args: ServerArgs) -> int:
-    """Answer the input file.
+class StartedEngine(Engine, Protocol):
+    """An engine that is up, as a run needs it.
+
+    Attributes:
+        loop: the event loop that it belongs to.
+    """
+
+    loop: asyncio.AbstractEventLoop
+
+    def install_signal_handlers(self) -> None:
+        """Install what the engine brings along; the run's own come after."""
+
+    def barrier(self) -> Barrier:
+        """Make a barrier; AttributeError and ImportError name what is missing for one."""
+
+    async def internal_state(self) -> list[dict[str, Any]]:
+        """Ask every scheduler for its state."""
+
+    def shutdown(self) -> None:
+        """Stop every process of the engine; what is still running is dropped."""
+
+
+def run(
+    arguments: RunArguments,
+    server_args: ServerArgs,
+    start: Callable[[ServerArgs], StartedEngine] = InProcessSGLang,
+) -> int:
+    """Answer the lines of the input that have no record yet.
 
     Returns:
         The exit code, as `cli` explains it.
+
+    Raises:
+        BadUsage: the job cannot be continued as asked.
     """
+    errors = arguments.files.errors
+    deciding = identity(server_args) | {"--errors": "-" if errors is None else errors.name}
+    try:
+        with open_job(
+            arguments.files, identity=deciding, sources=arguments.inputs, how=arguments.how, say=say
+        ) as job:
+            return _run_open_job(arguments, server_args, job, start)
+    except (OSError, sqlite3.Error) as error:
+        say(f"the disk failed: {error}; the same command continues")
+        return DISK_FAILED
+
+
+def _run_open_job(
+    arguments: RunArguments,
+    server_args: ServerArgs,
+    job: OpenJob,
+    start: Callable[[ServerArgs], StartedEngine],
+) -> int:
+    tally = job.journal.tally()
+    if tally.done == tally.lines:
+        if job.logs:
+            job.finish()
+        say(f"nothing is left to do: {_where(arguments, tally)}", quiet=arguments.quiet)
+        return SOME_FAILED if tally.failed else ALL_ANSWERED
+    if tally.done:
+        say(f"going on: {tally.done:,} of {tally.lines:,} lines are done", quiet=arguments.quiet)
     say(f"starting the engine: {server_args.model_path}", quiet=arguments.quiet)
     try:
-        sglang = InProcessSGLang(server_args)
+        engine = start(server_args)
     except EngineFailed as error:
+        job.journal.event("engine failed", str(error))
         say(str(error))
         return ENGINE_FAILED
+    job.journal.event(START, f"{tally.done} of {tally.lines} lines are done")
     try:
-        return int(sglang.loop.run_until_complete(_run(arguments, server_args, sglang)))
-    except OSError as error:
-        say(f"a file is gone or in the way since the start: {error}")
-        return BAD_USAGE
+        return int(engine.loop.run_until_complete(_run(arguments, server_args, job, tally, engine)))
     finally:
-        sglang.shutdown()
+        engine.shutdown()
 
 
-async def _run(arguments: RunArguments, server_args: ServerArgs, sglang: InProcessSGLang) -> int:
-    stopped = _stop_on_signals(sglang)
-    poller = StatePoller(sglang.tokenizer_manager.get_internal_state)
+async def _run(
+    arguments: RunArguments, server_args: ServerArgs, job: OpenJob, tally: Tally, engine: StartedEngine
+) -> int:
+    stops = _Stops(engine)
+    poller = StatePoller(engine.internal_state)
     polling = asyncio.ensure_future(poller.run())
-    with (
-        arguments.output.open("wb" if arguments.overwrite else "xb") as output,
-        progress_bar(total=None, quiet=arguments.quiet) as show,
-    ):
-
-        def write(record: bytes) -> None:
-            output.write(record)
-            output.flush()
-
-        job = BatchJob(
-            sglang.handlers,
-            write,
+    with progress_bar(total=tally.lines, done=tally.done, quiet=arguments.quiet) as show:
+        logs = {log: job.logs.get(log, job.logs[Log.ANSWERS]) for log in Log}
+        batch = BatchJob(
+            engine,
+            lambda on_commit: Committer(
+                Journal(job.files.journal), logs, limits=arguments.commits, on_commit=on_commit, say=say
+            ),
+            tally=tally,
             pool=_pool(arguments, server_args),
-            barrier=_barrier(arguments, sglang),
+            barrier=_barrier(arguments, engine),
             on_record=show,
         )
-        running = asyncio.ensure_future(job.run(read_sources(arguments.inputs)))
-        both: set[asyncio.Future[Any]] = {running, stopped}
-        await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
-        if not running.done():
-            running.cancel()
-            await asyncio.wait({running}, timeout=STOP_SECONDS)
+        running = asyncio.ensure_future(batch.run(job.work()))
+        await _wait(running, batch, stops, arguments.grace)
+        error = _first(running.exception()) if running.done() and not running.cancelled() else None
+        if stops.first.done() and not batch.committer.open.is_set():
+            await batch.committer.abandon()
+        else:
+            try:
+                await batch.committer.close()
+            except DiskFailed as failed:
+                error = failed
 
-    tally = job.tally
-    if stopped.done():
-        number = stopped.result()
-        say(f"{REASONS[number]}: {tally.done} of {tally.lines} lines read so far are in {arguments.output}")
+    if error is not None and not isinstance(error, DiskFailed | EngineDied):
+        job.journal.event("stopped", str(error))
+        if isinstance(error, BadUsage):
+            raise error
+    if isinstance(error, DiskFailed):
+        say(f"{error}; {tally.done:,} of {tally.lines:,} lines are done; the same command continues")
+        return DISK_FAILED
+    if stops.first.done() and tally.done < tally.lines:
+        number = stops.first.result()
+        job.journal.event("stopped", REASONS[number])
+        say(
+            f"{REASONS[number]}: {tally.done:,} of {tally.lines:,} lines are in"
+            f" {partial(job.files.output)}; the same command continues"
+        )
         return ENGINE_FAILED if number == signal.SIGQUIT else SIGNALLED + number
-    if error := running.exception():
-        say(f"stopped after {tally.done} lines: {_first(error)}")
+    if error is not None:
+        say(f"stopped after {tally.done:,} lines: {error}; the same command continues")
         return ENGINE_FAILED
     poller.stop()
     await asyncio.wait({polling}, timeout=STOP_SECONDS)
     if not polling.done() or polling.exception():
         say("the scheduler's own numbers are incomplete: it did not answer")
+    job.finish()
     report = Report.of(tally, server_args, kv_capacity=poller.capacity, blend=BlendHistory.of(poller.states))
-    say(f"{tally.done} lines done, results in {arguments.output}\n{report.text()}", quiet=arguments.quiet)
+    say(f"{_where(arguments, tally)}\n{report.text()}", quiet=arguments.quiet)
     _write_report(arguments, report)
     return SOME_FAILED if tally.failed else ALL_ANSWERED
+
+
+async def _wait(running: asyncio.Future[None], batch: BatchJob, stops: _Stops, grace: float) -> None:
+    """Wait until the batch has run, or has been stopped."""
+    ends: set[asyncio.Future[Any]] = {running, stops.first}
+    await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+    if running.done():
+        return
+    number = stops.first.result()
+    if number != signal.SIGQUIT:
+        seconds = grace if number == signal.SIGINT else min(grace, SHORT_GRACE)
+        say(f"{REASONS[number]}: what runs may end within {seconds:g} s; again to stop at once")
+        batch.stop()
+        ends = {running, stops.second}
+        await asyncio.wait(ends, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+    running.cancel()
+    await asyncio.wait({running}, timeout=STOP_SECONDS)
+
+
+class _Stops:
+    """Signals that end a run, from now on.
+
+    Attributes:
+        first, second: completed by the first and the second of the REASONS.
+    """
+
+    def __init__(self, engine: StartedEngine) -> None:
+        loop = asyncio.get_running_loop()
+        self.first: asyncio.Future[signal.Signals] = loop.create_future()
+        self.second: asyncio.Future[signal.Signals] = loop.create_future()
+        engine.install_signal_handlers()
+        for number in REASONS:
+            loop.add_signal_handler(number, self._stop, number)
+
+    def _stop(self, number: signal.Signals) -> None:
+        for future in (self.first, self.second):
+            if not future.done():
+                future.set_result(number)
+                return
+
+
+def _where(arguments: RunArguments, tally: Tally) -> str:
+    """Say how many lines are done and where their records are."""
+    where = f"{tally.done:,} lines done, answers in {arguments.files.output}"
+    if tally.failed and arguments.files.errors is not None:
+        where += f", error records in {arguments.files.errors}"
+    return where
 
 
 def _write_report(arguments: RunArguments, report: Report) -> None:
@@ -120,25 +246,6 @@ def say(text: str, *, quiet: bool = False) -> None:
         print(f"sglang-batch: {text}", file=sys.stderr, flush=True)
 
 
-def _stop_on_signals(sglang: InProcessSGLang) -> asyncio.Future[signal.Signals]:
-    """Make a future that the first of the REASONS completes.
-
-    Upstream's own handlers, which would end the process without a word about the results, are installed by
-    its first request: ours come after.
-    """
-    sglang.tokenizer_manager.auto_create_handle_loop()
-    loop = asyncio.get_running_loop()
-    stopped: asyncio.Future[signal.Signals] = loop.create_future()
-
-    def stop(number: signal.Signals) -> None:
-        if not stopped.done():
-            stopped.set_result(number)
-
-    for number in REASONS:
-        loop.add_signal_handler(number, stop, number)
-    return stopped
-
-
 def _pool(arguments: RunArguments, server_args: ServerArgs) -> int:
     """Count the requests in flight at most: not more than the server is told to queue, or it would refuse
     the rest."""
@@ -146,17 +253,17 @@ def _pool(arguments: RunArguments, server_args: ServerArgs) -> int:
     return min(arguments.pool, limit) if limit else arguments.pool
 
 
-def _barrier(arguments: RunArguments, sglang: InProcessSGLang) -> Barrier:
+def _barrier(arguments: RunArguments, engine: StartedEngine) -> Barrier:
     if not arguments.pool_barrier:
         return NoBarrier()
     try:
-        return SchedulerBarrier(sglang.tokenizer_manager)
+        return engine.barrier()
     except (AttributeError, ImportError) as error:
         say(f"no pool barrier: this SGLang lacks {error}; the first plans see a part of the pool only")
         return NoBarrier()
 
 
-def _first(error: BaseException) -> BaseException:
+def _first(error: BaseException | None) -> BaseException | None:
     """Unwrap the first error of a group of groups."""
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]

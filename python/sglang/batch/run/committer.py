@@ -138,6 +138,13 @@ class Committer:
         if self._failure is not None:
             raise self._failure
 
+    async def abandon(self) -> None:
+        """Let go of the journal without what waits, for instance for a disk that is full."""
+        self._worker.cancel()
+        await asyncio.wait({self._worker})
+        self._thread.shutdown()
+        self._journal.close()
+
     async def _work(self) -> None:
         while self._failure is None:
             await self._some.wait()

@@ -6,7 +6,9 @@ import signal
 from collections.abc import Callable
 from typing import Any
 
+from sglang.batch.records import Answer, BatchRequest
 from sglang.batch.request_handlers import RequestHandlers
+from sglang.batch.run.barrier import Barrier, SchedulerBarrier
 from sglang.batch.upstream import Engine, ServerArgs
 
 
@@ -37,6 +39,27 @@ class InProcessSGLang:
             self.handlers = RequestHandlers(self.tokenizer_manager, self._engine.template_manager)
         except Exception as error:
             raise EngineFailed(f"the engine did not start: {type(error).__name__}: {error}") from error
+
+    async def answer(self, request: BatchRequest, request_id: str) -> Answer:
+        """Run one request to its end."""
+        return await self.handlers.answer(request, request_id)
+
+    def install_signal_handlers(self) -> None:
+        """Let upstream install its handlers, which would otherwise come with the first request: they would
+        end this process without a word. Whoever has better ones installs them after this."""
+        self.tokenizer_manager.auto_create_handle_loop()
+
+    async def internal_state(self) -> list[dict[str, Any]]:
+        """Ask every data-parallel rank's scheduler for its state."""
+        return await self.tokenizer_manager.get_internal_state()
+
+    def barrier(self) -> Barrier:
+        """Make a barrier.
+
+        Raises:
+            AttributeError, ImportError: this SGLang lacks what the barrier needs.
+        """
+        return SchedulerBarrier(self.tokenizer_manager)
 
     def shutdown(self) -> None:
         """Stop every process of the engine; what is still running is dropped."""

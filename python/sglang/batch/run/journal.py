@@ -104,6 +104,7 @@ class OpenLine:
     number: int
     offset: int
     length: int
+    hash: bytes
     duplicate: int
 
 
@@ -248,13 +249,18 @@ class Journal:
     def pending(self, *, after: int, limit: int) -> list[OpenLine]:
         """Read lines that are to be run, in their order, from the first behind position `after` on."""
         rows = self._db.execute(
-            "SELECT position, input, number, offset, length, custom_id IS NOT NULL AND EXISTS ("
+            "SELECT position, input, number, offset, length, hash, custom_id IS NOT NULL AND EXISTS ("
             "  SELECT 1 FROM line AS first"
             "  WHERE first.custom_id = line.custom_id AND first.position < line.position)"
             " FROM line WHERE state = 0 AND position > ? ORDER BY position LIMIT ?",
             (after, limit),
         )
         return [OpenLine(*row) for row in rows]
+
+    def has_history(self) -> bool:
+        """Tell whether a line was ever answered, refused, or suspected."""
+        query = "SELECT EXISTS (SELECT 1 FROM line WHERE state != 0 OR crashes > 0)"
+        return bool(self._db.execute(query).fetchone()[0])
 
     def open_lines(self) -> int:
         """Count the lines without a record."""

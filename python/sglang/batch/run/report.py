@@ -19,7 +19,7 @@ class Report:
     """The numbers of one run.
 
     Attributes:
-        lines: lines that are not blank; each was answered or failed.
+        lines: lines that are not blank; each was answered or failed, `earlier` ones by runs before this one.
         failures: failed lines by error code, the most frequent first.
         seconds, barrier_seconds: as in `Tally`.
         prompt_tokens, cached_tokens, completion_tokens: tokens as the engine counted them.
@@ -33,6 +33,7 @@ class Report:
     lines: int
     answered: int
     failed: int
+    earlier: int
     failures: dict[str, int]
     seconds: float
     barrier_seconds: float
@@ -54,6 +55,7 @@ class Report:
             lines=tally.lines,
             answered=tally.answered,
             failed=tally.failed,
+            earlier=tally.earlier,
             failures=dict(tally.codes.most_common()),
             seconds=round(tally.seconds, 3),
             barrier_seconds=round(tally.barrier_seconds, 3),
@@ -73,7 +75,7 @@ class Report:
     def text(self) -> str:
         """Write the report as aligned lines."""
         rows = [
-            ("lines", f"{self.answered:,} answered, {self.failed:,} with an error record"),
+            ("lines", f"{self.answered:,} answered, {self.failed:,} with an error record{self._earlier()}"),
             *((f"  {code}", f"{count:,}") for code, count in self.failures.items()),
             ("time", f"{self.seconds:.1f} s; the pool was complete after {self.barrier_seconds:.1f} s"),
             ("tokens", f"{self.prompt_tokens:,} in, {self.completion_tokens:,} out"),
@@ -85,6 +87,9 @@ class Report:
         rows.append(("policy", self.policy))
         text = "\n".join(f"  {name:<16}{value}" for name, value in rows)
         return f"{text}\n{self.blend.text()}" if self.blend is not None else text
+
+    def _earlier(self) -> str:
+        return f" ({self.earlier:,} of them by earlier runs)" if self.earlier else ""
 
     def _possible(self) -> str:
         return "" if self.blend is None else f" ({self.blend.sharing_possible:.1%} possible)"

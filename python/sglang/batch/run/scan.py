@@ -1,0 +1,139 @@
+"""The input and the journal agree: line for line the same, new lines at the end of the input added."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from itertools import chain, islice
+from pathlib import Path
+from typing import IO
+
+from sglang.batch.input.lines import Line, bare, content_hash, read_lines
+from sglang.batch.input.source import Source, open_source
+from sglang.batch.records import custom_id_hash
+from sglang.batch.run.files import JobFiles
+from sglang.batch.run.journal import Journal, LineRow, OpenLine
+from sglang.batch.usage import BadUsage
+
+ROWS = 1000
+"""Lines that one transaction adds."""
+
+
+class InputLines:
+    """Reads single lines of the input again.
+
+    Args:
+        names: of the inputs, for messages.
+        paths: where their lines can be read in place: the inputs, or their spools.
+    """
+
+    def __init__(self, names: Sequence[str], paths: Sequence[Path]) -> None:
+        self.names = names
+        self._files = [path.open("rb") for path in paths]
+
+    def read(self, line: OpenLine) -> bytes:
+        """Read a line without what surrounds it.
+
+        Raises:
+            BadUsage: it is not the line that was there when the run began.
+        """
+        raw = os.pread(self._files[line.input].fileno(), line.length, line.offset)
+        if content_hash(raw) != line.hash:
+            raise BadUsage(f"{self.names[line.input]}: line {line.number} has changed since the run began")
+        return bare(raw)
+
+    def close(self) -> None:
+        """Close the files."""
+        for file in self._files:
+            file.close()
+
+
+def scan(journal: Journal, sources: Sequence[Source], files: JobFiles) -> InputLines:
+    """Compare every line with the journal, and add those that it does not have yet.
+
+    Raises:
+        BadUsage: a line that the journal has is another one now, or is gone; nothing was changed then.
+    """
+    with ExitStack() as stack:
+        known_lines = Journal(journal.path, read_only=True)
+        stack.callback(known_lines.close)
+        known = known_lines.lines()
+        paths = []
+        position = 0
+        for index, source in enumerate(sources):
+            with _lines(source, files.spool(index)) as (path, lines):
+                while rows := [_row(index, line, position + i) for i, line in enumerate(islice(lines, ROWS))]:
+                    position += len(rows)
+                    changed = [row for row in rows if not _is_known(row, next(known, None), source)]
+                    if changed:
+                        journal.put_lines(changed)
+            paths.append(path)
+        gone = next(known, None)
+    if gone is not None:
+        raise BadUsage(
+            f"line {gone.number} of input {gone.input + 1} is gone, the last of the {position:,} lines left"
+            f" is in {sources[-1].name}; give the same input again, or pass --restart"
+        )
+    return InputLines([source.name for source in sources], paths)
+
+
+def _is_known(row: LineRow, known: LineRow | None, source: Source) -> bool:
+    """Tell whether the journal has a line where it is now."""
+    if known is not None and known.hash != row.hash:
+        raise BadUsage(
+            f"{source.name}: line {row.number} is not what it was when the job began (lines may be added"
+            " behind the last one only); give the same input again, or pass --restart"
+        )
+    return row == known
+
+
+def _row(index: int, line: Line, position: int) -> LineRow:
+    return LineRow(
+        position=position,
+        input=index,
+        number=line.number,
+        offset=line.offset,
+        length=len(line.raw),
+        hash=content_hash(line.raw),
+        custom_id=custom_id_hash(line.text),
+    )
+
+
+@contextmanager
+def _lines(source: Source, spool: Path) -> Iterator[tuple[Path, Iterator[Line]]]:
+    """Open a source; yields where its lines can be read in place, and the lines with their offsets there."""
+    if source.path is None and spool.exists() and sys.stdin.isatty():
+        with spool.open("rb") as lines:
+            yield spool, read_lines(lines)
+        return
+    with open_source(source) as opened:
+        if opened.in_place and source.path is not None and source.path.is_file():
+            yield source.path, read_lines(opened.lines)
+            return
+        new = spool.with_suffix(".new")
+        with os.fdopen(os.open(new, os.O_CREAT | os.O_TRUNC | os.O_WRONLY, 0o600), "wb") as file:
+            spooled = _spooled(read_lines(opened.lines), file)
+            first = next(spooled, None)
+            if first is None and source.path is None and spool.exists():
+                # Nobody pipes it a second time: what came the first time is still here.
+                with spool.open("rb") as lines:
+                    yield spool, read_lines(lines)
+                return
+            yield spool, chain([first] if first is not None else [], spooled)
+            file.flush()
+            os.fsync(file.fileno())
+    os.replace(new, spool)
+
+
+def _spooled(lines: Iterator[Line], file: IO[bytes]) -> Iterator[Line]:
+    """Write lines one behind the other, blank ones as empty lines so that numbers stay; yields them with
+    their offsets there."""
+    number = offset = 0
+    for line in lines:
+        blank = b"\n" * (line.number - number - 1)
+        file.write(blank + line.text + b"\n")
+        offset += len(blank)
+        yield Line(line.number, offset, line.text + b"\n")
+        number, offset = line.number, offset + len(line.text) + 1
