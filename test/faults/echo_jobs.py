@@ -91,9 +91,12 @@ class EchoJob:
             assert journal.check() == []
             done = set()
             for log, path in ((Log.ANSWERS, self.output), (Log.ERRORS, self.errors)):
+                spans = list(
+                    journal.spans(log, by_position=True)
+                )
                 partial = Path(f"{path}.partial")
-                raw = (partial if partial.exists() else path).read_bytes() if journal.length(log) else b""
-                for position, span in journal.spans(log, by_position=True):
+                raw = (partial if partial.exists() else path).read_bytes() if spans else b""
+                for position, span in spans:
                     json.loads(raw[span.offset : span.end])
                     done.add(position)
             return done

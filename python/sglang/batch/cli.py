@@ -13,6 +13,7 @@ import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from sglang.batch import validate
 from sglang.batch.calibrate import command as calibrate
@@ -109,16 +110,7 @@ def _parser() -> argparse.ArgumentParser:
             allow_abbrev=False,
         )
     )
-    progress = commands.add_parser(
-        "status",
-        help="tell how far a run is, or how it ended",
-        description="Tell how far the run with this output is, from its journal, while it runs or later.",
-        allow_abbrev=False,
-    )
-    progress.add_argument("output", type=Path, help="the output of the run")
-    progress.add_argument(
-        "--check", action="store_true", help="check the journal, too; exit code 1 if it is broken"
-    )
+    _add_status(commands)
     plan = commands.add_parser(
         "plan",
         usage=plan_arguments.USAGE,
@@ -150,6 +142,19 @@ def _parser() -> argparse.ArgumentParser:
         )
     )
     return parser
+
+
+def _add_status(commands: Any) -> None:
+    progress = commands.add_parser(
+        "status",
+        help="tell how far a run is, or how it ended",
+        description="Tell how far the run with this output is, from its journal, while it runs or later.",
+        allow_abbrev=False,
+    )
+    progress.add_argument("output", type=Path, help="the output of the run")
+    progress.add_argument(
+        "--check", action="store_true", help="check the journal, too; exit code 1 if it is broken"
+    )
 
 
 if __name__ == "__main__":
