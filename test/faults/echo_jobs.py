@@ -26,14 +26,14 @@ def request(custom_id: str, prompt: str | None = None) -> bytes:
 class EchoJob:
     """One job in a folder: input, output, and the log of what its engines computed."""
 
-    def __init__(self, folder: Path, lines: list[bytes]) -> None:
+    def __init__(self, folder: Path, lines: list[bytes], *, outputs: Path | None = None) -> None:
         self.folder = folder
         self.input = folder / "in.jsonl"
         self.input.write_bytes(b"".join(lines))
-        self.output = folder / "out.jsonl"
-        self.errors = folder / "out.jsonl.errors.jsonl"
-        self.partial = folder / "out.jsonl.partial"
-        self.journal = folder / "out.jsonl.journal"
+        self.output = (outputs or folder) / "out.jsonl"
+        self.errors = Path(f"{self.output}.errors.jsonl")
+        self.partial = Path(f"{self.output}.partial")
+        self.journal = Path(f"{self.output}.journal")
         self.echo_log = folder / "echo.log"
 
     def start(self, *flags: str, inputs: tuple[str, ...] = (), **options: Any) -> subprocess.Popen[str]:

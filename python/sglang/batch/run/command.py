@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import signal
 import sqlite3
 import sys
@@ -114,10 +115,10 @@ def _run_open_job(
     try:
         engine = start(server_args)
     except EngineFailed as error:
-        job.journal.event("engine failed", str(error))
+        _note(job, "engine failed", str(error))
         say(str(error))
         return ENGINE_FAILED
-    job.journal.event(START, f"{tally.done} of {tally.lines} lines are done")
+    _note(job, START, f"{tally.done} of {tally.lines} lines are done")
     try:
         return int(engine.loop.run_until_complete(_run(arguments, server_args, job, tally, engine)))
     finally:
@@ -154,7 +155,7 @@ async def _run(
                 error = failed
 
     if error is not None and not isinstance(error, DiskFailed | EngineDied):
-        job.journal.event("stopped", str(error))
+        _note(job, "stopped", str(error))
         if isinstance(error, BadUsage):
             raise error
     if isinstance(error, DiskFailed):
@@ -162,7 +163,7 @@ async def _run(
         return DISK_FAILED
     if stops.first.done() and tally.done < tally.lines:
         number = stops.first.result()
-        job.journal.event("stopped", REASONS[number])
+        _note(job, "stopped", REASONS[number])
         say(
             f"{REASONS[number]}: {tally.done:,} of {tally.lines:,} lines are in"
             f" {partial(job.files.output)}; the same command continues"
@@ -219,6 +220,12 @@ class _Stops:
             if not future.done():
                 future.set_result(number)
                 return
+
+
+def _note(job: OpenJob, kind: str, detail: str) -> None:
+    """Note something in the journal, for `status`; a full disk is no reason to end otherwise than planned."""
+    with contextlib.suppress(sqlite3.Error):
+        job.journal.event(kind, detail)
 
 
 def _where(arguments: RunArguments, tally: Tally) -> str:
