@@ -131,6 +131,21 @@ def test_what_changed_is_named_and_refused(change: str, tmp_path: Path) -> None:
     assert (tmp_path / "out.jsonl.old").read_bytes() == before
 
 
+def test_a_line_that_changes_during_the_run_is_not_run(tmp_path: Path) -> None:
+    job = EchoJob(tmp_path, [request(f"r{i}") for i in range(100)])
+    process = job.start("--echo-seconds", "1", "--pool", "3", "--commit-ms", "0")
+    while not job.done():
+        time.sleep(0.02)
+    whole = job.input.read_bytes()
+    job.input.write_bytes(whole.replace(b"r50", b"R50"))
+    _, said = process.communicate(timeout=SECONDS)
+    assert process.returncode == 2, said
+    assert "line 51 has changed" in said
+    job.input.write_bytes(whole)
+    assert job.run()[0] == 0
+    assert job.ids() == sorted(f"r{i}" for i in range(100))
+
+
 def test_blank_lines_and_marks_change_nothing(tmp_path: Path) -> None:
     job = EchoJob(tmp_path, [request("a"), request("b")])
     assert job.run()[0] == 0

@@ -84,7 +84,7 @@ def identity(server_args: ServerArgs) -> dict[str, Any]:
         **{
             f"--{name.replace('_', '-')}": repr(value)
             for name in DECIDING_FLAGS
-            if (value := getattr(server_args, name, None)) not in (None, False)
+            if (value := getattr(server_args, name, None)) is not None and value is not False
         },
     }
 

@@ -215,7 +215,7 @@ def _open_logs(
         if length and not partial(path).exists():
             raise BadUsage(f"{partial(path)}: is gone; put it back, or pass --restart")
         logs[log] = _repaired(journal, log, RecordLog(partial(path), length=length), say)
-    sync_folder(files.output.parent)
+        sync_folder(path.parent)
     return logs
 
 
