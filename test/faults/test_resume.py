@@ -1,5 +1,6 @@
 """A job goes on, whatever the last run of it left behind: one record per line, none computed for nothing."""
 
+import gzip
 import os
 import random
 import signal
@@ -8,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+import zstandard
 from echo_jobs import FAULTS, SECONDS, EchoJob, request
 
 LINES = 300
@@ -202,7 +204,8 @@ def test_errors_go_where_the_user_says(tmp_path: Path) -> None:
     job = EchoJob(tmp_path, lines(30))
     assert job.run("--errors", str(tmp_path / "bad.jsonl"))[0] == 1
     assert len(job.records(tmp_path / "bad.jsonl")) == 3
-    other = EchoJob(tmp_path / "other", lines(30)) if (tmp_path / "other").mkdir() is None else job
+    (tmp_path / "other").mkdir()
+    other = EchoJob(tmp_path / "other", lines(30))
     assert other.run("--errors", "-", "--in-order")[0] == 1
     assert not other.errors.exists()
     names = [str(record["custom_id"]) for record in other.records()]
@@ -244,15 +247,11 @@ def test_a_log_that_lost_its_end_at_any_byte_is_completed(log: str, tmp_path: Pa
         path.write_bytes(raw[: len(raw) - cut])
         code, said = job.run()
         assert code in (0, 1), said
-        assert job.ids() == sorted(["a", "b", "c", *expected(40)[:0], *(f"r{i}" for i in range(10, 40))])
+        assert job.ids() == sorted(["a", "b", "c", *(f"r{i}" for i in range(10, 40))])
 
 
-@pytest.mark.parametrize("form", ["gzip", "zstd", "UTF-16", "stdin", "fifo"])
+@pytest.mark.parametrize("form", ["gzip", "zstd", "UTF-16", "standard input once", "standard input again"])
 def test_input_that_cannot_be_read_in_place_is_resumed(form: str, tmp_path: Path) -> None:
-    import gzip
-
-    import zstandard
-
     content = b"".join(lines(120))
     job = EchoJob(tmp_path, [])
     flags = ["--echo-seconds", "0.2", "--pool", "10", "--commit-ms", "0"]
@@ -274,8 +273,7 @@ def test_input_that_cannot_be_read_in_place_is_resumed(form: str, tmp_path: Path
     first.communicate()
     done = {f"r{position}" for position in job.done()}
     before = job.computed()
-    # Standard input is there once; a second time it may be piped again, or not.
-    again = {"stdin": content} if form == "fifo" else {}
+    again = {"stdin": content} if form == "standard input again" else {}
     code, said = job.run(inputs=inputs, **again)
     assert code == 1, said
     assert job.ids() == expected(120)
