@@ -86,6 +86,9 @@ class TokenizerManager(Protocol):
 
     async def _async_dispatch_to_scheduler(self, message: Any) -> None: ...
 
+    async def _handle_batch_output(self, output: Any) -> None:
+        """Take the tokens that the detokenizer has sent."""
+
 
 class TemplateManager(Protocol):
     """The chat and completion templates, which are only handed on."""

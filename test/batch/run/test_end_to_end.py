@@ -14,6 +14,8 @@ import pytest
 from stand_ins import line
 
 from checkpoints import CONTEXT, make_llama
+from sglang.batch.run.engine import leftovers
+from sglang.batch.run.journal import Journal
 
 START_SECONDS = 300  # for an engine on a busy machine
 
@@ -153,18 +155,43 @@ def test_an_engine_that_cannot_start_is_exit_code_3_and_leaves_no_output(
     assert not (tmp_path / "results.jsonl").exists()
 
 
-def test_an_engine_that_dies_is_exit_code_3_and_what_was_answered_stays(tmp_path: Path, model: Path) -> None:
-    endless = [completion(f"long-{i}", f"{i}", max_tokens=3000, ignore_eos=True) for i in range(4)]
-    (tmp_path / "requests.jsonl").write_bytes(b"".join([completion("quick", "x", max_tokens=2), *endless]))
+@pytest.mark.parametrize("victim", ["scheduler", "detokenizer"])
+def test_an_engine_whose_process_is_killed_is_started_again_and_every_line_answered(
+    victim: str, tmp_path: Path, model: Path
+) -> None:
+    long = [completion(f"long-{i}", f"{i}", max_tokens=600, ignore_eos=True) for i in range(4)]
+    (tmp_path / "requests.jsonl").write_bytes(b"".join([completion("quick", "x", max_tokens=2), *long]))
     process = start(tmp_path, model)
     try:
         wait_for_records(process, tmp_path / "results.jsonl", 1)
-        scheduler = next(c for c in descendants(process) if "scheduler" in " ".join(c.cmdline()))
-        scheduler.kill()
-        _, messages = process.communicate(timeout=120)
+        next(c for c in descendants(process) if victim in " ".join(c.cmdline())).kill()
+        _, messages = process.communicate(timeout=START_SECONDS)
     finally:
         process.kill()
-    assert process.returncode == 3, messages
-    assert "an engine process died" in messages
-    records = (tmp_path / "results.jsonl.partial").read_bytes().splitlines()
-    assert "quick" in {json.loads(raw)["custom_id"] for raw in records}
+    assert process.returncode == 0, messages
+    assert "a process of the engine died" in messages
+    records = [json.loads(raw) for raw in (tmp_path / "results.jsonl").read_bytes().splitlines()]
+    assert sorted(record["custom_id"] for record in records) == sorted(
+        ["quick", *(f"long-{i}" for i in range(4))]
+    )
+
+
+def test_a_runner_that_is_killed_while_its_engine_starts_leaves_no_process_and_no_file(
+    tmp_path: Path, model: Path
+) -> None:
+    (tmp_path / "requests.jsonl").write_bytes(completion("a", "x"))
+    process = start(tmp_path, model)
+    journal = tmp_path / "results.jsonl.journal"
+    deadline = time.monotonic() + START_SECONDS
+    while len(children := descendants(process)) < 3:  # the worker, and the first of its children
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    job = Journal(journal, read_only=True).get("id")
+    process.kill()
+    process.communicate()
+    _, alive = psutil.wait_procs(children, timeout=20)
+    assert alive == []
+    assert leftovers.engine_processes(job) == []
+    leftovers.clear(job)
+    assert not leftovers.temporary_folder(job).exists()

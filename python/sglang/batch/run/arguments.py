@@ -19,6 +19,12 @@ DEFAULT_POOL = 50_000
 """Requests that the planner sees at a time. Each of them takes about 30 KB of memory (22 in this process,
 8 in the scheduler; measured with prompts of 180 tokens)."""
 
+ENGINE_RESTARTS = 5
+"""Deaths of the engine in a row, without an answer between, that a run puts up with."""
+
+STALL_SECONDS = 600.0
+"""Seconds without any progress after which an engine with requests counts as dead."""
+
 GRACE = 30.0
 """Seconds that requests in flight get to end after ctrl-C."""
 
@@ -35,6 +41,8 @@ class RunArguments:
         how: what to do about a job that was begun before.
         commits: when records are committed.
         grace: seconds that requests in flight get after a signal.
+        engine_restarts: deaths of the engine in a row, without an answer between, that are put up with.
+        stall_timeout: seconds without any progress after which the engine counts as dead.
         pool: requests in flight at most, at least 1.
         pool_barrier: whether admissions wait until the first pool is complete.
         report, report_png: where the report goes as JSON and as a picture; None for nowhere.
@@ -46,6 +54,8 @@ class RunArguments:
     how: Continue
     commits: CommitLimits
     grace: float
+    engine_restarts: int
+    stall_timeout: float
     pool: int
     pool_barrier: bool
     quiet: bool
@@ -59,6 +69,7 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     _add_files(parser)
     _add_continuation(parser)
     _add_durability(parser)
+    _add_engine(parser)
     parser.add_argument(
         "--pool",
         type=int,
@@ -158,6 +169,24 @@ def _add_durability(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_engine(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--engine-restarts",
+        type=int,
+        default=ENGINE_RESTARTS,
+        metavar="N",
+        help="start an engine that died again, up to N times in a row without an answer between"
+        " (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--stall-timeout",
+        type=float,
+        default=STALL_SECONDS,
+        metavar="SECONDS",
+        help="an engine that gets nowhere for so long counts as dead (default: %(default)g)",
+    )
+
+
 def check_run(options: argparse.Namespace, server: Sequence[str]) -> RunArguments:
     """Check what can be checked before a model is loaded.
 
@@ -176,6 +205,8 @@ def check_run(options: argparse.Namespace, server: Sequence[str]) -> RunArgument
         ("commit_records", 1),
         ("disk_patience", 0),
         ("grace", 0),
+        ("engine_restarts", 0),
+        ("stall_timeout", 1),
     ):
         if not getattr(options, flag) >= minimum:
             value = getattr(options, flag)
@@ -200,6 +231,8 @@ def check_run(options: argparse.Namespace, server: Sequence[str]) -> RunArgument
         ),
         commits=CommitLimits(options.commit_ms / 1000, options.commit_records, options.disk_patience),
         grace=options.grace,
+        engine_restarts=options.engine_restarts,
+        stall_timeout=options.stall_timeout,
         pool=options.pool,
         pool_barrier=options.pool_barrier,
         quiet=options.quiet,

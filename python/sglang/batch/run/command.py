@@ -1,83 +1,47 @@
-"""`sglang-batch run`: the job opened, SGLang up, open lines through, report out, SGLang down; and signals."""
+"""`sglang-batch run`: the job opened, an engine up, open lines through, report out, the engine down."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import signal
 import sqlite3
 import sys
 from collections.abc import Callable
-from typing import Any, Protocol
 
 from sglang.batch.progress import progress_bar
 from sglang.batch.run.arguments import RunArguments
-from sglang.batch.run.barrier import Barrier, NoBarrier
 from sglang.batch.run.blend_history import BlendHistory
-from sglang.batch.run.committer import Committer, DiskFailed
+from sglang.batch.run.committer import DiskFailed
+from sglang.batch.run.engine.protocol import Engine, EngineDied, EngineFailed
+from sglang.batch.run.engine.supervisor import Supervisor
 from sglang.batch.run.files import partial
 from sglang.batch.run.identity import identity
-from sglang.batch.run.in_process import EngineFailed, InProcessSGLang
-from sglang.batch.run.job import BatchJob, Engine, EngineDied
-from sglang.batch.run.journal import Journal, Log
 from sglang.batch.run.picture import PictureUnavailable, draw
 from sglang.batch.run.recovery import OpenJob, open_job
 from sglang.batch.run.report import Report
-from sglang.batch.run.state_poller import StatePoller
-from sglang.batch.run.status import START
+from sglang.batch.run.rounds import RoundLimits, Rounds
+from sglang.batch.run.stops import Stopped, Stops
 from sglang.batch.run.tally import Tally
 from sglang.batch.upstream import ServerArgs
-from sglang.batch.usage import BadUsage
 
 ALL_ANSWERED, SOME_FAILED, ENGINE_FAILED, DISK_FAILED = 0, 1, 3, 4
 """Exit codes, as `cli` explains them."""
 
-STOP_SECONDS = 10.0
-"""Seconds that the end of a run waits for what may hang with a broken engine."""
-
-SHORT_GRACE = 10.0
-"""Seconds that requests in flight get at most where somebody else ends the run: spot notices are short."""
-
 SIGNALLED = 128
 """Added to a signal's number, as shells do: ctrl-C exits with 130."""
 
-REASONS = {
-    signal.SIGINT: "interrupted",
-    signal.SIGTERM: "terminated",
-    signal.SIGHUP: "the terminal was closed",
-    signal.SIGQUIT: "an engine process died (its log is above)",
-}
-"""Signals that end a run, and what they mean."""
-
-
-class StartedEngine(Engine, Protocol):
-    """An engine that is up, as a run needs it.
-
-    Attributes:
-        loop: the event loop that it belongs to.
-    """
-
-    loop: asyncio.AbstractEventLoop
-
-    def install_signal_handlers(self) -> None:
-        """Install what the engine brings along; the run's own come after."""
-
-    def barrier(self) -> Barrier:
-        """Make a barrier; AttributeError and ImportError name what is missing for one."""
-
-    async def internal_state(self) -> list[dict[str, Any]]:
-        """Ask every scheduler for its state."""
-
-    def shutdown(self) -> None:
-        """Stop every process of the engine; what is still running is dropped."""
+WORKER = (sys.executable, "-m", "sglang.batch.run.engine.worker")
+"""Command of an engine's first process."""
 
 
 def run(
     arguments: RunArguments,
     server_args: ServerArgs,
-    start: Callable[[ServerArgs], StartedEngine] = InProcessSGLang,
+    make_engine: Callable[[OpenJob], Engine] | None = None,
 ) -> int:
     """Answer the lines of the input that have no record yet.
+
+    Args:
+        make_engine: makes what answers them; SGLang in processes of its own unless given.
 
     Returns:
         The exit code, as `cli` explains it.
@@ -91,18 +55,18 @@ def run(
         with open_job(
             arguments.files, identity=deciding, sources=arguments.inputs, how=arguments.how, say=say
         ) as job:
-            return _run_open_job(arguments, server_args, job, start)
+            engine = make_engine(job) if make_engine is not None else _supervised(arguments, job)
+            return _run_open_job(arguments, server_args, job, engine)
     except (OSError, sqlite3.Error) as error:
         say(f"the disk failed: {error}; the same command continues")
         return DISK_FAILED
 
 
-def _run_open_job(
-    arguments: RunArguments,
-    server_args: ServerArgs,
-    job: OpenJob,
-    start: Callable[[ServerArgs], StartedEngine],
-) -> int:
+def _supervised(arguments: RunArguments, job: OpenJob) -> Engine:
+    return Supervisor(WORKER, arguments.server, job=job.id, stall=arguments.stall_timeout)
+
+
+def _run_open_job(arguments: RunArguments, server_args: ServerArgs, job: OpenJob, engine: Engine) -> int:
     tally = job.journal.tally()
     if tally.done == tally.lines:
         if job.logs:
@@ -112,120 +76,56 @@ def _run_open_job(
     if tally.done:
         say(f"going on: {tally.done:,} of {tally.lines:,} lines are done", quiet=arguments.quiet)
     say(f"starting the engine: {server_args.model_path}", quiet=arguments.quiet)
-    try:
-        engine = start(server_args)
-    except EngineFailed as error:
-        _note(job, "engine failed", str(error))
-        say(str(error))
-        return ENGINE_FAILED
-    _note(job, START, f"{tally.done} of {tally.lines} lines are done")
-    try:
-        return int(engine.loop.run_until_complete(_run(arguments, server_args, job, tally, engine)))
-    finally:
-        engine.shutdown()
+    return asyncio.run(_run(arguments, server_args, job, tally, engine))
 
 
 async def _run(
-    arguments: RunArguments, server_args: ServerArgs, job: OpenJob, tally: Tally, engine: StartedEngine
+    arguments: RunArguments, server_args: ServerArgs, job: OpenJob, tally: Tally, engine: Engine
 ) -> int:
-    stops = _Stops(engine)
-    poller = StatePoller(engine.internal_state)
-    polling = asyncio.ensure_future(poller.run())
+    limits = RoundLimits(
+        pool=_pool(arguments, server_args),
+        barrier=arguments.pool_barrier,
+        commits=arguments.commits,
+        grace=arguments.grace,
+        restarts=arguments.engine_restarts,
+    )
     with progress_bar(total=tally.lines, done=tally.done, quiet=arguments.quiet) as show:
-        logs = {log: job.logs.get(log, job.logs[Log.ANSWERS]) for log in Log}
-        batch = BatchJob(
-            engine,
-            lambda on_commit: Committer(
-                Journal(job.files.journal), logs, limits=arguments.commits, on_commit=on_commit, say=say
-            ),
-            tally=tally,
-            pool=_pool(arguments, server_args),
-            barrier=_barrier(arguments, engine),
-            on_record=show,
-        )
-        running = asyncio.ensure_future(batch.run(job.work()))
-        await _wait(running, batch, stops, arguments.grace)
-        error = _first(running.exception()) if running.done() and not running.cancelled() else None
-        if stops.first.done() and not batch.committer.open.is_set():
-            await batch.committer.abandon()
-        else:
-            try:
-                await batch.committer.close()
-            except DiskFailed as failed:
-                error = failed
-
-    if error is not None and not isinstance(error, DiskFailed | EngineDied):
-        _note(job, "stopped", str(error))
-        if isinstance(error, BadUsage):
-            raise error
-    if isinstance(error, DiskFailed):
-        say(f"{error}; {tally.done:,} of {tally.lines:,} lines are done; the same command continues")
-        return DISK_FAILED
-    if stops.first.done() and tally.done < tally.lines:
-        number = stops.first.result()
-        _note(job, "stopped", REASONS[number])
-        say(
-            f"{REASONS[number]}: {tally.done:,} of {tally.lines:,} lines are in"
-            f" {partial(job.files.output)}; the same command continues"
-        )
-        return ENGINE_FAILED if number == signal.SIGQUIT else SIGNALLED + number
-    if error is not None:
-        say(f"stopped after {tally.done:,} lines: {error}; the same command continues")
-        return ENGINE_FAILED
-    poller.stop()
-    await asyncio.wait({polling}, timeout=STOP_SECONDS)
-    if not polling.done() or polling.exception():
-        say("the scheduler's own numbers are incomplete: it did not answer")
+        rounds = Rounds(job, engine, tally, limits, Stops(), show=show, say=say)
+        try:
+            await rounds.run()
+            await rounds.finish()
+        except Exception as error:
+            code = _how_it_ended(error, arguments, tally)
+            rounds.note("stopped", str(error))
+            return code
+        finally:
+            await engine.stop()
     job.finish()
+    poller = rounds.poller
+    assert poller is not None
     report = Report.of(tally, server_args, kv_capacity=poller.capacity, blend=BlendHistory.of(poller.states))
     say(f"{_where(arguments, tally)}\n{report.text()}", quiet=arguments.quiet)
     _write_report(arguments, report)
     return SOME_FAILED if tally.failed else ALL_ANSWERED
 
 
-async def _wait(running: asyncio.Future[None], batch: BatchJob, stops: _Stops, grace: float) -> None:
-    """Wait until the batch has run, or has been stopped."""
-    ends: set[asyncio.Future[Any]] = {running, stops.first}
-    await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
-    if running.done():
-        return
-    number = stops.first.result()
-    if number != signal.SIGQUIT:
-        seconds = grace if number == signal.SIGINT else min(grace, SHORT_GRACE)
-        say(f"{REASONS[number]}: what runs may end within {seconds:g} s; again to stop at once")
-        batch.stop()
-        ends = {running, stops.second}
-        await asyncio.wait(ends, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
-    running.cancel()
-    await asyncio.wait({running}, timeout=STOP_SECONDS)
+def _how_it_ended(error: Exception, arguments: RunArguments, tally: Tally) -> int:
+    """Say why a run has ended before all lines were done; returns its exit code.
 
-
-class _Stops:
-    """Signals that end a run, from now on.
-
-    Attributes:
-        first, second: completed by the first and the second of the REASONS.
+    Raises:
+        Exception: an error that is neither the engine's nor the disk's nor a signal.
     """
-
-    def __init__(self, engine: StartedEngine) -> None:
-        loop = asyncio.get_running_loop()
-        self.first: asyncio.Future[signal.Signals] = loop.create_future()
-        self.second: asyncio.Future[signal.Signals] = loop.create_future()
-        engine.install_signal_handlers()
-        for number in REASONS:
-            loop.add_signal_handler(number, self._stop, number)
-
-    def _stop(self, number: signal.Signals) -> None:
-        for future in (self.first, self.second):
-            if not future.done():
-                future.set_result(number)
-                return
-
-
-def _note(job: OpenJob, kind: str, detail: str) -> None:
-    """Note something in the journal, for `status`; a full disk is no reason to end otherwise than planned."""
-    with contextlib.suppress(sqlite3.Error):
-        job.journal.event(kind, detail)
+    done = f"{tally.done:,} of {tally.lines:,} lines"
+    if isinstance(error, Stopped):
+        say(f"{error}: {done} are in {partial(arguments.files.output)}; the same command continues")
+        return SIGNALLED + error.number
+    if isinstance(error, EngineFailed | EngineDied):
+        say(f"{error}; {done} are done; the same command continues")
+        return ENGINE_FAILED
+    if isinstance(error, DiskFailed):
+        say(f"{error}; {done} are done; the same command continues")
+        return DISK_FAILED
+    raise error
 
 
 def _where(arguments: RunArguments, tally: Tally) -> str:
@@ -258,20 +158,3 @@ def _pool(arguments: RunArguments, server_args: ServerArgs) -> int:
     the rest."""
     limit = server_args.max_queued_requests
     return min(arguments.pool, limit) if limit else arguments.pool
-
-
-def _barrier(arguments: RunArguments, engine: StartedEngine) -> Barrier:
-    if not arguments.pool_barrier:
-        return NoBarrier()
-    try:
-        return engine.barrier()
-    except (AttributeError, ImportError) as error:
-        say(f"no pool barrier: this SGLang lacks {error}; the first plans see a part of the pool only")
-        return NoBarrier()
-
-
-def _first(error: BaseException | None) -> BaseException | None:
-    """Unwrap the first error of a group of groups."""
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error

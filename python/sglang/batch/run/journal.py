@@ -51,6 +51,10 @@ CREATE INDEX custom_id ON line (custom_id, position) WHERE custom_id IS NOT NULL
 CREATE TABLE event (seconds REAL NOT NULL, kind TEXT NOT NULL, detail TEXT NOT NULL) STRICT;
 """
 
+OPEN_LINE = """SELECT position, input, number, offset, length, hash, custom_id IS NOT NULL AND EXISTS (
+    SELECT 1 FROM line AS first WHERE first.custom_id = line.custom_id AND first.position < line.position)
+    FROM line"""
+
 FORGET = """state = 0, attempts = 0, crashes = 0, log = NULL, record_offset = NULL, record_length = NULL,
     code = NULL, prompt_tokens = NULL, cached_tokens = NULL, completion_tokens = NULL"""
 
@@ -248,14 +252,19 @@ class Journal:
 
     def pending(self, *, after: int, limit: int) -> list[OpenLine]:
         """Read lines that are to be run, in their order, from the first behind position `after` on."""
-        rows = self._db.execute(
-            "SELECT position, input, number, offset, length, hash, custom_id IS NOT NULL AND EXISTS ("
-            "  SELECT 1 FROM line AS first"
-            "  WHERE first.custom_id = line.custom_id AND first.position < line.position)"
-            " FROM line WHERE state = 0 AND position > ? ORDER BY position LIMIT ?",
-            (after, limit),
-        )
+        query = f"{OPEN_LINE} WHERE state = 0 AND position > ? ORDER BY position LIMIT ?"
+        rows = self._db.execute(query, (after, limit))
         return [OpenLine(*row) for row in rows]
+
+    def quarantined(self) -> list[int]:
+        """List the positions of lines that are set aside, in their order."""
+        query = f"SELECT position FROM line WHERE state = {LineState.QUARANTINED:d} ORDER BY position"
+        return [position for (position,) in self._db.execute(query)]
+
+    def open_line(self, position: int) -> OpenLine | None:
+        """Read a line that is to be run, set aside or not; None if it has its record."""
+        row = self._db.execute(f"{OPEN_LINE} WHERE state IN (0, 4) AND position = ?", (position,)).fetchone()
+        return None if row is None else OpenLine(*row)
 
     def has_history(self) -> bool:
         """Tell whether a line was ever answered, refused, or suspected."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +15,7 @@ from sglang.batch.records import BatchFailure, BatchRequest, duplicate, parse_li
 from sglang.batch.run.files import JobFiles, finishing, partial, sync_folder
 from sglang.batch.run.finish import finish, rename_logs
 from sglang.batch.run.identity import differences
-from sglang.batch.run.journal import Journal, JournalUnfinished, JournalUnusable, Log
+from sglang.batch.run.journal import Journal, JournalUnfinished, JournalUnusable, Log, OpenLine
 from sglang.batch.run.lock import Locked, locked
 from sglang.batch.run.record_log import RecordLog, Span
 from sglang.batch.run.scan import InputLines, scan
@@ -73,6 +73,11 @@ class OpenJob:
         self._inputs = inputs
         self._how = how
 
+    @property
+    def id(self) -> str:
+        """The job's id: `batch_` and 32 hexadecimal digits."""
+        return str(self.journal.get("id"))
+
     def work(self) -> Iterator[Work]:
         """Read the lines that are to be run, in their order; the iterator may run far behind the journal.
 
@@ -80,16 +85,29 @@ class OpenJob:
             BadUsage: a line has changed since the job was opened.
         """
         after = -1
-        several = len(self._inputs.names) > 1
         while page := self.journal.pending(after=after, limit=PAGE):
-            for line in page:
-                item = parse_line(line.number, self._inputs.read(line))
-                yield Work(
-                    line.position,
-                    duplicate(item) if line.duplicate else item,
-                    self._inputs.names[line.input] if several else None,
-                )
+            yield from map(self._read, page)
             after = page[-1].position
+
+    def work_at(self, positions: Iterable[int]) -> Iterator[Work]:
+        """Read those of some lines that have no record yet, set aside or not.
+
+        Raises:
+            BadUsage: a line has changed since the job was opened.
+        """
+        for position in positions:
+            line = self.journal.open_line(position)
+            if line is not None:
+                yield self._read(line)
+
+    def _read(self, line: OpenLine) -> Work:
+        item = parse_line(line.number, self._inputs.read(line))
+        several = len(self._inputs.names) > 1
+        return Work(
+            line.position,
+            duplicate(item) if line.duplicate else item,
+            self._inputs.names[line.input] if several else None,
+        )
 
     def finish(self) -> None:
         """Give the files their final names.

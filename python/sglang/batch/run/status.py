@@ -9,13 +9,11 @@ from pathlib import Path
 from sglang.batch.run.files import JobFiles
 from sglang.batch.run.journal import Journal, JournalUnusable
 from sglang.batch.run.lock import holder
+from sglang.batch.run.rounds import START
 from sglang.batch.usage import BadUsage
 
 EVENTS = 5
 """Events that are shown."""
-
-START = "start"
-"""Kind of the event that an engine is up; its detail begins with the number of lines done by then."""
 
 
 def status(output: Path, *, check: bool) -> int:
@@ -72,7 +70,7 @@ def _text(journal: Journal, running: str | None, now: float) -> str:
 
 def _remaining(journal: Journal, done: int, left: int, now: float) -> str:
     """Say how long the rest takes at the speed of this run so far; nothing before there is one."""
-    starts = [(seconds, detail) for seconds, kind, detail in journal.events(1) if kind == START]
+    starts = [(seconds, detail) for seconds, kind, detail in journal.events(EVENTS) if kind == START]
     if not starts or not left:
         return ""
     seconds, detail = starts[-1]

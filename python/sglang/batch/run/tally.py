@@ -22,7 +22,9 @@ class Tally:
         earlier_tokens: tokens in and out of those.
         barrier_seconds: from the first submission of this run until the barrier opened, which is what
             rendering and tokenizing the first pool took.
+        started: the clock (`time.monotonic`) at the first submission of this run; 0 before.
         seconds: from the first submission of this run until now, or the end.
+        restarts: times the engine was started again.
     """
 
     lines: int = 0
@@ -35,7 +37,9 @@ class Tally:
     earlier: int = 0
     earlier_tokens: int = 0
     barrier_seconds: float = 0.0
+    started: float = 0.0
     seconds: float = 0.0
+    restarts: int = 0
 
     @property
     def done(self) -> int:

@@ -1,0 +1,44 @@
+"""An engine that repeats what it is asked, and notes in a file what it computes. Some prompts are worse:
+
+"refuse": a status of 400, unless ECHO_FORGIVES is set; "raise": an exception; "kill": the process dies before
+the answer; "hang": no answer, and none to anybody else any more.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import random
+import signal
+import time
+from typing import Any
+
+from sglang.batch.records import Answer, BatchRequest, Usage
+
+
+class Echo:
+    """Answers with the prompt after a random time of up to `seconds`."""
+
+    def __init__(self, log: str, seconds: float) -> None:
+        self._log = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        self._seconds = seconds
+        self._random = random.Random(1)
+
+    async def answer(self, request: BatchRequest, request_id: str) -> Answer:
+        await asyncio.sleep(self._random.uniform(0, self._seconds))
+        prompt = str(request.body.get("prompt"))
+        if prompt.startswith("kill"):
+            os.kill(os.getpid(), signal.SIGKILL)
+        if prompt.startswith("hang"):
+            time.sleep(3600)
+        os.write(self._log, f"{request.custom_id}\n".encode())
+        if prompt.startswith("refuse") and "ECHO_FORGIVES" not in os.environ:
+            body = {"object": "error", "message": "refused", "type": "BadRequestError", "code": 400}
+            return Answer(400, json.dumps(body).encode(), code="BadRequestError", message="refused")
+        if prompt.startswith("raise"):
+            raise RuntimeError("cannot run this")
+        return Answer(200, json.dumps({"echo": prompt}).encode(), Usage(10, 4, 2))
+
+    async def internal_state(self) -> list[dict[str, Any]]:
+        return [{"memory_usage": {"token_capacity": 4000}}]
