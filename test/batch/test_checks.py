@@ -160,11 +160,13 @@ def test_a_text_that_passes_for_an_image_is_refused_beside_one_only() -> None:
 
 
 def test_a_models_limits_are_read_from_its_tokenizer() -> None:
-    tokens = SimpleNamespace(image_token="<|image|>", video_token=None, audio_token=["<a>", ""])
+    tokens = SimpleNamespace(image_token_id=7, video_token_id=None, audio_token_id=9)
     manager: Any = SimpleNamespace(
-        model_config=SimpleNamespace(vocab_size=512), mm_processor=SimpleNamespace(mm_tokens=tokens)
+        model_config=SimpleNamespace(vocab_size=512),
+        mm_processor=SimpleNamespace(mm_tokens=tokens),
+        tokenizer=SimpleNamespace(convert_ids_to_tokens=lambda ids: ["<|image|>", None][: len(ids)]),
     )
-    assert Limits.of(manager) == Limits(512, ("<|image|>", "<a>"))
+    assert Limits.of(manager) == Limits(512, ("<|image|>",))
     manager.mm_processor = None
     assert Limits.of(manager) == Limits(512)
 

@@ -150,5 +150,5 @@ def test_stop_iteration_in_a_thread_is_an_error_and_no_endless_wait(monkeypatch:
             images: list[Any] = []
             await asyncio.wait_for(asyncio.to_thread(lambda: next(iter(images))), timeout=60)
 
-    with pytest.raises(RuntimeError, match="raised StopIteration"):
+    with pytest.raises(ValueError, match="ran out of images"):
         answer(monkeypatch, ImageProcessor(None), prompt="x")

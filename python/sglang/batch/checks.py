@@ -67,12 +67,10 @@ class Limits:
     def of(cls, tokenizer_manager: TokenizerManager) -> Limits:
         """Read the limits of the model behind a tokenizer."""
         tokens = getattr(tokenizer_manager.mm_processor, "mm_tokens", None)
-        named = (getattr(tokens, f"{medium}_token", None) for medium in ("image", "video", "audio"))
-        placeholders = (text for one in named for text in (one if isinstance(one, list) else [one]))
-        return cls(
-            vocabulary=tokenizer_manager.model_config.vocab_size,
-            placeholders=tuple(text for text in placeholders if isinstance(text, str) and text),
-        )
+        ids = (getattr(tokens, f"{medium}_token_id", None) for medium in ("image", "video", "audio"))
+        known = [one for one in ids if isinstance(one, int)]
+        placeholders = tokenizer_manager.tokenizer.convert_ids_to_tokens(known) if known else []
+        return cls(tokenizer_manager.model_config.vocab_size, tuple(text for text in placeholders if text))
 
 
 def check_body(body: Mapping[str, Any]) -> None:
@@ -94,7 +92,7 @@ def check_body(body: Mapping[str, Any]) -> None:
                 if isinstance(one, dict):
                     inner.extend(one.values())
                 elif isinstance(one, list):
-                    inner.extend(one)
+                    inner.extend(_bounds(one) or one)
                 else:
                     _check_number(field, one)
             level, depth = inner, depth + 1
@@ -156,9 +154,14 @@ def _check_number(field: str, value: Any) -> None:
         raise Refused(field, "numbers must be finite")
 
 
+def _bounds(values: list[Any]) -> list[int] | None:
+    """Take the smallest and the largest of integers only, which stand for all of them: a prompt has many."""
+    return [min(values), max(values)] if set(map(type, values)) == {int} else None
+
+
 def _check_tokens(field: str, value: Any, limits: Limits) -> None:
     """Check a list of token ids, or of lists of them; texts are none."""
-    for one in value if isinstance(value, list) else ():
+    for one in (_bounds(value) or value) if isinstance(value, list) else ():
         if isinstance(one, list):
             _check_tokens(field, one, limits)
         elif isinstance(one, int) and not 0 <= one < limits.vocabulary:

@@ -64,9 +64,10 @@ class RequestHandlers:
 
 
 def _carry_stop_iteration(loop: asyncio.AbstractEventLoop) -> None:
-    """Let threads of a loop raise StopIteration: no future takes it, so whoever awaits one would for ever.
+    """Let threads of a loop raise StopIteration, as a ValueError, which handlers answer with a status of 400.
 
-    Image processors of `transformers` raise it where a prompt has more placeholders than there are images.
+    No future takes StopIteration itself, and whoever awaits one would for ever. Image processors raise it
+    where a prompt has more placeholders than there are images.
     """
     if getattr(loop, "carries_stop_iteration", False):
         return
@@ -83,7 +84,9 @@ def _without_stop_iteration(function: Callable[..., Any], *arguments: Any) -> An
     try:
         return function(*arguments)
     except StopIteration as error:
-        raise RuntimeError(f"{getattr(function, '__name__', function)} raised {error!r}") from error
+        raise ValueError(
+            "the request ran out of images, videos or recordings before its prompt did"
+        ) from error
 
 
 def _answer(reply: Any) -> Answer:

@@ -81,7 +81,7 @@ class TokenizerManager(Protocol):
 
     context_len: int
     model_config: ModelConfig
-    tokenizer: object
+    tokenizer: Any
     mm_processor: object
     rid_to_state: Mapping[str, RequestState]
 
