@@ -11,7 +11,9 @@ import importlib.util
 import json
 import os
 import random
+import re
 import sys
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -21,6 +23,7 @@ _package.__path__ = importlib.util.find_spec("sglang").submodule_search_location
 sys.modules["sglang"] = _package
 
 # ruff: noqa: E402
+from sglang.batch.checks import Limits, Refused, check_body, check_fields
 from sglang.batch.records import Answer, BatchRequest, Usage
 from sglang.batch.run.arguments import add_run_arguments, check_run
 from sglang.batch.run.barrier import Barrier, NoBarrier
@@ -29,7 +32,7 @@ from sglang.batch.usage import BAD_USAGE, BadUsage
 
 
 class EchoEngine:
-    """Answers with the prompt after a random time of up to `seconds`."""
+    """Checks values as a real one, and answers with the prompt after a random time of up to `seconds`."""
 
     def __init__(self, log: str, seconds: float) -> None:
         self.loop = asyncio.new_event_loop()
@@ -39,11 +42,15 @@ class EchoEngine:
 
     async def answer(self, request: BatchRequest, request_id: str) -> Answer:
         await asyncio.sleep(self._random.uniform(0, self._seconds))
-        prompt = str(request.body.get("prompt"))
         os.write(self._log, f"{request.custom_id}\n".encode())
+        try:
+            check_body(request.body)
+            check_fields(request.body, Limits())
+        except Refused as error:
+            return _refusal(str(error))
+        prompt = str(request.body.get("prompt"))
         if prompt.startswith("refuse") and "ECHO_FORGIVES" not in os.environ:
-            body = {"object": "error", "message": "refused", "type": "BadRequestError", "code": 400}
-            return Answer(400, json.dumps(body).encode(), code="BadRequestError", message="refused")
+            return _refusal("refused")
         if prompt.startswith("raise"):
             raise RuntimeError("cannot run this")
         return Answer(200, json.dumps({"echo": prompt}).encode(), Usage(10, 4, 2))
@@ -59,6 +66,17 @@ class EchoEngine:
 
     def shutdown(self) -> None:
         self.loop.close()
+
+
+def _refusal(message: str) -> Answer:
+    body = {"object": "error", "message": message, "type": "BadRequestError", "code": 400}
+    return Answer(400, json.dumps(body).encode(), code="BadRequestError", message=message)
+
+
+def say_peak_memory() -> None:
+    """Not the resource module's figure, in which the memory of whoever started this process is, too."""
+    status = Path("/proc/self/status").read_text()
+    print("echo: peak memory", re.findall(r"VmHWM:\s+(\d+ kB)", status)[0], file=sys.stderr)
 
 
 def main() -> int:
@@ -82,6 +100,8 @@ def main() -> int:
     except BadUsage as error:
         print(f"error: {error}", file=sys.stderr)
         return BAD_USAGE
+    finally:
+        say_peak_memory()
 
 
 if __name__ == "__main__":
