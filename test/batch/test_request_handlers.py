@@ -10,6 +10,7 @@ import pytest
 from sglang.batch.endpoints import ENDPOINTS, Endpoint
 from sglang.batch.records import Answer, BatchRequest, Usage, parse_line
 from sglang.batch.request_handlers import RequestHandlers
+from sglang.srt.entrypoints.openai import protocol
 from sglang.srt.entrypoints.openai.protocol import (
     CompletionResponse,
     CompletionResponseChoice,
@@ -32,8 +33,17 @@ class FakeHandler:
         self.asked.append(request)
         return self.reply
 
-    def create_error_response(self, message: str) -> Any:
-        return OpenAIServingBase.create_error_response(self, message)
+    def create_error_response(self, message: str, *, param: str | None = None) -> Any:
+        return OpenAIServingBase.create_error_response(self, message, param=param)
+
+
+def fake_tokenizer_manager() -> Any:
+    """A tokenizer with 512 tokens that accepts everything."""
+    return SimpleNamespace(
+        model_config=SimpleNamespace(vocab_size=512),
+        mm_processor=None,
+        _validate_one_request=lambda request, token_ids: None,
+    )
 
 
 def answer(monkeypatch: pytest.MonkeyPatch, handler: FakeHandler, **body: Any) -> Answer:
@@ -44,7 +54,7 @@ def answer(monkeypatch: pytest.MonkeyPatch, handler: FakeHandler, **body: Any) -
     line = json.dumps({"custom_id": "a", "method": "POST", "url": "/v1/echo", "body": body}).encode()
     request = parse_line(1, line)
     assert isinstance(request, BatchRequest)
-    handlers = RequestHandlers(SimpleNamespace(), SimpleNamespace())
+    handlers = RequestHandlers(fake_tokenizer_manager(), SimpleNamespace())
     return asyncio.run(handlers.answer(request, "id-of-the-engine"))
 
 
@@ -109,3 +119,36 @@ def test_an_answer_that_the_engine_aborted_is_a_failure_that_keeps_its_reply(
 def test_a_reply_without_choices_or_usage_is_an_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     result = answer(monkeypatch, FakeHandler(EmbeddingResponse(data=[], model="m")), prompt="x")
     assert (result.status, result.ok, result.usage) == (200, True, Usage())
+
+
+def test_a_value_that_no_engine_may_see_is_refused_by_its_field_and_reaches_no_handler(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    handler = FakeHandler(completion("stop"))
+    result = answer(monkeypatch, handler, prompt=[512])
+    assert (result.status, result.code) == (400, "BadRequestError")
+    assert result.message == "prompt: token ids must be from 0 to 511"
+    assert json.loads(result.body)["param"] == "prompt"
+    assert handler.asked == []
+
+
+def test_a_value_that_the_models_own_code_trips_over_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    class TrippingRequest:
+        @staticmethod
+        def model_validate(body: Any) -> Any:
+            return body["response_format"].get("type")
+
+    monkeypatch.setattr(protocol, "CompletionRequest", TrippingRequest)
+    result = answer(monkeypatch, FakeHandler(completion("stop")), response_format="x")
+    assert (result.status, result.code) == (400, "BadRequestError")
+    assert "'str' object has no attribute 'get'" in str(result.message)
+
+
+def test_stop_iteration_in_a_thread_is_an_error_and_no_endless_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    class ImageProcessor(FakeHandler):
+        async def handle_request(self, request: Any, raw_request: None) -> Any:
+            images: list[Any] = []
+            await asyncio.wait_for(asyncio.to_thread(lambda: next(iter(images))), timeout=60)
+
+    with pytest.raises(ValueError, match="ran out of images"):
+        answer(monkeypatch, ImageProcessor(None), prompt="x")

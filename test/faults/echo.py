@@ -14,11 +14,12 @@ import signal
 import time
 from typing import Any
 
+from sglang.batch.checks import Limits, Refused, check_body, check_fields
 from sglang.batch.records import Answer, BatchRequest, Usage
 
 
 class Echo:
-    """Answers with the prompt after a random time of up to `seconds`."""
+    """Checks values as a real one, and answers with the prompt after a random time of up to `seconds`."""
 
     def __init__(self, log: str, seconds: float) -> None:
         self._log = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
@@ -33,12 +34,21 @@ class Echo:
         if prompt.startswith("hang"):
             time.sleep(3600)
         os.write(self._log, f"{request.custom_id}\n".encode())
+        try:
+            check_body(request.body)
+            check_fields(request.body, Limits())
+        except Refused as error:
+            return _refusal(str(error))
         if prompt.startswith("refuse") and "ECHO_FORGIVES" not in os.environ:
-            body = {"object": "error", "message": "refused", "type": "BadRequestError", "code": 400}
-            return Answer(400, json.dumps(body).encode(), code="BadRequestError", message="refused")
+            return _refusal("refused")
         if prompt.startswith("raise"):
             raise RuntimeError("cannot run this")
         return Answer(200, json.dumps({"echo": prompt}).encode(), Usage(10, 4, 2))
 
     async def internal_state(self) -> list[dict[str, Any]]:
         return [{"memory_usage": {"token_capacity": 4000}}]
+
+
+def _refusal(message: str) -> Answer:
+    body = {"object": "error", "message": message, "type": "BadRequestError", "code": 400}
+    return Answer(400, json.dumps(body).encode(), code="BadRequestError", message=message)

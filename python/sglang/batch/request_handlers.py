@@ -6,10 +6,13 @@ a request body that works against `sglang serve` gives the same reply here.
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
 
+from sglang.batch.checks import Limits, Refused, check_body, check_fields, refuse_empty_prompts
 from sglang.batch.endpoints import ENDPOINTS, openai
 from sglang.batch.records import Answer, BatchRequest, Usage
 from sglang.batch.upstream import TemplateManager, TokenizerManager
@@ -25,6 +28,8 @@ class RequestHandlers:
 
     def __init__(self, tokenizer_manager: TokenizerManager, template_manager: TemplateManager) -> None:
         protocol = openai("protocol")
+        self._limits = Limits.of(tokenizer_manager)
+        refuse_empty_prompts(tokenizer_manager)
         self._handlers = {
             url: (
                 getattr(protocol, endpoint.request),
@@ -45,10 +50,43 @@ class RequestHandlers:
 
         model, handler = self._handlers[request.url]
         try:
+            check_body(request.body)
             parsed = model.model_validate({**request.body, "rid": request_id})
+            check_fields(dict(parsed), self._limits)
         except ValidationError as error:
             return _answer(handler.create_error_response(_explain(error)))
+        except Refused as error:
+            return _answer(handler.create_error_response(str(error), param=error.field))
+        except Exception as error:  # some models look into values before they know their types
+            return _answer(handler.create_error_response(f"the body cannot be read: {error!r}"))
+        _carry_stop_iteration(asyncio.get_running_loop())
         return _answer(await handler.handle_request(parsed, None))
+
+
+def _carry_stop_iteration(loop: asyncio.AbstractEventLoop) -> None:
+    """Let threads of a loop raise StopIteration, as a ValueError, which handlers answer with a status of 400.
+
+    No future takes StopIteration itself, and whoever awaits one would for ever. Image processors raise it
+    where a prompt has more placeholders than there are images.
+    """
+    if getattr(loop, "carries_stop_iteration", False):
+        return
+    run_in_executor = loop.run_in_executor
+
+    def run(executor: Any, function: Callable[..., Any], *arguments: Any) -> asyncio.Future[Any]:
+        return run_in_executor(executor, _without_stop_iteration, function, *arguments)
+
+    setattr(loop, "run_in_executor", run)  # noqa: B010
+    setattr(loop, "carries_stop_iteration", True)  # noqa: B010
+
+
+def _without_stop_iteration(function: Callable[..., Any], *arguments: Any) -> Any:
+    try:
+        return function(*arguments)
+    except StopIteration as error:
+        raise ValueError(
+            "the request ran out of images, videos or recordings before its prompt did"
+        ) from error
 
 
 def _answer(reply: Any) -> Answer:

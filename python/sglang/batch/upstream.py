@@ -50,15 +50,24 @@ class RequestHandler(Protocol):
             The endpoint's response object, an `ErrorResponse`, or a starlette response around either.
         """
 
-    def create_error_response(self, message: str) -> Any:
-        """Make the reply to a request that cannot be parsed: a starlette response with status 400."""
+    def create_error_response(self, message: str, *, param: str | None = None) -> Any:
+        """Make the reply to a request that cannot be run: a starlette response with status 400.
+
+        Args:
+            param: the body's field that is wrong, if it is one.
+        """
 
 
 class ModelConfig(Protocol):
-    """The model as upstream has resolved it."""
+    """The model as upstream has resolved it.
+
+    Attributes:
+        vocab_size: rows of the model's embedding; token ids are below it.
+    """
 
     dtype: object
     hf_eos_token_id: set[int] | None
+    vocab_size: int
 
 
 class TokenizerManager(Protocol):
@@ -66,12 +75,14 @@ class TokenizerManager(Protocol):
 
     Attributes:
         context_len: tokens that one request may have in all.
+        mm_processor: of images, videos and recordings; None for a model that only reads text.
         rid_to_state: the requests in flight by their id.
     """
 
     context_len: int
     model_config: ModelConfig
-    tokenizer: object
+    tokenizer: Any
+    mm_processor: object
     rid_to_state: Mapping[str, RequestState]
 
     @property
@@ -88,6 +99,13 @@ class TokenizerManager(Protocol):
 
     async def _handle_batch_output(self, output: Any) -> None:
         """Take the tokens that the detokenizer has sent."""
+
+    def _validate_one_request(self, request: Any, token_ids: Any) -> None:
+        """Check a request that is tokenized.
+
+        Raises:
+            ValueError: it cannot be run; becomes its reply, with status 400.
+        """
 
 
 class TemplateManager(Protocol):

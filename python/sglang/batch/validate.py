@@ -6,6 +6,7 @@ import argparse
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
+from sglang.batch.checks import Limits, Refused, check_body, check_fields
 from sglang.batch.input.source import Source, add_input, find_sources, read_sources
 from sglang.batch.records import BatchFailure, parse_lines
 
@@ -29,7 +30,8 @@ def validate(options: argparse.Namespace, server: Sequence[str]) -> int:
 
     Args:
         server: flags that the parser did not know. With a model among them, requests go through its chat
-            template and tokenizer and SGLang's own checks; without, fields are checked only.
+            template and tokenizer and SGLang's own checks; without, the fields are checked whose limits every
+            model has.
 
     Returns:
         The exit code: what a run's would be if it answers what can be answered.
@@ -51,6 +53,12 @@ def _by_fields(sources: Sequence[Source]) -> tuple[int, list[tuple[str, str]]]:
         lines += 1
         if isinstance(item, BatchFailure):
             bad.append((item.code, item.message))
+            continue
+        try:
+            check_body(item.body)
+            check_fields(item.body, Limits())
+        except Refused as error:
+            bad.append(("BadRequestError", f"line {item.line}: {error}"))
     return lines, bad
 
 
