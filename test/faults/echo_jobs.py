@@ -91,9 +91,7 @@ class EchoJob:
             assert journal.check() == []
             done = set()
             for log, path in ((Log.ANSWERS, self.output), (Log.ERRORS, self.errors)):
-                spans = list(
-                    journal.spans(log, by_position=True)
-                )
+                spans = list(journal.spans(log, by_position=True))
                 partial = Path(f"{path}.partial")
                 raw = (partial if partial.exists() else path).read_bytes() if spans else b""
                 for position, span in spans:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from sglang.batch.input.rows import row_format
 from sglang.batch.input.source import Source, add_input, find_sources
 from sglang.batch.run.committer import CommitLimits
 from sglang.batch.run.files import JobFiles
@@ -181,7 +182,7 @@ def check_run(options: argparse.Namespace, server: Sequence[str]) -> RunArgument
             value = getattr(options, flag)
             raise BadUsage(f"--{flag.replace('_', '-')} {value:g}: must be at least {minimum}")
     files = JobFiles.of(options.output, options.errors)
-    sources = find_sources(options.input, without=options.output)
+    sources = find_sources(options.input, rows=row_format(options), without=options.output)
     _check_output(files, sources)
     if not options.restart:
         files.check_free()

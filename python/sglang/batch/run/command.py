@@ -87,6 +87,7 @@ def run(
     """
     errors = arguments.files.errors
     deciding = identity(server_args) | {"--errors": "-" if errors is None else errors.name}
+    deciding |= arguments.inputs[0].rows.flags if arguments.inputs[0].rows else {}
     try:
         with open_job(
             arguments.files, identity=deciding, sources=arguments.inputs, how=arguments.how, say=say
