@@ -46,7 +46,10 @@ class EchoEngine:
             return Answer(400, json.dumps(body).encode(), code="BadRequestError", message="refused")
         if prompt.startswith("raise"):
             raise RuntimeError("cannot run this")
-        return Answer(200, json.dumps({"echo": prompt}).encode(), Usage(10, 4, 2))
+        choice = {"index": 0, "text": f"echo {prompt}", "finish_reason": "stop"}
+        usage = {"prompt_tokens": 10, "completion_tokens": 2}
+        body = {"echo": prompt, "choices": [choice], "usage": usage}
+        return Answer(200, json.dumps(body).encode(), Usage(10, 4, 2))
 
     def install_signal_handlers(self) -> None:
         pass

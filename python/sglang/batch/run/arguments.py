@@ -89,7 +89,12 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
 def _add_files(parser: argparse.ArgumentParser) -> None:
     add_input(parser, more=", - for standard input")
     parser.add_argument(
-        "-o", "--output", type=Path, metavar="FILE", help="answers; FILE.partial until all are there"
+        "-o",
+        "--output",
+        type=Path,
+        metavar="FILE",
+        help="answers; FILE.partial until all are there. With the name *.parquet, a table with the input's"
+        " columns",
     )
     parser.add_argument(
         "--errors",
@@ -221,5 +226,11 @@ def _check_output(files: JobFiles, sources: Sequence[Source]) -> None:
             raise BadUsage(f"{flag} {path}: is the input file; choose another name")
         if not os.access(path.parent, os.W_OK):
             raise BadUsage(f"{flag} {path}: folder {path.parent} cannot be written; choose a place that can")
-    if files.errors == files.output:
+    if files.parquet:
+        if files.errors is not None and files.errors.suffix == ".parquet":
+            raise BadUsage("--errors: are JSONL; choose another name, or pass --errors - for the output")
+        from sglang.batch.run.parquet import check_parquet
+
+        check_parquet(sources)
+    if files.errors in (files.output, files.answers):
         raise BadUsage("--errors: is the output; pass --errors - for records of both kinds in one file")

@@ -167,7 +167,7 @@ async def _run(
         _note(job, "stopped", REASONS[number])
         say(
             f"{REASONS[number]}: {tally.done:,} of {tally.lines:,} lines are in"
-            f" {partial(job.files.output)}; the same command continues"
+            f" {partial(job.files.answers)}; the same command continues"
         )
         return ENGINE_FAILED if number == signal.SIGQUIT else SIGNALLED + number
     if error is not None:
