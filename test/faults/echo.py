@@ -43,7 +43,10 @@ class Echo:
             return _refusal("refused")
         if prompt.startswith("raise"):
             raise RuntimeError("cannot run this")
-        return Answer(200, json.dumps({"echo": prompt}).encode(), Usage(10, 4, 2))
+        choice = {"index": 0, "text": f"echo {prompt}", "finish_reason": "stop"}
+        usage = {"prompt_tokens": 10, "completion_tokens": 2}
+        body = {"echo": prompt, "choices": [choice], "usage": usage}
+        return Answer(200, json.dumps(body).encode(), Usage(10, 4, 2))
 
     async def internal_state(self) -> list[dict[str, Any]]:
         return [{"memory_usage": {"token_capacity": 4000}}]

@@ -20,6 +20,7 @@ import msgspec
 
 from sglang.batch.endpoints import ENDPOINTS
 from sglang.batch.input.lines import Line
+from sglang.batch.input.rows import ROW_PROBLEM
 
 MAX_QUOTED = 80
 """Characters of a user's own value that an error message repeats."""
@@ -108,6 +109,9 @@ def parse_line(line: int, raw: bytes) -> BatchRequest | BatchFailure:
         )
 
     custom_id = record.get("custom_id")
+    if (row_problem := record.get(ROW_PROBLEM)) is not None:
+        known = custom_id if isinstance(custom_id, str) and custom_id else None
+        return BatchFailure(line, known, "invalid_row", f"row {line}: {row_problem}")
     if not isinstance(custom_id, str) or not custom_id:
         problem = "is missing" if custom_id is None else "must be a string that is not empty"
         return BatchFailure(line, None, "missing_custom_id", f"line {line}: custom_id {problem}")

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from sglang.batch.checks import Limits, Refused, check_body, check_fields
+from sglang.batch.input.rows import row_format
 from sglang.batch.input.source import Source, add_input, find_sources, read_sources
 from sglang.batch.records import BatchFailure, parse_lines
 
@@ -39,7 +40,7 @@ def validate(options: argparse.Namespace, server: Sequence[str]) -> int:
     Raises:
         BadUsage: an input cannot be read, or the model's config or tokenizer.
     """
-    sources = find_sources(options.input)
+    sources = find_sources(options.input, rows=row_format(options))
     lines, bad = (
         _through_the_tokenizer(sources, server, quiet=options.quiet) if server else _by_fields(sources)
     )

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from sglang.batch.input.rows import row_format
 from sglang.batch.input.source import Source, add_input, find_sources
 from sglang.batch.usage import BadUsage, check_folder
 from sglang.srt.blend.core.cost.engines import engine_names
@@ -144,8 +145,8 @@ def check_plan(options: argparse.Namespace, server: Sequence[str]) -> PlanArgume
         if value is not None and value < minimum:
             name = "tp-size" if flag == "tensor_parallel" else flag.replace("_", "-")
             raise BadUsage(f"--{name} {value}: must be at least {minimum}")
-    sources = find_sources(options.input)
-    if any(source.path is None for source in sources):
+    sources = find_sources(options.input, rows=row_format(options))
+    if any(source.standard_input for source in sources):
         raise BadUsage("--input -: a plan does not read standard input; name a file")
     for flag, path in (("--json", options.json), ("--chart", options.chart)):
         check_folder(flag, path)

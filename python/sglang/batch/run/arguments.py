@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from sglang.batch.input.rows import row_format
 from sglang.batch.input.source import Source, add_input, find_sources
 from sglang.batch.run.committer import CommitLimits
 from sglang.batch.run.files import JobFiles
@@ -99,7 +100,12 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
 def _add_files(parser: argparse.ArgumentParser) -> None:
     add_input(parser, more=", - for standard input")
     parser.add_argument(
-        "-o", "--output", type=Path, metavar="FILE", help="answers; FILE.partial until all are there"
+        "-o",
+        "--output",
+        type=Path,
+        metavar="FILE",
+        help="answers; FILE.partial until all are there. With the name *.parquet, a table with the input's"
+        " columns",
     )
     parser.add_argument(
         "--errors",
@@ -212,7 +218,7 @@ def check_run(options: argparse.Namespace, server: Sequence[str]) -> RunArgument
             value = getattr(options, flag)
             raise BadUsage(f"--{flag.replace('_', '-')} {value:g}: must be at least {minimum}")
     files = JobFiles.of(options.output, options.errors)
-    sources = find_sources(options.input, without=options.output)
+    sources = find_sources(options.input, rows=row_format(options), without=options.output)
     _check_output(files, sources)
     if not options.restart:
         files.check_free()
@@ -253,5 +259,11 @@ def _check_output(files: JobFiles, sources: Sequence[Source]) -> None:
             raise BadUsage(f"{flag} {path}: is the input file; choose another name")
         if not os.access(path.parent, os.W_OK):
             raise BadUsage(f"{flag} {path}: folder {path.parent} cannot be written; choose a place that can")
-    if files.errors == files.output:
+    if files.parquet:
+        if files.errors is not None and files.errors.suffix == ".parquet":
+            raise BadUsage("--errors: are JSONL; choose another name, or pass --errors - for the output")
+        from sglang.batch.run.parquet import check_parquet
+
+        check_parquet(sources)
+    if files.errors in (files.output, files.answers):
         raise BadUsage("--errors: is the output; pass --errors - for records of both kinds in one file")

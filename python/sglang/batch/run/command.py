@@ -51,6 +51,7 @@ def run(
     """
     errors = arguments.files.errors
     deciding = identity(server_args) | {"--errors": "-" if errors is None else errors.name}
+    deciding |= arguments.inputs[0].rows.flags if arguments.inputs[0].rows else {}
     try:
         with open_job(
             arguments.files, identity=deciding, sources=arguments.inputs, how=arguments.how, say=say
@@ -95,7 +96,7 @@ async def _run(
             await rounds.run()
             await rounds.finish()
         except Exception as error:
-            code = _how_it_ended(error, arguments, tally)
+            code = _how_it_ended(error, job, tally)
             rounds.note("stopped", str(error))
             return code
         finally:
@@ -109,7 +110,7 @@ async def _run(
     return SOME_FAILED if tally.failed else ALL_ANSWERED
 
 
-def _how_it_ended(error: Exception, arguments: RunArguments, tally: Tally) -> int:
+def _how_it_ended(error: Exception, job: OpenJob, tally: Tally) -> int:
     """Say why a run has ended before all lines were done; returns its exit code.
 
     Raises:
@@ -117,7 +118,7 @@ def _how_it_ended(error: Exception, arguments: RunArguments, tally: Tally) -> in
     """
     done = f"{tally.done:,} of {tally.lines:,} lines"
     if isinstance(error, Stopped):
-        say(f"{error}: {done} are in {partial(arguments.files.output)}; the same command continues")
+        say(f"{error}: {done} are in {partial(job.files.answers)}; the same command continues")
         return SIGNALLED + error.number
     if isinstance(error, EngineFailed | EngineDied):
         say(f"{error}; {done} are done; the same command continues")

@@ -64,12 +64,14 @@ class OpenJob:
         files: JobFiles,
         journal: Journal,
         logs: dict[Log, RecordLog],
+        sources: Sequence[Source],
         inputs: InputLines,
         how: Continue,
     ) -> None:
         self.files = files
         self.journal = journal
         self.logs = logs
+        self._sources = sources
         self._inputs = inputs
         self._how = how
 
@@ -114,8 +116,9 @@ class OpenJob:
 
         Raises:
             OSError, sqlite3.Error: the disk failed; opened again, the job is where it was.
+            BadUsage: a table whose columns are to be kept has changed.
         """
-        finish(self.journal, self.logs, self.files, in_order=self._how.in_order)
+        finish(self.journal, self.logs, self.files, self._sources, in_order=self._how.in_order)
 
     def close(self) -> None:
         """Close the files, and leave nothing that a finished job does not need."""
@@ -124,7 +127,7 @@ class OpenJob:
             self.files.remove_work()
             if not self._how.keep_journal:
                 self.journal.close()
-                self.files.remove_journal()
+                self.files.remove_history()
         for file in self.logs.values():
             file.close()
 
@@ -173,7 +176,7 @@ def open_job(
         if journal.get("state") == "scanning":
             journal.set(state="running", inputs=[source.name for source in sources])
         logs = _open_logs(journal, files, in_order=how.in_order, say=say)
-        job = OpenJob(files, journal, logs, inputs, how)
+        job = OpenJob(files, journal, logs, sources, inputs, how)
         stack.callback(job.close)
         yield job
 
@@ -192,7 +195,7 @@ def _open_journal(files: JobFiles, identity: dict[str, Any]) -> Journal:
             files.remove_journal()
         except JournalUnusable as error:
             raise BadUsage(
-                f"{error}; answers are in {partial(files.output)} or {files.output}; --restart sets"
+                f"{error}; answers are in {partial(files.answers)} or {files.answers}; --restart sets"
                 " everything aside and begins anew"
             ) from error
     files.check_free()
@@ -219,10 +222,11 @@ def _open_logs(
 ) -> dict[Log, RecordLog]:
     """Open the record logs, as they were at the last commit."""
     if journal.get("state") == "finished":
-        if not journal.open_lines() and journal.get("in_order") == in_order:
+        if not journal.open_lines() and journal.get("in_order") == in_order and files.output.exists():
             return {}
         journal.set(state="running")
     logs = {}
+    finishing(files.output).unlink(missing_ok=True)
     for log, path in files.logs.items():
         finishing(path).unlink(missing_ok=True)
         length = journal.length(log)

@@ -63,7 +63,7 @@ def scan(journal: Journal, sources: Sequence[Source], files: JobFiles) -> InputL
         paths = []
         position = 0
         for index, source in enumerate(sources):
-            with _lines(source, files.spool(index)) as (path, lines):
+            with _lines(source, files.spool(index), position) as (path, lines):
                 while rows := [_row(index, line, position + i) for i, line in enumerate(islice(lines, ROWS))]:
                     position += len(rows)
                     changed = [row for row in rows if not _is_known(row, next(known, None), source)]
@@ -102,26 +102,30 @@ def _row(index: int, line: Line, position: int) -> LineRow:
 
 
 @contextmanager
-def _lines(source: Source, spool: Path) -> Iterator[tuple[Path, Iterator[Line]]]:
-    """Open a source; yields where its lines can be read in place, and the lines with their offsets there."""
-    if source.path is None and spool.exists() and sys.stdin.isatty():
+def _lines(source: Source, spool: Path, first: int) -> Iterator[tuple[Path, Iterator[Line]]]:
+    """Open a source; yields where its lines can be read in place, and the lines with their offsets there.
+
+    Args:
+        first: lines of the sources before it.
+    """
+    if source.standard_input and spool.exists() and sys.stdin.isatty():
         with spool.open("rb") as lines:
             yield spool, read_lines(lines)
         return
-    with open_source(source) as opened:
+    with open_source(source, first=first) as opened:
         if opened.in_place and source.path is not None and source.path.is_file():
             yield source.path, read_lines(opened.lines)
             return
         new = spool.with_suffix(".new")
         with os.fdopen(os.open(new, os.O_CREAT | os.O_TRUNC | os.O_WRONLY, 0o600), "wb") as file:
             spooled = _spooled(read_lines(opened.lines), file)
-            first = next(spooled, None)
-            if first is None and source.path is None and spool.exists():
+            start = next(spooled, None)
+            if start is None and source.standard_input and spool.exists():
                 # Nobody pipes it a second time: what came the first time is still here.
                 with spool.open("rb") as lines:
                     yield spool, read_lines(lines)
                 return
-            yield spool, chain([first] if first is not None else [], spooled)
+            yield spool, chain([start] if start is not None else [], spooled)
             file.flush()
             os.fsync(file.fileno())
     os.replace(new, spool)
