@@ -6,7 +6,7 @@ Requests, replies and configs of upstream stay `Any` where they are only handed 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any, Protocol
 
 
@@ -41,23 +41,22 @@ class RequestState(Protocol):
 
 
 class RequestHandler(Protocol):
-    """One endpoint of SGLang's own server."""
-
-    async def handle_request(self, request: Any, raw_request: None) -> Any:
-        """Run a parsed request to its end.
-
-        Returns:
-            The endpoint's response object, an `ErrorResponse`, or a starlette response around either.
-        """
+    """One endpoint of SGLang's own server; `endpoints` names the method that answers."""
 
     def create_error_response(self, message: str) -> Any:
         """Make the reply to a request that cannot be parsed: a starlette response with status 400."""
 
 
 class ModelConfig(Protocol):
-    """The model as upstream has resolved it."""
+    """The model as upstream has resolved it.
+
+    Attributes:
+        is_generation: whether it writes text; else it embeds or scores.
+    """
 
     dtype: object
+    hf_config: object
+    is_generation: bool
     hf_eos_token_id: set[int] | None
 
 
@@ -83,6 +82,9 @@ class TokenizerManager(Protocol):
 
     async def get_internal_state(self) -> list[dict[str, Any]]:
         """Ask every data-parallel rank's scheduler for its state; one dict per rank."""
+
+    def generate_request(self, obj: Any, request: Any = None) -> AsyncIterator[Any]:
+        """Run what a handler has made of a request, which may be several prompts."""
 
     async def _async_dispatch_to_scheduler(self, message: Any) -> None: ...
 
