@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sglang.batch.input.source import Source, add_input, find_sources
+from sglang.batch.media import MediaPolicy, add_media_arguments, media_policy
 from sglang.batch.run.committer import CommitLimits
 from sglang.batch.run.files import JobFiles
 from sglang.batch.run.recovery import Continue
@@ -35,6 +36,7 @@ class RunArguments:
         how: what to do about a job that was begun before.
         commits: when records are committed.
         grace: seconds that requests in flight get after a signal.
+        media: what requests may name beside data URLs.
         pool: requests in flight at most, at least 1.
         pool_barrier: whether admissions wait until the first pool is complete.
         report, report_png: where the report goes as JSON and as a picture; None for nowhere.
@@ -46,6 +48,7 @@ class RunArguments:
     how: Continue
     commits: CommitLimits
     grace: float
+    media: MediaPolicy
     pool: int
     pool_barrier: bool
     quiet: bool
@@ -59,6 +62,7 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     _add_files(parser)
     _add_continuation(parser)
     _add_durability(parser)
+    add_media_arguments(parser)
     parser.add_argument(
         "--pool",
         type=int,
@@ -200,6 +204,7 @@ def check_run(options: argparse.Namespace, server: Sequence[str]) -> RunArgument
         ),
         commits=CommitLimits(options.commit_ms / 1000, options.commit_records, options.disk_patience),
         grace=options.grace,
+        media=media_policy(options),
         pool=options.pool,
         pool_barrier=options.pool_barrier,
         quiet=options.quiet,

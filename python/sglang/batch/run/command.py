@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable
 from typing import Any, Protocol
 
+from sglang.batch.media import MediaGate
 from sglang.batch.progress import progress_bar
 from sglang.batch.run.arguments import RunArguments
 from sglang.batch.run.barrier import Barrier, NoBarrier
@@ -134,7 +135,7 @@ async def _run(
     with progress_bar(total=tally.lines, done=tally.done, quiet=arguments.quiet) as show:
         logs = {log: job.logs.get(log, job.logs[Log.ANSWERS]) for log in Log}
         batch = BatchJob(
-            engine,
+            MediaGate(engine, arguments.media),
             lambda on_commit: Committer(
                 Journal(job.files.journal), logs, limits=arguments.commits, on_commit=on_commit, say=say
             ),
