@@ -46,6 +46,7 @@ def manager(*, generates: bool = True, architecture: str = "LlamaForCausalLM") -
     """A tokenizer of a model of this kind, which runs nothing."""
     config = SimpleNamespace(architectures=[architecture])
     return SimpleNamespace(
+        served_model_name="tiny",
         model_config=SimpleNamespace(is_generation=generates, hf_config=config),
         generate_request=lambda obj, request=None: obj.rid,
     )
@@ -236,7 +237,7 @@ def test_whatever_a_handler_asks_of_the_engine_has_the_lines_id(asked: Any, ids:
     asked.normalize_batch_and_arguments()
 
 
-def test_nothing_is_stored_for_later(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_response_is_of_the_model_there_is_and_not_stored(monkeypatch: pytest.MonkeyPatch) -> None:
     handler = FakeHandler(completion("stop"))
     monkeypatch.setitem(
         ENDPOINTS,
@@ -246,4 +247,4 @@ def test_nothing_is_stored_for_later(monkeypatch: pytest.MonkeyPatch) -> None:
     handlers = RequestHandlers(manager(), SimpleNamespace())
     body = {"input": "x", "store": True}
     asyncio.run(handlers.answer(BatchRequest(1, "a", "/v1/responses", body), "id"))
-    assert [request.store for request in handler.asked] == [False]
+    assert [(request.store, request.model) for request in handler.asked] == [(False, "tiny")]

@@ -25,6 +25,7 @@ class Endpoint:
         method: of the handler, which answers a request.
         generates: whether the model must write text; False where it must not, None where both will do.
         scores: whether a model that writes no text needs a head that scores (a classifier, a reward model).
+        needs_model: whether upstream refuses a body that names no model, which here means the one there is.
         refused: fields that a line may not set, and what a batch cannot do about them.
         sets: fields that have one value in a batch, whatever the line says.
     """
@@ -34,6 +35,7 @@ class Endpoint:
     method: str = "handle_request"
     generates: bool | None = True
     scores: bool = False
+    needs_model: bool = False
     refused: Mapping[str, str] = field(default_factory=lambda: NO_LISTENER)
     sets: Mapping[str, Any] = field(default_factory=dict)
 
@@ -74,6 +76,7 @@ ENDPOINTS: dict[str, Endpoint] = {
             manager, templates, enable_prompt_tokens_details=True
         ),
         method="create_responses",
+        needs_model=True,
         refused={
             **NO_LISTENER,
             "background": "nobody could ask for the result later",

@@ -44,9 +44,10 @@ class RequestHandlers:
 
         endpoint = ENDPOINTS[request.url]
         model = getattr(openai("protocol"), endpoint.request)
+        defaults = {"model": self._manager.served_model_name} if endpoint.needs_model else {}
         try:
             handler = self._handler(request.url)
-            parsed = model.model_validate({**request.body, **endpoint.sets, "rid": request_id})
+            parsed = model.model_validate({**defaults, **request.body, **endpoint.sets, "rid": request_id})
         except _NotServed as error:
             return _answer(_bad_request(str(error)))
         except ValidationError as error:

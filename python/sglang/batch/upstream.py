@@ -65,10 +65,12 @@ class TokenizerManager(Protocol):
 
     Attributes:
         context_len: tokens that one request may have in all.
+        served_model_name: by which requests call the model.
         rid_to_state: the requests in flight by their id.
     """
 
     context_len: int
+    served_model_name: str
     model_config: ModelConfig
     tokenizer: object
     rid_to_state: Mapping[str, RequestState]

@@ -127,7 +127,9 @@ class PromptReader:
         from sglang.srt.blend.runtime.token_ids import fold
 
         prompts = [prompt for _, prompt in self._found]
-        caps = [prompt.sampling_params.max_new_tokens or 0 for prompt in prompts]
+        # What is embedded or scored writes nothing, which takes as long as one token.
+        limits = [prompt.sampling_params.max_new_tokens for prompt in prompts]
+        caps = [0 if limit is None else max(limit, 1) for limit in limits]
         for prompt, cap in zip(prompts, caps, strict=True):
             prompt.sampling_params.max_new_tokens = cap or self._model.context
         lengths = np.array([len(prompt.input_ids) for prompt in prompts], np.int64)
