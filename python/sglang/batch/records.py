@@ -126,8 +126,9 @@ def parse_line(line: int, raw: bytes) -> BatchRequest | BatchFailure:
         return failure("invalid_url", f"url is {_quote(url)}; choose one of {', '.join(ENDPOINTS)}")
     if not isinstance(body, dict):
         return failure("invalid_body", f"body is {_quote(body)}; it must be an object")
-    if body.get("stream"):
-        return failure("stream_not_supported", "stream is set and nobody could listen; remove it")
+    for field, why in ENDPOINTS[url].refused.items():
+        if body.get(field):
+            return failure(f"{field}_not_supported", f"{field} is set and {why}; remove it")
     return BatchRequest(line, custom_id, url, body)
 
 

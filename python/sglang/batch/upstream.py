@@ -6,7 +6,7 @@ Requests, replies and configs of upstream stay `Any` where they are only handed 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any, Protocol
 
 
@@ -41,14 +41,7 @@ class RequestState(Protocol):
 
 
 class RequestHandler(Protocol):
-    """One endpoint of SGLang's own server."""
-
-    async def handle_request(self, request: Any, raw_request: None) -> Any:
-        """Run a parsed request to its end.
-
-        Returns:
-            The endpoint's response object, an `ErrorResponse`, or a starlette response around either.
-        """
+    """One endpoint of SGLang's own server; `endpoints` names the method that answers."""
 
     def create_error_response(self, message: str, *, param: str | None = None) -> Any:
         """Make the reply to a request that cannot be run: a starlette response with status 400.
@@ -63,9 +56,12 @@ class ModelConfig(Protocol):
 
     Attributes:
         vocab_size: rows of the model's embedding; token ids are below it.
+        is_generation: whether it writes text; else it embeds or scores.
     """
 
     dtype: object
+    hf_config: object
+    is_generation: bool
     hf_eos_token_id: set[int] | None
     vocab_size: int
 
@@ -76,10 +72,12 @@ class TokenizerManager(Protocol):
     Attributes:
         context_len: tokens that one request may have in all.
         mm_processor: of images, videos and recordings; None for a model that only reads text.
+        served_model_name: by which requests call the model.
         rid_to_state: the requests in flight by their id.
     """
 
     context_len: int
+    served_model_name: str
     model_config: ModelConfig
     tokenizer: Any
     mm_processor: object
@@ -94,6 +92,9 @@ class TokenizerManager(Protocol):
 
     async def get_internal_state(self) -> list[dict[str, Any]]:
         """Ask every data-parallel rank's scheduler for its state; one dict per rank."""
+
+    def generate_request(self, obj: Any, request: Any = None) -> AsyncIterator[Any]:
+        """Run what a handler has made of a request, which may be several prompts."""
 
     async def _async_dispatch_to_scheduler(self, message: Any) -> None: ...
 

@@ -55,6 +55,7 @@ def test_a_plan_without_weights_names_bad_lines_and_simulates_the_rest(tmp_path:
         chat("long", "word " * 5000, max_tokens=2),
         chat("open", "Hello!"),
         chat("sampled", "Hello!", n=3, max_tokens=4, logprobs=True),
+        line("score", url="/v1/score", body={"query": "x", "items": ["a", "b"], "label_token_ids": [5]}),
     ]
     flags = ("--output-tokens", "50", "--max-total-tokens", "4000", "--policies", "fcfs,blend")
     done = plan(tmp_path, model, lines, "--json", "plan.json", *flags)
@@ -65,10 +66,10 @@ def test_a_plan_without_weights_names_bad_lines_and_simulates_the_rest(tmp_path:
     assert [bad["line"] for bad in result["bad_lines"]] == [7, 11, 13]
     assert result["bad_lines"][1]["code"] == "duplicate_custom_id"
     assert "longer than" in result["bad_lines"][2]["message"]
-    assert result["requests"] == 6 + 3 + 2 + 1 + 3
-    assert result["output_tokens"] == 6 * 2 + 3 * 50 + 2 * 5 + 50 + 3 * 4
-    assert (result["answers"]["fixed"], result["answers"]["open"]) == (2, 1)
-    assert result["groups"][0]["custom_id"] in ("class-0", "write-0", "sampled")
+    assert result["requests"] == 6 + 3 + 2 + 1 + 3 + 2
+    assert result["output_tokens"] == 6 * 2 + 3 * 50 + 2 * 5 + 50 + 3 * 4 + 2
+    assert (result["answers"]["fixed"], result["answers"]["open"]) == (4, 1)
+    assert result["groups"][0]["custom_id"] in ("class-0", "write-0", "sampled", "score")
     assert any(group["requests"] == 6 for group in result["groups"])
     assert not result["failed"]
     assert {(run["schedule"]["policy"], run["schedule"]["engine"]) for run in result["simulated"]} == {

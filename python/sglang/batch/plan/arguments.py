@@ -10,6 +10,7 @@ from pathlib import Path
 
 from sglang.batch.input.rows import row_format
 from sglang.batch.input.source import Source, add_input, find_sources
+from sglang.batch.media import MediaPolicy, add_media_arguments, media_policy
 from sglang.batch.usage import BadUsage, check_folder
 from sglang.srt.blend.core.cost.engines import engine_names
 from sglang.srt.blend.core.cost.hardware import Hardware, hardware_names, load_hardware
@@ -35,6 +36,7 @@ class PlanArguments:
         tensor_parallel: GPUs that share the model; 0 for as few as hold it.
         simulate_requests: requests of the excerpt that is simulated of a larger pool; 0 simulates nothing.
         jobs: simulations at a time.
+        media: what requests may name beside data URLs.
         json, chart: where the report and its picture go; None for nowhere.
         server: flags for the server's own parser.
     """
@@ -48,6 +50,7 @@ class PlanArguments:
     engines: tuple[str, ...]
     simulate_requests: int
     jobs: int
+    media: MediaPolicy
     json: Path | None
     chart: Path | None
     quiet: bool
@@ -79,6 +82,7 @@ def add_plan_arguments(parser: argparse.ArgumentParser) -> None:
         " (default: as long as max_tokens allows; see the report for requests without it)",
     )
     _add_simulation_arguments(parser)
+    add_media_arguments(parser)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the whole result as JSON too")
     parser.add_argument(
         "--chart",
@@ -162,6 +166,7 @@ def check_plan(options: argparse.Namespace, server: Sequence[str]) -> PlanArgume
         engines=_choices("--engines", options.engines, engine_names()),
         simulate_requests=options.simulate_requests,
         jobs=options.jobs,
+        media=media_policy(options),
         json=options.json,
         chart=options.chart,
         quiet=options.quiet,

@@ -15,6 +15,7 @@ import numpy as np
 from tqdm import tqdm
 
 from sglang.batch.input.source import Source
+from sglang.batch.media import MediaPolicy
 from sglang.batch.plan.advice import Machine, advise
 from sglang.batch.plan.answers import assume_answers
 from sglang.batch.plan.arguments import PlanArguments
@@ -69,11 +70,18 @@ def _write(arguments: PlanArguments, report: PlanReport) -> None:
 
 
 def _read(arguments: PlanArguments, processes: ProcessPoolExecutor) -> Prompts:
-    return read_in_a_process(processes, arguments.inputs, arguments.server, quiet=arguments.quiet)
+    return read_in_a_process(
+        processes, arguments.inputs, arguments.server, arguments.media, quiet=arguments.quiet
+    )
 
 
 def read_in_a_process(
-    processes: ProcessPoolExecutor, sources: Sequence[Source], server: list[str], *, quiet: bool
+    processes: ProcessPoolExecutor,
+    sources: Sequence[Source],
+    server: list[str],
+    media: MediaPolicy,
+    *,
+    quiet: bool,
 ) -> Prompts:
     """Tokenize a batch where SGLang finds the simulated GPU's platform.
 
@@ -81,7 +89,7 @@ def read_in_a_process(
         BadUsage: an input, or the model's config or tokenizer, cannot be read.
     """
     try:
-        return processes.submit(read_prompts, sources, server, quiet=quiet).result()
+        return processes.submit(read_prompts, sources, server, media, quiet=quiet).result()
     except (OSError, ValueError, KeyError, BrokenProcessPool) as error:
         problem = str(error) or type(error).__name__
         raise BadUsage(f"the model's config or tokenizer cannot be read: {problem}") from error

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from sglang.batch.input.source import Source, read_sources
+from sglang.batch.media import MediaGate, MediaPolicy
 from sglang.batch.plan.arguments import USAGE
 from sglang.batch.plan.prompts import BadLine, PlannedModel, Prompts
 from sglang.batch.progress import progress_bar
@@ -42,17 +43,18 @@ SIMULATION_SETS = ("hardware", "engine", "admission_log")
 """Options of the blend policy that each simulation chooses for itself."""
 
 
-def read_prompts(sources: Sequence[Source], server: list[str], *, quiet: bool) -> Prompts:
+def read_prompts(sources: Sequence[Source], server: list[str], media: MediaPolicy, *, quiet: bool) -> Prompts:
     """Tokenize a batch.
 
     Args:
         server: SGLang's flags, `--model-path` among them.
+        media: what requests may name beside data URLs.
 
     Raises:
         SystemExit, BadUsage, ModelUnavailable: see `parse_server_args` and `open_source`.
         OSError, ValueError: upstream cannot read the model's config or tokenizer.
     """
-    reader = PromptReader(parse_server_args(server, usage=USAGE))
+    reader = PromptReader(parse_server_args(server, usage=USAGE), media)
     progress = _Progress()
 
     async def read() -> list[BadLine]:
@@ -84,9 +86,10 @@ class PromptReader:
 
     Args:
         server_args: as parsed from the command line; resolved here.
+        media: what requests may name beside data URLs.
     """
 
-    def __init__(self, server_args: ServerArgs) -> None:
+    def __init__(self, server_args: ServerArgs, media: MediaPolicy) -> None:
         from sglang.srt.entrypoints.engine import init_tokenizer_manager
         from sglang.srt.runtime_context import publish
         from sglang.srt.server_args import PortArgs
@@ -97,7 +100,7 @@ class PromptReader:
         self._manager, templates = init_tokenizer_manager(
             server_args, PortArgs.init_new(server_args), _tokenizer_class()
         )
-        self._handlers = RequestHandlers(self._manager, templates)
+        self._handlers = MediaGate(RequestHandlers(self._manager, templates), media)
         self._model = _planned_model(server_args, self._manager)
         self._found: list[tuple[BatchRequest, Any]] = []
 
@@ -124,7 +127,9 @@ class PromptReader:
         from sglang.srt.blend.runtime.token_ids import fold
 
         prompts = [prompt for _, prompt in self._found]
-        caps = [prompt.sampling_params.max_new_tokens or 0 for prompt in prompts]
+        # What is embedded or scored writes nothing, which takes as long as one token.
+        limits = [prompt.sampling_params.max_new_tokens for prompt in prompts]
+        caps = [0 if limit is None else max(limit, 1) for limit in limits]
         for prompt, cap in zip(prompts, caps, strict=True):
             prompt.sampling_params.max_new_tokens = cap or self._model.context
         lengths = np.array([len(prompt.input_ids) for prompt in prompts], np.int64)

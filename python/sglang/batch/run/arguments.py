@@ -10,6 +10,7 @@ from pathlib import Path
 
 from sglang.batch.input.rows import row_format
 from sglang.batch.input.source import Source, add_input, find_sources
+from sglang.batch.media import MediaPolicy, add_media_arguments, media_policy
 from sglang.batch.run.committer import CommitLimits
 from sglang.batch.run.files import JobFiles
 from sglang.batch.run.recovery import Continue
@@ -44,6 +45,7 @@ class RunArguments:
         grace: seconds that requests in flight get after a signal.
         engine_restarts: deaths of the engine in a row, without an answer between, that are put up with.
         stall_timeout: seconds without any progress after which the engine counts as dead.
+        media: what requests may name beside data URLs.
         pool: requests in flight at most, at least 1.
         pool_barrier: whether admissions wait until the first pool is complete.
         report, report_png: where the report goes as JSON and as a picture; None for nowhere.
@@ -57,6 +59,7 @@ class RunArguments:
     grace: float
     engine_restarts: int
     stall_timeout: float
+    media: MediaPolicy
     pool: int
     pool_barrier: bool
     quiet: bool
@@ -71,6 +74,7 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     _add_continuation(parser)
     _add_durability(parser)
     _add_engine(parser)
+    add_media_arguments(parser)
     parser.add_argument(
         "--pool",
         type=int,
@@ -239,6 +243,7 @@ def check_run(options: argparse.Namespace, server: Sequence[str]) -> RunArgument
         grace=options.grace,
         engine_restarts=options.engine_restarts,
         stall_timeout=options.stall_timeout,
+        media=media_policy(options),
         pool=options.pool,
         pool_barrier=options.pool_barrier,
         quiet=options.quiet,

@@ -7,6 +7,7 @@ import sqlite3
 import sys
 from collections.abc import Callable
 
+from sglang.batch.media import MediaGate
 from sglang.batch.progress import progress_bar
 from sglang.batch.run.arguments import RunArguments
 from sglang.batch.run.blend_history import BlendHistory
@@ -91,7 +92,8 @@ async def _run(
         restarts=arguments.engine_restarts,
     )
     with progress_bar(total=tally.lines, done=tally.done, quiet=arguments.quiet) as show:
-        rounds = Rounds(job, engine, tally, limits, Stops(), show=show, say=say)
+        gate = MediaGate(engine, arguments.media)
+        rounds = Rounds(job, engine, gate, tally, limits, Stops(), show=show, say=say)
         try:
             await rounds.run()
             await rounds.finish()

@@ -19,7 +19,7 @@ from sglang.batch.run.barrier import Barrier, NoBarrier
 from sglang.batch.run.committer import CommitLimits, Committer
 from sglang.batch.run.engine.protocol import Engine, EngineDied, EngineFailed
 from sglang.batch.run.engine.restarts import FIRST_WAIT, Restarts
-from sglang.batch.run.job import BatchJob
+from sglang.batch.run.job import Answerer, BatchJob
 from sglang.batch.run.journal import Journal, Log
 from sglang.batch.run.recovery import OpenJob, Work
 from sglang.batch.run.state_poller import StatePoller
@@ -62,6 +62,7 @@ class Rounds:
     Args:
         job: opened.
         engine: not started yet.
+        answerer: what requests are given to: the engine, or something before it.
         tally: counts what is done, the work of earlier runs in it already.
         show: called after each record, for a progress bar.
         say: tells the user.
@@ -74,6 +75,7 @@ class Rounds:
         self,
         job: OpenJob,
         engine: Engine,
+        answerer: Answerer,
         tally: Tally,
         limits: RoundLimits,
         stops: Stops,
@@ -84,6 +86,7 @@ class Rounds:
         self.poller: StatePoller | None = None
         self._job = job
         self._engine = engine
+        self._answerer = answerer
         self._tally = tally
         self._limits = limits
         self._stops = stops
@@ -165,7 +168,7 @@ class Rounds:
         """
         logs = {log: self._job.logs.get(log, self._job.logs[Log.ANSWERS]) for log in Log}
         batch = BatchJob(
-            self._engine,
+            self._answerer,
             lambda on_commit: Committer(
                 Journal(self._job.files.journal),
                 logs,
