@@ -76,8 +76,13 @@ def run(
     arguments: RunArguments,
     server_args: ServerArgs,
     start: Callable[[ServerArgs], StartedEngine] = InProcessSGLang,
+    *,
+    deciding: dict[str, Any] | None = None,
 ) -> int:
     """Answer the lines of the input that have no record yet.
+
+    Args:
+        deciding: what decides answers; None for what the server's arguments say of it.
 
     Returns:
         The exit code, as `cli` explains it.
@@ -86,7 +91,8 @@ def run(
         BadUsage: the job cannot be continued as asked.
     """
     errors = arguments.files.errors
-    deciding = identity(server_args) | {"--errors": "-" if errors is None else errors.name}
+    deciding = identity(server_args) if deciding is None else deciding
+    deciding = deciding | {"--errors": "-" if errors is None else errors.name}
     try:
         with open_job(
             arguments.files, identity=deciding, sources=arguments.inputs, how=arguments.how, say=say
