@@ -131,6 +131,18 @@ def test_all_is_taken_back_but_what_runs() -> None:
 
 
 @inside_a_loop
+def test_late_arrivals_are_not_left_behind() -> None:
+    """One more request does not pay a new plan; it waits all the same."""
+    queue, other = PlannedQueue(COST, CAPACITY), PlannedQueue(COST, CAPACITY)
+    for one in (queue, other):
+        one.add(Ticket(prompt) for prompt in prompts(4, 50, known=5))
+        one.pop()
+        one.add([Ticket(prompts(1, 1, known=5)[0])])
+    assert len(drain(queue)) == 200
+    assert len(other.take_back(1.0)) == 200
+
+
+@inside_a_loop
 def test_answers_teach_the_planner_how_long_others_will_be() -> None:
     queue = PlannedQueue(COST, 100_000)
     pool = [prompt._replace(max_new=4000, known=0) for prompt in prompts(2, 400, known=1)]

@@ -66,6 +66,7 @@ class Server:
         resume: time of the loop's clock before which it gets none.
         refused: refusals in a row.
         heard: time of the loop's clock at which it replied last.
+        told: whether the user knows that it does not see everything.
         lost: set while it is not alive.
     """
 
@@ -80,6 +81,7 @@ class Server:
     resume: float = 0.0
     refused: int = 0
     heard: float = 0.0
+    told: bool = False
     lost: asyncio.Event = field(default_factory=asyncio.Event, repr=False)
     watching: asyncio.Task[None] | None = field(default=None, repr=False)
 
@@ -239,6 +241,11 @@ class Dispatcher:
                 server.outstanding += 1
                 ticket.sent = True
                 ticket.turn.set_result(server)
+        if server.plans and len(server.queue) and not server.told:
+            server.told = True
+            self._say(
+                f"{server.client.url} plans {server.window.limit:,} requests at a time, not all that wait"
+            )
 
     def _deal(self, now: float) -> None:
         """Give arrivals to servers; a few wait for more to come, so that they can be kept together."""
@@ -282,7 +289,8 @@ class Dispatcher:
         if not others:
             return False
         busy = max(others, key=lambda server: len(server.queue) / server.weight)
-        tickets = busy.queue.take_back(idle.weight / (idle.weight + busy.weight))
+        paused = self._loop.time() < busy.resume
+        tickets = busy.queue.take_back(1.0 if paused else idle.weight / (idle.weight + busy.weight))
         busy.work -= sum(ticket.work for ticket in tickets)
         self._give(idle, tickets)
         return bool(tickets)

@@ -171,10 +171,6 @@ class RemoteEngine:
     def _window(self, info: ServerInfo) -> Window:
         possible = max(min(self._pool, PORTS, self._files // len(self._arguments.endpoints)), 1)
         wanted = self._arguments.concurrency or (possible if info.plans else DEFAULT_CONCURRENCY)
-        if info.plans and wanted < self._pool:
-            self._say(
-                f"a server under blend sees {min(wanted, possible):,} of {self._pool:,} requests at a time"
-            )
         return (Window.whole if info.plans else Window.adapting)(min(wanted, possible))
 
     def _has_our_model(self, info: ServerInfo) -> bool:

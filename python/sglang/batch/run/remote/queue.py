@@ -70,8 +70,12 @@ class PlannedQueue:
         """The next request in order, which runs from now on; IndexError if none waits."""
         if self._again:
             return self._again.popleft()
-        self._plan()
+        self._take_in()
+        if self._planner.stale:
+            self._plan()
         while True:
+            if not self._order:
+                self._plan()  # late arrivals are in no plan yet
             ticket = self._order.popleft()
             if self._waits(ticket):
                 self._planner.admit(ticket.slot)
@@ -83,6 +87,7 @@ class PlannedQueue:
         Args:
             share: of those that wait, 0 to 1; rounded up.
         """
+        self._take_in()
         self._plan()
         waiting = [ticket for ticket in self._order if self._waits(ticket)]
         count = int(np.ceil(len(waiting) * share))
@@ -114,7 +119,12 @@ class PlannedQueue:
         return ticket.queue is self and self._planner.table.state[ticket.slot] == State.WAITING
 
     def _plan(self) -> None:
-        """Take in new requests, and plan again if that pays."""
+        waits = self._planner.table.num_waiting
+        order = self._planner.plan().slots.tolist() if waits else ()
+        self._order = deque(self._tickets[slot] for slot in order)
+
+    def _take_in(self) -> None:
+        """Let the planner know of new requests."""
         if self._new:
             prompts = [ticket.prompt for ticket in self._new]
             lengths = [len(prompt.tokens) for prompt in prompts]
@@ -128,5 +138,3 @@ class PlannedQueue:
                 ticket.slot = slot
                 self._tickets[slot] = ticket
             self._new = {}
-        if self._planner.stale or (not self._order and self._planner.table.num_waiting):
-            self._order = deque(self._tickets[slot] for slot in self._planner.plan().slots.tolist())
