@@ -99,7 +99,8 @@ def add_remote_arguments(parser: argparse.ArgumentParser) -> None:
         type=float,
         default=DEFAULT_TIMEOUT,
         metavar="SECONDS",
-        help="send a request again that takes longer, except to SGLang under blend (default: %(default)g)",
+        help="send a request again that takes longer, except to SGLang under blend; 0 never"
+        " (default: %(default)g)",
     )
     group.add_argument(
         "--endpoint-patience",
