@@ -63,6 +63,10 @@ def _main(argv: Sequence[str] | None) -> int:
             print_server_help(usage=run_arguments.USAGE)
             return 0
         checked = run_arguments.check_run(options, rest)
+        if checked.remote is not None:
+            from sglang.batch.run.remote.command import run_remote
+
+            return run_remote(checked, checked.remote)
         server_args = parse_server_args(checked.server, usage=run_arguments.USAGE)
         from sglang.batch.run.command import run
 

@@ -14,6 +14,7 @@ from sglang.batch.media import MediaPolicy, add_media_arguments, media_policy
 from sglang.batch.run.committer import CommitLimits
 from sglang.batch.run.files import JobFiles
 from sglang.batch.run.recovery import Continue
+from sglang.batch.run.remote.arguments import RemoteArguments, add_remote_arguments, check_remote
 from sglang.batch.server_flags import with_defaults
 from sglang.batch.usage import BadUsage, check_folder
 
@@ -30,7 +31,10 @@ STALL_SECONDS = 600.0
 GRACE = 30.0
 """Seconds that requests in flight get to end after ctrl-C."""
 
-USAGE = "sglang-batch run -i FILE -o FILE --model-path MODEL [options] [server flags: --help-server]"
+USAGE = (
+    "sglang-batch run -i FILE -o FILE (--model-path MODEL | --endpoint URL) [options]"
+    " [server flags: --help-server]"
+)
 
 
 @dataclass(frozen=True)
@@ -49,7 +53,8 @@ class RunArguments:
         pool: requests in flight at most, at least 1.
         pool_barrier: whether admissions wait until the first pool is complete.
         report, report_png: where the report goes as JSON and as a picture; None for nowhere.
-        server: flags for the server's own parser, a batch's defaults among them.
+        server: flags for the server's own parser, a batch's defaults among them; none for a remote run.
+        remote: running servers that answer; None for an engine of the run's own.
     """
 
     inputs: tuple[Source, ...]
@@ -66,6 +71,7 @@ class RunArguments:
     report: Path | None
     report_png: Path | None
     server: list[str]
+    remote: RemoteArguments | None
 
 
 def add_run_arguments(parser: argparse.ArgumentParser) -> None:
@@ -75,6 +81,7 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     _add_durability(parser)
     _add_engine(parser)
     add_media_arguments(parser)
+    add_remote_arguments(parser)
     parser.add_argument(
         "--pool",
         type=int,
@@ -229,6 +236,7 @@ def check_run(options: argparse.Namespace, server: Sequence[str]) -> RunArgument
     for flag, path in (("--report", options.report), ("--report-png", options.report_png)):
         check_folder(flag, path)
     codes = options.retry_codes
+    remote = check_remote(options, server)
     return RunArguments(
         inputs=sources,
         files=files,
@@ -249,7 +257,8 @@ def check_run(options: argparse.Namespace, server: Sequence[str]) -> RunArgument
         quiet=options.quiet,
         report=options.report,
         report_png=options.report_png,
-        server=with_defaults(server),
+        server=with_defaults(server) if remote is None else [],
+        remote=remote,
     )
 
 

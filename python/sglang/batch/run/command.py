@@ -6,6 +6,7 @@ import asyncio
 import sqlite3
 import sys
 from collections.abc import Callable
+from typing import Any
 
 from sglang.batch.media import MediaGate
 from sglang.batch.progress import progress_bar
@@ -38,11 +39,16 @@ def run(
     arguments: RunArguments,
     server_args: ServerArgs,
     make_engine: Callable[[OpenJob], Engine] | None = None,
+    *,
+    deciding: dict[str, Any] | None = None,
+    loop: asyncio.AbstractEventLoop | None = None,
 ) -> int:
     """Answer the lines of the input that have no record yet.
 
     Args:
         make_engine: makes what answers them; SGLang in processes of its own unless given.
+        deciding: what decides answers; None for what the server's arguments say of it.
+        loop: the event loop that the engine belongs to; None for one that ends with the run.
 
     Returns:
         The exit code, as `cli` explains it.
@@ -51,14 +57,15 @@ def run(
         BadUsage: the job cannot be continued as asked.
     """
     errors = arguments.files.errors
-    deciding = identity(server_args) | {"--errors": "-" if errors is None else errors.name}
+    deciding = identity(server_args) if deciding is None else deciding
+    deciding = deciding | {"--errors": "-" if errors is None else errors.name}
     deciding |= arguments.inputs[0].rows.flags if arguments.inputs[0].rows else {}
     try:
         with open_job(
             arguments.files, identity=deciding, sources=arguments.inputs, how=arguments.how, say=say
         ) as job:
             engine = make_engine(job) if make_engine is not None else _supervised(arguments, job)
-            return _run_open_job(arguments, server_args, job, engine)
+            return _run_open_job(arguments, server_args, job, engine, loop)
     except (OSError, sqlite3.Error) as error:
         say(f"the disk failed: {error}; the same command continues")
         return DISK_FAILED
@@ -68,7 +75,13 @@ def _supervised(arguments: RunArguments, job: OpenJob) -> Engine:
     return Supervisor(WORKER, arguments.server, job=job.id, stall=arguments.stall_timeout)
 
 
-def _run_open_job(arguments: RunArguments, server_args: ServerArgs, job: OpenJob, engine: Engine) -> int:
+def _run_open_job(
+    arguments: RunArguments,
+    server_args: ServerArgs,
+    job: OpenJob,
+    engine: Engine,
+    loop: asyncio.AbstractEventLoop | None,
+) -> int:
     tally = job.journal.tally()
     if tally.done == tally.lines:
         if job.logs:
@@ -78,7 +91,8 @@ def _run_open_job(arguments: RunArguments, server_args: ServerArgs, job: OpenJob
     if tally.done:
         say(f"going on: {tally.done:,} of {tally.lines:,} lines are done", quiet=arguments.quiet)
     say(f"starting the engine: {server_args.model_path}", quiet=arguments.quiet)
-    return asyncio.run(_run(arguments, server_args, job, tally, engine))
+    running = _run(arguments, server_args, job, tally, engine)
+    return asyncio.run(running) if loop is None else loop.run_until_complete(running)
 
 
 async def _run(

@@ -103,8 +103,10 @@ class BatchJob:
 
         These are the ones that its scheduler was working on; all that were in flight where nobody knows.
         """
-        lost = self._lost
-        known = [position for request_id, position in lost.items() if request_id in (died.suspects or ())]
+        lost, suspects = self._lost, died.suspects
+        if suspects is not None and not suspects:
+            return []
+        known = [position for request_id, position in lost.items() if request_id in (suspects or ())]
         return sorted(known or lost.values())
 
     async def _feed(self, work: Iterable[Work], group: asyncio.TaskGroup) -> None:

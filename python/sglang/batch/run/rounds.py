@@ -142,7 +142,6 @@ class Rounds:
         wait = FIRST_WAIT if expected else self._restarts.died(self._tally.done)
         while True:
             if wait is None:
-                self._say(f"the engine died {self._limits.restarts + 1} times and answered nothing between")
                 raise died
             self._say(f"starting the engine again in {wait:g} s")
             await self._stops.race(asyncio.sleep(wait))
@@ -192,7 +191,7 @@ class Rounds:
         if stopped and self._tally.done < self._tally.lines:
             raise Stopped(self._stops.first.result())
         if isinstance(error, EngineDied):
-            if self._restarts.in_a_row >= DOUBTS:
+            if self._restarts.in_a_row >= DOUBTS and error.suspects:
                 error.suspects = None
             self._note_death(error, batch.suspects(error) if note else ())
             return error

@@ -16,7 +16,8 @@ class EngineDied(Exception):
     """The engine is gone: no fault of most lines that ran, which stay pending.
 
     Attributes:
-        suspects: ids of the requests that its scheduler was working on; None if nobody knows.
+        suspects: ids of the requests that it may have died of; None if nobody knows, none if it was none of
+            them.
     """
 
     def __init__(self, message: str, suspects: frozenset[str] | None = None) -> None:
