@@ -76,7 +76,9 @@ class _Progress:
     """Lines read so far; nothing is computed."""
 
     done: int = 0
-    tokens_per_second: float = 0.0
+
+    def text(self) -> str:
+        return ""
 
 
 class PromptReader:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import dropwhile
-from typing import TypedDict
+from typing import NotRequired, TypedDict
 
 ROWS = 10
 """Rows of the text picture; a longer run is thinned out evenly."""
@@ -15,7 +15,10 @@ WIDTH = 40
 
 
 class BlendState(TypedDict):
-    """The part of the policy's state that a history is made of; units as in `Moment` and `BlendHistory`."""
+    """The part of the policy's state that is looked at; units as in `Moment` and `BlendHistory`.
+
+    `outlook` is the planner's `Outlook`, None where it has none.
+    """
 
     hardware: str
     pool_density: float | None
@@ -26,6 +29,11 @@ class BlendState(TypedDict):
     partition_memory_tokens: int
     used_compute_tokens: int
     used_memory_tokens: int
+    kv_capacity: NotRequired[int]
+    sharing_achieved: NotRequired[float]
+    outlook: NotRequired[dict[str, float] | None]
+    lengths: NotRequired[list[list[int]]]
+    decisions: NotRequired[dict[str, int]]
 
 
 @dataclass(frozen=True)

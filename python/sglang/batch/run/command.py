@@ -10,7 +10,6 @@ import sys
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from sglang.batch.progress import progress_bar
 from sglang.batch.run.arguments import RunArguments
 from sglang.batch.run.barrier import Barrier, NoBarrier
 from sglang.batch.run.blend_history import BlendHistory
@@ -23,6 +22,7 @@ from sglang.batch.run.journal import Journal, Log
 from sglang.batch.run.picture import PictureUnavailable, draw
 from sglang.batch.run.recovery import OpenJob, open_job
 from sglang.batch.run.report import Report
+from sglang.batch.run.run_progress import shown_progress
 from sglang.batch.run.state_poller import StatePoller
 from sglang.batch.run.status import START
 from sglang.batch.run.tally import Tally
@@ -131,7 +131,8 @@ async def _run(
     stops = _Stops(engine)
     poller = StatePoller(engine.internal_state)
     polling = asyncio.ensure_future(poller.run())
-    with progress_bar(total=tally.lines, done=tally.done, quiet=arguments.quiet) as show:
+    pool = _pool(arguments, server_args)
+    async with shown_progress(tally, poller.states, pool=pool, quiet=arguments.quiet):
         logs = {log: job.logs.get(log, job.logs[Log.ANSWERS]) for log in Log}
         batch = BatchJob(
             engine,
@@ -139,9 +140,8 @@ async def _run(
                 Journal(job.files.journal), logs, limits=arguments.commits, on_commit=on_commit, say=say
             ),
             tally=tally,
-            pool=_pool(arguments, server_args),
+            pool=pool,
             barrier=_barrier(arguments, engine),
-            on_record=show,
         )
         running = asyncio.ensure_future(batch.run(job.work()))
         await _wait(running, batch, stops, arguments.grace)
