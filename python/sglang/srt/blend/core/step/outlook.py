@@ -21,6 +21,9 @@ from sglang.srt.blend.core.step.step import Running
 
 Ints = NDArray[np.int64]
 
+_EULER = 0.5772
+"""1 + 1/2 + ... + 1/n is about log(n) + this."""
+
 
 @dataclass(slots=True)
 class WorkDone:
@@ -100,14 +103,15 @@ class PoolClock:
         behind = _behind(table, done, running)
         longest_done = max(done.longest, int(running.generated.max(initial=0)))
         ahead = _ahead(table, waiting, running, remaining)
-        to_come = table.work(waiting)[1]
+        slots = np.concatenate([waiting, running.slots])
+        to_come = np.concatenate([table.work(waiting)[1], remaining])
         shape, hardware = self._times.shape, self._times.hardware
         flop = 2.0 * shape.gemm_params * (behind.prefill_tokens + behind.decode_rows)
         flop += 4.0 * shape.attention_width * shape.layers * (behind.prefill_pairs + behind.kv_tokens)
         return Outlook(
             done=self.seconds(behind, longest_done),
-            left=self.seconds(ahead, int(max(remaining.max(initial=0), to_come.max(initial=0)))),
-            estimated=_estimated(table, waiting, to_come, running.slots, remaining),
+            left=self.seconds(ahead, _longest(table, slots, to_come)),
+            estimated=_estimated(table, slots, to_come),
             compute=flop / hardware.flops,
             memory=behind.kv_tokens * shape.kv_bytes_per_token / hardware.bandwidth,
         )
@@ -150,8 +154,23 @@ def _ahead(table: RequestTable, waiting: Ints, running: Running, remaining: Ints
     )
 
 
-def _estimated(table: RequestTable, waiting: Ints, to_come: Ints, running: Ints, remaining: Ints) -> float:
+def _longest(table: RequestTable, slots: Ints, to_come: Ints) -> int:
+    """Output tokens that the longest of these answers has yet to produce.
+
+    Lengths that are not known are taken for exponential, as in `RequestTable.spread`. The longest of n is
+    expected to be the mean times 1 + 1/2 + ... + 1/n, and is no longer than requests allow.
+    """
+    unknown = table.known[slots] == 0
+    longest = int(to_come.max(initial=0))
+    if not unknown.any():
+        return longest
+    n = int(unknown.sum())
+    tail = to_come[unknown].mean() * (math.log(n) + _EULER if n > 1 else 1.0)
+    allowed = int((table.max_new[slots] - table.generated[slots])[unknown].max())
+    return max(longest, int(min(tail, allowed)))
+
+
+def _estimated(table: RequestTable, slots: Ints, to_come: Ints) -> float:
     """Share of the output tokens to come that no request fixes."""
-    total = float(to_come.sum() + remaining.sum())
-    unknown = to_come[table.known[waiting] == 0].sum() + remaining[table.known[running] == 0].sum()
-    return float(unknown) / total if total > 0 else 0.0
+    total = float(to_come.sum())
+    return float(to_come[table.known[slots] == 0].sum()) / total if total > 0 else 0.0
