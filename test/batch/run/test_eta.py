@@ -1,4 +1,4 @@
-"""The end is predicted from the model's proportions and the measured speed, as a range while that is unsure."""
+"""The end comes from the model's proportions and the measured speed, as a range while that is unsure."""
 
 import pytest
 

@@ -49,8 +49,8 @@ def test_lines_of_earlier_runs_are_no_part_of_the_rate() -> None:
 
 def test_blend_is_told_by_its_model_with_both_sides() -> None:
     polls = [
-        (0.0, state(waiting=9, kv_capacity=4000, outlook=outlook(0, 100))),
-        (20.0, state(waiting=9, kv_capacity=4000, outlook=outlook(10, 90))),
+        (0.0, state(waiting=9, outlook=outlook(0, 100))),
+        (20.0, state(waiting=9, outlook=outlook(10, 90))),
     ]
     states: list[tuple[float, Any]] = []
     view = RunProgress(tally(), states, pool=1000)
@@ -60,7 +60,7 @@ def test_blend_is_told_by_its_model_with_both_sides() -> None:
     eta = view.eta(20.0)
     assert eta is not None
     assert eta.seconds == pytest.approx(180)
-    assert "KV 2% compute + 5% memory side" in view.text()
+    assert "running 33% compute, 67% memory side" in view.text()
 
 
 def test_a_scheduler_that_models_nothing_is_told_by_its_rate() -> None:

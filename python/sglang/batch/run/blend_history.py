@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import dropwhile
 from typing import NotRequired, TypedDict
 
@@ -29,11 +29,11 @@ class BlendState(TypedDict):
     partition_memory_tokens: int
     used_compute_tokens: int
     used_memory_tokens: int
-    kv_capacity: NotRequired[int]
     sharing_achieved: NotRequired[float]
     outlook: NotRequired[dict[str, float] | None]
     lengths: NotRequired[list[list[int]]]
     decisions: NotRequired[dict[str, int]]
+    engine: NotRequired[str | None]
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,12 @@ class Moment:
         compute, memory: tokens reserved for requests from the compute and the memory side (M_L and M_R,
             paper 5.3); both are 0 when nobody waits.
         used_compute, used_memory: tokens in use by requests of each side.
+        sharing: share of the admitted prompt tokens that the cache served so far, 0 to 1.
+        done, left, estimated: as in the planner's `Outlook`; answers: lengths learned so far.
+        flop_seconds, read_seconds: of the work so far, seconds at the hardware's peak FLOP/s and, for KV
+            reads, at its peak bandwidth.
+
+    What the scheduler does not say is None.
     """
 
     seconds: float
@@ -52,6 +58,13 @@ class Moment:
     memory: int
     used_compute: int
     used_memory: int
+    sharing: float | None = None
+    done: float | None = None
+    left: float | None = None
+    estimated: float | None = None
+    answers: int = 0
+    flop_seconds: float | None = None
+    read_seconds: float | None = None
 
     @property
     def reserved(self) -> int:
@@ -70,6 +83,9 @@ class BlendHistory:
         held: times a request waited one step because another computed its prefix.
         retractions: times a running request went back to the queue.
         moments: the polls, in order, from the first on that found a partition.
+        decisions: how often each reason was given for admitting a request or letting it wait.
+        lengths: (expected, real, answers) of unknown lengths by powers of two, see `WorkDone.lengths`.
+        engine: how passes are modelled; None where they are not.
     """
 
     hardware: str
@@ -78,6 +94,9 @@ class BlendHistory:
     held: int
     retractions: int
     moments: tuple[Moment, ...]
+    decisions: dict[str, int] = field(default_factory=dict)
+    lengths: tuple[tuple[int, int, int], ...] = ()
+    engine: str | None = None
 
     @classmethod
     def of(cls, states: Sequence[tuple[float, BlendState]]) -> BlendHistory | None:
@@ -99,6 +118,9 @@ class BlendHistory:
             held=int(last["held"]),
             retractions=int(last["retractions"]),
             moments=tuple(dropwhile(lambda moment: not moment.reserved, moments)),
+            decisions=last.get("decisions", {}),
+            lengths=tuple((expected, real, answers) for expected, real, answers in last.get("lengths", ())),
+            engine=last.get("engine"),
         )
 
     def text(self) -> str:
@@ -114,18 +136,31 @@ class BlendHistory:
             lines.append(
                 f"  {'partition':<16}of the KV capacity: # compute side, = memory side; tokens in use"
             )
-            lines += [_row(moment) for moment in _thin(self.moments, ROWS)]
+            lines += [_row(moment) for moment in thin(self.moments, ROWS)]
         return "\n".join(lines)
 
 
 def _moment(seconds: float, state: BlendState) -> Moment:
+    outlook = state.get("outlook") or {}
     return Moment(
         seconds=round(seconds, 1),
         compute=state["partition_compute_tokens"],
         memory=state["partition_memory_tokens"],
         used_compute=state["used_compute_tokens"],
         used_memory=state["used_memory_tokens"],
+        sharing=state.get("sharing_achieved"),
+        done=outlook.get("done"),
+        left=outlook.get("left"),
+        estimated=outlook.get("estimated"),
+        answers=answers_learned(state),
+        flop_seconds=outlook.get("compute"),
+        read_seconds=outlook.get("memory"),
     )
+
+
+def answers_learned(state: BlendState) -> int:
+    """Count the answers of unknown length that have ended."""
+    return sum(answers for _, _, answers in state.get("lengths", ()))
 
 
 def _row(moment: Moment) -> str:
@@ -135,7 +170,7 @@ def _row(moment: Moment) -> str:
     return f"  {moment.seconds:>9.0f} s     |{picture}|  {moment.used_compute:,} + {moment.used_memory:,}"
 
 
-def _thin(moments: Sequence[Moment], rows: int) -> list[Moment]:
+def thin(moments: Sequence[Moment], rows: int) -> list[Moment]:
     """Leave `rows` moments at regular distances, both ends among them."""
     if len(moments) <= rows:
         return list(moments)

@@ -119,14 +119,23 @@ def _run_open_job(
         say(str(error))
         return ENGINE_FAILED
     _note(job, START, f"{tally.done} of {tally.lines} lines are done")
+    reports: list[Report] = []
     try:
-        return int(engine.loop.run_until_complete(_run(arguments, server_args, job, tally, engine)))
+        code = engine.loop.run_until_complete(_run(arguments, server_args, job, tally, engine, reports))
     finally:
         engine.shutdown()
+    for report in reports:
+        _write_html(arguments, server_args, job, report)
+    return int(code)
 
 
-async def _run(
-    arguments: RunArguments, server_args: ServerArgs, job: OpenJob, tally: Tally, engine: StartedEngine
+async def _run(  # long: every end of a run is in it
+    arguments: RunArguments,
+    server_args: ServerArgs,
+    job: OpenJob,
+    tally: Tally,
+    engine: StartedEngine,
+    reports: list[Report],
 ) -> int:
     stops = _Stops(engine)
     poller = StatePoller(engine.internal_state)
@@ -180,6 +189,7 @@ async def _run(
     report = Report.of(tally, server_args, kv_capacity=poller.capacity, blend=BlendHistory.of(poller.states))
     say(f"{_where(arguments, tally)}\n{report.text()}", quiet=arguments.quiet)
     _write_report(arguments, report)
+    reports.append(report)
     return SOME_FAILED if tally.failed else ALL_ANSWERED
 
 
@@ -244,6 +254,20 @@ def _write_report(arguments: RunArguments, report: Report) -> None:
         if arguments.report_png is not None:
             draw(report, arguments.report_png)
     except (OSError, PictureUnavailable) as error:
+        say(f"report not written: {error}")
+
+
+def _write_html(arguments: RunArguments, server_args: ServerArgs, job: OpenJob, report: Report) -> None:
+    """Write the report as a page, if that is asked for; the engine's memory is free again by now."""
+    if arguments.report_html is None:
+        return
+    from sglang.batch.run.html_report import write_page
+
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ctrl-C ends the simulation only
+    try:
+        say(f"writing {arguments.report_html}; ctrl-C leaves the simulations out", quiet=arguments.quiet)
+        write_page(arguments, server_args, job.journal.completion_tokens(), report)
+    except (OSError, ImportError) as error:
         say(f"report not written: {error}")
 
 

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
 from sglang.batch.progress import Show, progress_bar
-from sglang.batch.run.blend_history import BlendState
+from sglang.batch.run.blend_history import BlendState, answers_learned
 from sglang.batch.run.eta import Eta, ModelledEta, PoolState, rate_eta
 from sglang.batch.run.tally import Tally
 
@@ -81,10 +81,11 @@ class RunProgress:
         tally = self._tally
         rate = (tally.done - tally.earlier) / tally.seconds if tally.seconds > 0 else 0.0
         parts = [f"{rate:,.1f} lines/s, {tally.tokens_per_second:,.0f} tokens/s", self._end()]
-        if self._seen is not None and (capacity := self._seen.get("kv_capacity")):
-            sides = (self._seen["used_compute_tokens"], self._seen["used_memory_tokens"])
-            compute, memory = (f"{used / capacity:.0%}" for used in sides)
-            parts.append(f"KV {compute} compute + {memory} memory side")
+        if self._seen is not None:
+            sides = self._seen["used_compute_tokens"], self._seen["used_memory_tokens"]
+            if sum(sides):
+                compute = sides[0] / sum(sides)
+                parts.append(f"running {compute:.0%} compute, {1 - compute:.0%} memory side")
         if tally.prompt_tokens:
             parts.append(f"{tally.cached_tokens / tally.prompt_tokens:.0%} of input cached")
         if tally.failed:
@@ -127,5 +128,4 @@ def pool_state(state: BlendState) -> PoolState | None:
     outlook = state.get("outlook")
     if outlook is None:
         return None
-    answers = sum(answers for _, _, answers in state.get("lengths", ()))
-    return PoolState(outlook["done"], outlook["left"], outlook["estimated"], answers)
+    return PoolState(outlook["done"], outlook["left"], outlook["estimated"], answers_learned(state))

@@ -87,10 +87,14 @@ class PoolClock:
     Args:
         engine: how it combines the parts of a pass; see `engines`.
         kv_capacity: tokens.
+
+    Attributes:
+        engine: the same.
     """
 
     def __init__(self, times: StepTimeModel, engine: str, kv_capacity: int) -> None:
-        self._times, self._engine, self._capacity = times, engine, kv_capacity
+        self.engine = engine
+        self._times, self._capacity = times, kv_capacity
 
     def outlook(self, table: RequestTable, done: WorkDone, running: Running) -> Outlook:
         """Say how far a pool is; O(n) for n requests that wait or run.
@@ -126,7 +130,7 @@ class PoolClock:
             return 0.0
         left = WorkLeft(rows=0.0, kv_reads=work.kv_tokens, longest=longest, density=0.0)
         passes = math.ceil(left.steps(self._capacity))
-        seconds = practical_optimum(self._times, self._engine, work, min_steps=passes)
+        seconds = practical_optimum(self._times, self.engine, work, min_steps=passes)
         return seconds + passes * self._times.assumptions.step_overhead
 
 
