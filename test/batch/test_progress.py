@@ -52,7 +52,7 @@ def test_a_log_gets_whole_lines_ever_more_rarely(capsys: pytest.CaptureFixture[s
     for second in range(3600):
         now = float(second)
         log(Three())
-        if capsys.readouterr().err == "sglang-batch: 3 of 12 (25%) lines: 500 tokens/s; ETA ~14 min\n":
+        if capsys.readouterr().err == "sglang-batch: 3 of 12 lines (25%): 500 tokens/s; ETA ~14 min\n":
             written.append(now)
     pauses = [b - a for a, b in zip([0.0, *written], written, strict=False)]
     assert pauses[0] == FIRST_PAUSE

@@ -92,5 +92,7 @@ class Log:
             return
         self._pause = min(self._pause * GROWTH, LONGEST_PAUSE)
         self._next = now + self._pause
-        of = "" if not self._total else f" of {self._total:,} ({progress.done / self._total:.0%})"
-        print(f"sglang-batch: {progress.done:,}{of} lines: {progress.text()}", file=sys.stderr, flush=True)
+        count = f"{progress.done:,} lines"
+        if self._total:
+            count = f"{progress.done:,} of {self._total:,} lines ({progress.done / self._total:.0%})"
+        print(f"sglang-batch: {count}: {progress.text()}", file=sys.stderr, flush=True)

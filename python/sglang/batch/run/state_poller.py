@@ -14,6 +14,10 @@ INTERVAL = 1.0
 """Seconds between two polls; each is one control message that the scheduler answers between steps."""
 
 
+KEPT = 4096
+"""States kept at most; of more, every other one goes, so that old ones lie further apart."""
+
+
 class StatePoller:
     """Collects the blend policy's state, of the first data-parallel rank's scheduler.
 
@@ -53,4 +57,6 @@ class StatePoller:
         if not isinstance(blend, dict):
             return False
         self.states.append((time.monotonic() - self._started, cast(BlendState, blend)))
+        if len(self.states) > KEPT:
+            del self.states[1:-1:2]
         return True
