@@ -3,8 +3,8 @@
     python -m benchmark.eta_error --json benchmark/results/eta_error.json
 
 The paper's four traces and two mixes whose answers vary much, each scaled down, run through SGLang's
-scheduler on a simulated GPU: under blend, whose ETA is modelled, and under fcfs, whose ETA follows the rate
-of lines. The state that a run polls is taken once a simulated second. Time passes as the planner's own
+scheduler on a simulated GPU: under blend, whose ETA is modelled, and (two) under fcfs, whose ETA follows the
+rate of lines. The state that a run polls is taken once a simulated second. Time passes as the planner's own
 model has it, so these errors come from schedules and unknown lengths; what a wrong model of the hardware
 adds is seen with --recorded, which takes the polls of a real run from its --report.
 """
@@ -16,7 +16,7 @@ import json
 import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import as_completed
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -83,7 +83,8 @@ def runs(seed: int) -> list[Run]:
         Run(0, **common, compute=compute, density=1.1, sharing=sharing, seed=seed)
         for compute, sharing in (("sharegpt", 0.15), ("wildchat", 0.35))
     ]
-    return [*traces, *mixes, *(replace(run, policy="fcfs", engine="mixed") for run in traces)]
+    baseline = [replace(run, policy="fcfs", engine="mixed") for run in (traces[0], traces[3])]
+    return [*traces, *mixes, *baseline]
 
 
 def observe(run: Run) -> Observed:
@@ -122,7 +123,7 @@ def recorded(path: Path) -> Observed:
     """Read the polls of a real run from the report that `sglang-batch run --report` wrote."""
     report = json.loads(path.read_text())
     polls = [
-        (moment["seconds"], PoolState(moment["done"], moment["left"], moment["estimated"], moment["answers"]))
+        (moment["seconds"], PoolState(*(moment[field.name] for field in fields(PoolState))))
         for moment in report["blend"]["moments"]
         if moment["done"] is not None
     ]

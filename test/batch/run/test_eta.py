@@ -5,8 +5,10 @@ import pytest
 from sglang.batch.run.eta import Eta, ModelledEta, PoolState, duration, rate_eta
 
 
-def state(done: float, left: float, *, estimated: float = 0.0, answers: int = 0) -> PoolState:
-    return PoolState(done, left, estimated, answers)
+def state(
+    done: float, left: float, *, high: float = 0.0, estimated: float = 0.0, answers: int = 0
+) -> PoolState:
+    return PoolState(done, left, max(high, left), estimated, answers)
 
 
 def predict(*seen: tuple[float, PoolState], now: float | None = None, beyond: int = 0) -> Eta | None:
@@ -69,6 +71,14 @@ def test_a_range_narrows_as_lengths_are_learned() -> None:
         spans.append((eta.high - eta.low, eta.sure))
     assert [sure for _, sure in spans] == [False, False, True]
     assert spans == sorted(spans, reverse=True)
+
+
+def test_a_run_that_one_long_answer_may_hold_up_is_told_as_a_range() -> None:
+    eta = predict((0.0, state(0, 100)), (50.0, state(50, 50, high=200, estimated=1.0, answers=1000)))
+    assert eta is not None
+    assert eta.seconds == pytest.approx(50)
+    assert eta.high == pytest.approx(200)
+    assert not eta.sure
 
 
 def test_a_rate_goes_on_as_it_was() -> None:

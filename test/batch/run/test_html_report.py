@@ -66,6 +66,7 @@ def history() -> BlendHistory:
         outlook = {
             "done": 0.5 * second,
             "left": 20.0 - 0.5 * second,
+            "left_high": 20.0,
             "estimated": 0.5,
             "compute": 0.3 * second,
             "memory": 0.2 * second,

@@ -28,7 +28,14 @@ def tally(**changes: Any) -> Tally:
 
 
 def outlook(done: float, left: float, estimated: float = 0.0) -> dict[str, float]:
-    return {"done": done, "left": left, "estimated": estimated, "compute": 0.0, "memory": 0.0}
+    return {
+        "done": done,
+        "left": left,
+        "left_high": left,
+        "estimated": estimated,
+        "compute": 0.0,
+        "memory": 0.0,
+    }
 
 
 def test_a_policy_without_a_plan_is_told_by_its_rate() -> None:

@@ -106,3 +106,12 @@ def test_the_last_of_many_unknown_answers_is_expected_to_outlast_the_mean() -> N
     for run in (unknown, known):
         run.planner.table.estimate[run.slots] = OUTPUT
     assert unknown.outlook("overlapped").left > 2 * known.outlook("overlapped").left
+    assert known.outlook("overlapped").left_high == known.outlook("overlapped").left
+
+
+def test_answers_that_run_long_raise_what_the_rest_may_take() -> None:
+    run = Run(known=False)
+    run.begin(10)
+    run.done.ends(PROMPT, 5, expected=OUTPUT)
+    early, late = run.outlook("overlapped", generated=1), run.outlook("overlapped", generated=300)
+    assert early.left <= early.left_high < late.left_high

@@ -46,7 +46,7 @@ class Moment:
             paper 5.3); both are 0 when nobody waits.
         used_compute, used_memory: tokens in use by requests of each side.
         sharing: share of the admitted prompt tokens that the cache served so far, 0 to 1.
-        done, left, estimated: as in the planner's `Outlook`; answers: lengths learned so far.
+        done, left, left_high, estimated: as in the planner's `Outlook`; answers: lengths learned so far.
         flop_seconds, read_seconds: of the work so far, seconds at the hardware's peak FLOP/s and, for KV
             reads, at its peak bandwidth.
 
@@ -61,6 +61,7 @@ class Moment:
     sharing: float | None = None
     done: float | None = None
     left: float | None = None
+    left_high: float | None = None
     estimated: float | None = None
     answers: int = 0
     flop_seconds: float | None = None
@@ -151,6 +152,7 @@ def _moment(seconds: float, state: BlendState) -> Moment:
         sharing=state.get("sharing_achieved"),
         done=outlook.get("done"),
         left=outlook.get("left"),
+        left_high=outlook.get("left_high"),
         estimated=outlook.get("estimated"),
         answers=answers_learned(state),
         flop_seconds=outlook.get("compute"),

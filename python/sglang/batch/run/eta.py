@@ -54,12 +54,14 @@ class PoolState:
 
     Attributes:
         done, left: modelled seconds of what is behind and of what is to come.
+        left_high: of what is to come if answers are longer, as far as is likely.
         estimated: share of the output tokens to come whose number is an estimate, 0 to 1.
         answers: answers of unknown length that are in, from which estimates are made.
     """
 
     done: float
     left: float
+    left_high: float
     estimated: float
     answers: int
 
@@ -97,10 +99,14 @@ class ModelledEta:
             return None
         speed = (self._seen - self._began) / state.done
         modelled = state.left + (state.done + state.left) * beyond / max(submitted, 1)
-        remaining = max(speed * modelled - (seconds - self._seen), 0.0)
+        since = seconds - self._seen
+        remaining = max(speed * modelled - since, 0.0)
+        longer = max(speed * (modelled + state.left_high - state.left) - since, 0.0)
         unsure = state.estimated / math.sqrt(max(state.answers, 1))
         factor = 1.0 + MARGIN + unsure
-        return Eta(remaining, remaining / factor, remaining * factor, sure=unsure < SURE)
+        high = max(remaining * factor, longer)
+        sure = unsure < SURE and high <= (1.0 + MARGIN + SURE) * remaining
+        return Eta(remaining, remaining / factor, high, sure)
 
 
 def rate_eta(seconds: float, done: int, left: int) -> Eta | None:

@@ -128,4 +128,10 @@ def pool_state(state: BlendState) -> PoolState | None:
     outlook = state.get("outlook")
     if outlook is None:
         return None
-    return PoolState(outlook["done"], outlook["left"], outlook["estimated"], answers_learned(state))
+    return PoolState(
+        done=outlook["done"],
+        left=outlook["left"],
+        left_high=outlook["left_high"],
+        estimated=outlook["estimated"],
+        answers=answers_learned(state),
+    )

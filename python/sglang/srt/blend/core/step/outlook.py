@@ -24,6 +24,9 @@ Ints = NDArray[np.int64]
 _EULER = 0.5772
 """1 + 1/2 + ... + 1/n is about log(n) + this."""
 
+_RARELY = 2.4
+"""The longest of n exponential lengths is more than the mean times log(n) + _EULER + this one time in 20."""
+
 
 @dataclass(slots=True)
 class WorkDone:
@@ -34,6 +37,7 @@ class WorkDone:
         decode_rows, kv_tokens: of requests that ended; see `PoolWork`.
         requests: how many began.
         longest: output tokens of the longest answer that has ended.
+        learned: output tokens of the answers of unknown length that have ended.
         lengths: how many answers of unknown length ended, by the powers of two of what was expected when
             they began and of what they came to (`int.bit_length`, so 3 is 4 to 7 tokens).
     """
@@ -44,6 +48,7 @@ class WorkDone:
     kv_tokens: float = 0.0
     requests: int = 0
     longest: int = 0
+    learned: int = 0
     lengths: Counter[tuple[int, int]] = field(default_factory=Counter)
 
     def begins(self, prompt: int, cached: int) -> None:
@@ -60,6 +65,7 @@ class WorkDone:
         self.kv_tokens += prompt * decodes + decodes * (decodes + 1) / 2
         self.longest = max(self.longest, output)
         if expected is not None:
+            self.learned += output
             self.lengths[expected.bit_length(), output.bit_length()] += 1
 
 
@@ -69,6 +75,7 @@ class Outlook:
 
     Attributes:
         done, left: modelled seconds of what is behind and of what is to come, if estimates hold.
+        left_high: of what is to come if answers are longer, as far as is likely.
         estimated: share of the output tokens to come that are estimates, 0 to 1; requests fix the others.
         compute, memory: seconds that the work behind takes of the hardware's peak FLOP/s and, for its KV
             reads alone, of its peak bandwidth.
@@ -76,6 +83,7 @@ class Outlook:
 
     done: float
     left: float
+    left_high: float
     estimated: float
     compute: float
     memory: float
@@ -106,16 +114,23 @@ class PoolClock:
         waiting = np.flatnonzero(table.state == State.WAITING)
         behind = _behind(table, done, running)
         longest_done = max(done.longest, int(running.generated.max(initial=0)))
-        ahead = _ahead(table, waiting, running, remaining)
+        prompt, output = table.work(waiting)
+        longer = _uncensored(table, done, running, waiting, output)
+        shared = np.clip(table.shared[waiting], 0, prompt)
         slots = np.concatenate([waiting, running.slots])
-        to_come = np.concatenate([table.work(waiting)[1], remaining])
+        left = []
+        for expected, beyond in ((output, _EULER), (longer, _EULER + _RARELY)):
+            ahead = _ahead(table, running, remaining, PoolWork.of(prompt, expected, shared))
+            to_come = np.concatenate([expected, remaining])
+            left.append(self.seconds(ahead, _longest(table, slots, to_come, beyond)))
         shape, hardware = self._times.shape, self._times.hardware
         flop = 2.0 * shape.gemm_params * (behind.prefill_tokens + behind.decode_rows)
         flop += 4.0 * shape.attention_width * shape.layers * (behind.prefill_pairs + behind.kv_tokens)
         return Outlook(
             done=self.seconds(behind, longest_done),
-            left=self.seconds(ahead, _longest(table, slots, to_come)),
-            estimated=_estimated(table, slots, to_come),
+            left=left[0],
+            left_high=max(left),
+            estimated=_estimated(table, slots, np.concatenate([output, remaining])),
             compute=flop / hardware.flops,
             memory=behind.kv_tokens * shape.kv_bytes_per_token / hardware.bandwidth,
         )
@@ -146,30 +161,44 @@ def _behind(table: RequestTable, done: WorkDone, running: Running) -> PoolWork:
     )
 
 
-def _ahead(table: RequestTable, waiting: Ints, running: Running, remaining: Ints) -> PoolWork:
+def _ahead(table: RequestTable, running: Running, remaining: Ints, waiting: PoolWork) -> PoolWork:
     """Work of all that waits, and the answers to come of what runs."""
-    prompt, output = table.work(waiting)
-    work = PoolWork.of(prompt, output, np.clip(table.shared[waiting], 0, prompt))
     context = table.store.length[running.slots] + running.generated
     return replace(
-        work,
-        decode_rows=work.decode_rows + float(remaining.sum()),
-        kv_tokens=work.kv_tokens + float((remaining * (context + (remaining + 1.0) / 2.0)).sum()),
+        waiting,
+        decode_rows=waiting.decode_rows + float(remaining.sum()),
+        kv_tokens=waiting.kv_tokens + float((remaining * (context + (remaining + 1.0) / 2.0)).sum()),
     )
 
 
-def _longest(table: RequestTable, slots: Ints, to_come: Ints) -> int:
+def _uncensored(table: RequestTable, done: WorkDone, running: Running, waiting: Ints, output: Ints) -> Ints:
+    """Output tokens of waiting requests, estimates raised for the answers that have not ended.
+
+    Estimates are means of answers that have, and short ones end first. For exponential lengths the mean is
+    all tokens generated so far, of answers that run too, by the answers that have ended.
+    """
+    if not done.learned:
+        return output
+    unended = running.generated[table.known[running.slots] == 0].sum()
+    factor = 1.0 + float(unended) / done.learned
+    corrected = np.minimum(output * factor, table.max_new[waiting] - table.generated[waiting])
+    return np.asarray(np.where(table.known[waiting] == 0, np.maximum(corrected, output), output), np.int64)
+
+
+def _longest(table: RequestTable, slots: Ints, to_come: Ints, beyond: float) -> int:
     """Output tokens that the longest of these answers has yet to produce.
 
     Lengths that are not known are taken for exponential, as in `RequestTable.spread`. The longest of n is
     expected to be the mean times 1 + 1/2 + ... + 1/n, and is no longer than requests allow.
+
+    Args:
+        beyond: `_EULER` for that, more for a longest that is rarely exceeded.
     """
     unknown = table.known[slots] == 0
     longest = int(to_come.max(initial=0))
     if not unknown.any():
         return longest
-    n = int(unknown.sum())
-    tail = to_come[unknown].mean() * (math.log(n) + _EULER if n > 1 else 1.0)
+    tail = to_come[unknown].mean() * max(math.log(int(unknown.sum())) + beyond, 1.0)
     allowed = int((table.max_new[slots] - table.generated[slots])[unknown].max())
     return max(longest, int(min(tail, allowed)))
 
