@@ -209,7 +209,7 @@ def simulated_use(runs: Sequence[Simulated], resource: str) -> Callable[[Axes], 
             values = getattr(run.timeline, resource)
             edges = run.timeline.stretch * np.arange(len(values) + 1)
             axes.stairs(values, edges, baseline=None, color=colour, label=run.schedule.policy)
-        axes.set_ylim(0, 1.02)
+        axes.set_ylim(bottom=0)
         axes.yaxis.set_major_formatter(_percent)
         axes.set_ylabel(f"of the peak {peak}")
         _finish(axes, "simulated seconds")

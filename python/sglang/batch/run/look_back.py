@@ -113,7 +113,13 @@ def look_back(
         kv_capacity=kv_capacity,
         groups=tuple(groups),
         excerpt=len(part) if simulate_requests else 0,
-        simulated=tuple(run for run in results if isinstance(run, Simulated)),
+        # In the order that was asked for, not that in which they ended.
+        simulated=tuple(
+            sorted(
+                (run for run in results if isinstance(run, Simulated)),
+                key=lambda run: run.schedule.policy == BASELINE,
+            )
+        ),
         failed=tuple(run for run in results if isinstance(run, NotSimulated)),
     )
 
