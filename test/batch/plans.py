@@ -33,6 +33,7 @@ def make_prompts(
         cap=np.array(cap or [0] * n, np.int64),
         known=np.array(known or [0] * n, np.int64),
         line=np.arange(1, n + 1),
+        position=np.arange(n),
         custom_ids=tuple(f"id{i}" for i in range(n)),
         media=0,
         lines=n,

@@ -16,12 +16,15 @@ class ServerArgs(Protocol):
     Attributes:
         device: None until upstream's platform has chosen it.
         max_queued_requests: requests that the scheduler queues at most; None for no limit.
+        tp_size: ranks that share the model; dp_size: replicas of it.
     """
 
     model_path: str
     schedule_policy: str
     device: str | None
     max_queued_requests: int | None
+    tp_size: int
+    dp_size: int
 
     def resolve_once(self) -> None:
         """Fill in what depends on the model and the machine."""

@@ -82,14 +82,17 @@ def read_in_a_process(
     media: MediaPolicy,
     *,
     quiet: bool,
+    limit: int | None = None,
 ) -> Prompts:
     """Tokenize a batch where SGLang finds the simulated GPU's platform.
+
+    Args: as of `read_prompts`.
 
     Raises:
         BadUsage: an input, or the model's config or tokenizer, cannot be read.
     """
     try:
-        return processes.submit(read_prompts, sources, server, media, quiet=quiet).result()
+        return processes.submit(read_prompts, sources, server, media, quiet=quiet, limit=limit).result()
     except (OSError, ValueError, KeyError, BrokenProcessPool) as error:
         problem = str(error) or type(error).__name__
         raise BadUsage(f"the model's config or tokenizer cannot be read: {problem}") from error

@@ -9,6 +9,8 @@
 * `in_process`: SGLang in this process.
 * `barrier`: nothing is admitted before the first pool is complete.
 * `state_poller`: polls the scheduler's state during the run; `blend_history`: what that says of a run.
+* `run_progress`: what is seen of a run meanwhile; `eta`: when it will be done.
 * `status`: how far a job is, from its journal.
-* `report`, `picture`: what a user reads at the end.
+* `report`, `picture`: what a user reads at the end; `html_report`: the same and more as a page (`charts`, and
+  `look_back`: the run with its real lengths).
 """

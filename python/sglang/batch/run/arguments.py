@@ -6,6 +6,7 @@ import argparse
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 from sglang.batch.input.rows import row_format
@@ -31,6 +32,9 @@ STALL_SECONDS = 600.0
 GRACE = 30.0
 """Seconds that requests in flight get to end after ctrl-C."""
 
+SIMULATE_REQUESTS = 2_000
+"""Requests that are simulated at most for a report."""
+
 USAGE = (
     "sglang-batch run -i FILE -o FILE (--model-path MODEL | --endpoint URL) [options]"
     " [server flags: --help-server]"
@@ -52,7 +56,9 @@ class RunArguments:
         media: what requests may name beside data URLs.
         pool: requests in flight at most, at least 1.
         pool_barrier: whether admissions wait until the first pool is complete.
-        report, report_png: where the report goes as JSON and as a picture; None for nowhere.
+        report, report_png, report_html: where the report goes as JSON, as a picture and as a page; None for
+            nowhere.
+        report_simulate: requests that the page's simulations take at most; 0 for none.
         server: flags for the server's own parser, a batch's defaults among them; none for a remote run.
         remote: running servers that answer; None for an engine of the run's own.
     """
@@ -70,6 +76,8 @@ class RunArguments:
     quiet: bool
     report: Path | None
     report_png: Path | None
+    report_html: Path | None
+    report_simulate: int
     server: list[str]
     remote: RemoteArguments | None
 
@@ -95,6 +103,14 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_false",
         help="admit requests as they arrive, instead of waiting until the first pool is complete",
     )
+    _add_reports(parser)
+    parser.add_argument("--quiet", action="store_true", help="no progress bar and no report on stderr")
+    parser.add_argument(
+        "--help-server", action="store_true", help="show the server's flags, which are all accepted, and exit"
+    )
+
+
+def _add_reports(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--report", type=Path, metavar="FILE", help="write the final report as JSON too")
     parser.add_argument(
         "--report-png",
@@ -102,9 +118,20 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="draw partition and memory over time (blend; needs matplotlib)",
     )
-    parser.add_argument("--quiet", action="store_true", help="no progress bar and no report on stderr")
     parser.add_argument(
-        "--help-server", action="store_true", help="show the server's flags, which are all accepted, and exit"
+        "--report-html",
+        type=Path,
+        metavar="FILE",
+        help="write a page with charts: use of compute and memory, sharing, lengths, prefix groups, why"
+        " requests waited, what fcfs would have taken (needs matplotlib)",
+    )
+    parser.add_argument(
+        "--report-simulate",
+        type=int,
+        default=SIMULATE_REQUESTS,
+        metavar="N",
+        help="requests that the page's simulation of fcfs takes at most, after the run; 0 for none"
+        " (default: %(default)s)",
     )
 
 
@@ -224,6 +251,7 @@ def check_run(options: argparse.Namespace, server: Sequence[str]) -> RunArgument
         ("grace", 0),
         ("engine_restarts", 0),
         ("stall_timeout", 1),
+        ("report_simulate", 0),
     ):
         if not getattr(options, flag) >= minimum:
             value = getattr(options, flag)
@@ -233,8 +261,10 @@ def check_run(options: argparse.Namespace, server: Sequence[str]) -> RunArgument
     _check_output(files, sources)
     if not options.restart:
         files.check_free()
-    for flag, path in (("--report", options.report), ("--report-png", options.report_png)):
-        check_folder(flag, path)
+    for flag in ("report", "report_png", "report_html"):
+        check_folder(f"--{flag.replace('_', '-')}", getattr(options, flag))
+    if options.report_html is not None and find_spec("matplotlib") is None:
+        raise BadUsage(f"--report-html {options.report_html}: needs matplotlib; pip install matplotlib")
     codes = options.retry_codes
     remote = check_remote(options, server)
     return RunArguments(
@@ -257,6 +287,8 @@ def check_run(options: argparse.Namespace, server: Sequence[str]) -> RunArgument
         quiet=options.quiet,
         report=options.report,
         report_png=options.report_png,
+        report_html=options.report_html,
+        report_simulate=options.report_simulate,
         server=with_defaults(server) if remote is None else [],
         remote=remote,
     )

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import dropwhile
-from typing import TypedDict
+from typing import NotRequired, TypedDict
 
 ROWS = 10
 """Rows of the text picture; a longer run is thinned out evenly."""
@@ -15,7 +15,10 @@ WIDTH = 40
 
 
 class BlendState(TypedDict):
-    """The part of the policy's state that a history is made of; units as in `Moment` and `BlendHistory`."""
+    """The part of the policy's state that is looked at; units as in `Moment` and `BlendHistory`.
+
+    `outlook` is the planner's `Outlook`, None where it has none.
+    """
 
     hardware: str
     pool_density: float | None
@@ -26,6 +29,11 @@ class BlendState(TypedDict):
     partition_memory_tokens: int
     used_compute_tokens: int
     used_memory_tokens: int
+    sharing_achieved: NotRequired[float]
+    outlook: NotRequired[dict[str, float] | None]
+    lengths: NotRequired[list[list[int]]]
+    decisions: NotRequired[dict[str, int]]
+    engine: NotRequired[str | None]
 
 
 @dataclass(frozen=True)
@@ -37,6 +45,12 @@ class Moment:
         compute, memory: tokens reserved for requests from the compute and the memory side (M_L and M_R,
             paper 5.3); both are 0 when nobody waits.
         used_compute, used_memory: tokens in use by requests of each side.
+        sharing: share of the admitted prompt tokens that the cache served so far, 0 to 1.
+        done, left, left_high, estimated: as in the planner's `Outlook`; answers: lengths learned so far.
+        flop_seconds, read_seconds: of the work so far, seconds at the hardware's peak FLOP/s and, for KV
+            reads, at its peak bandwidth.
+
+    What the scheduler does not say is None.
     """
 
     seconds: float
@@ -44,6 +58,14 @@ class Moment:
     memory: int
     used_compute: int
     used_memory: int
+    sharing: float | None = None
+    done: float | None = None
+    left: float | None = None
+    left_high: float | None = None
+    estimated: float | None = None
+    answers: int = 0
+    flop_seconds: float | None = None
+    read_seconds: float | None = None
 
     @property
     def reserved(self) -> int:
@@ -62,6 +84,9 @@ class BlendHistory:
         held: times a request waited one step because another computed its prefix.
         retractions: times a running request went back to the queue.
         moments: the polls, in order, from the first on that found a partition.
+        decisions: how often each reason was given for admitting a request or letting it wait.
+        lengths: (expected, real, answers) of unknown lengths by powers of two, see `WorkDone.lengths`.
+        engine: how passes are modelled; None where they are not.
     """
 
     hardware: str
@@ -70,6 +95,9 @@ class BlendHistory:
     held: int
     retractions: int
     moments: tuple[Moment, ...]
+    decisions: dict[str, int] = field(default_factory=dict)
+    lengths: tuple[tuple[int, int, int], ...] = ()
+    engine: str | None = None
 
     @classmethod
     def of(cls, states: Sequence[tuple[float, BlendState]]) -> BlendHistory | None:
@@ -91,6 +119,9 @@ class BlendHistory:
             held=int(last["held"]),
             retractions=int(last["retractions"]),
             moments=tuple(dropwhile(lambda moment: not moment.reserved, moments)),
+            decisions=last.get("decisions", {}),
+            lengths=tuple((expected, real, answers) for expected, real, answers in last.get("lengths", ())),
+            engine=last.get("engine"),
         )
 
     def text(self) -> str:
@@ -106,18 +137,32 @@ class BlendHistory:
             lines.append(
                 f"  {'partition':<16}of the KV capacity: # compute side, = memory side; tokens in use"
             )
-            lines += [_row(moment) for moment in _thin(self.moments, ROWS)]
+            lines += [_row(moment) for moment in thin(self.moments, ROWS)]
         return "\n".join(lines)
 
 
 def _moment(seconds: float, state: BlendState) -> Moment:
+    outlook = state.get("outlook") or {}
     return Moment(
         seconds=round(seconds, 1),
         compute=state["partition_compute_tokens"],
         memory=state["partition_memory_tokens"],
         used_compute=state["used_compute_tokens"],
         used_memory=state["used_memory_tokens"],
+        sharing=state.get("sharing_achieved"),
+        done=outlook.get("done"),
+        left=outlook.get("left"),
+        left_high=outlook.get("left_high"),
+        estimated=outlook.get("estimated"),
+        answers=answers_learned(state),
+        flop_seconds=outlook.get("compute"),
+        read_seconds=outlook.get("memory"),
     )
+
+
+def answers_learned(state: BlendState) -> int:
+    """Count the answers of unknown length that have ended."""
+    return sum(answers for _, _, answers in state.get("lengths", ()))
 
 
 def _row(moment: Moment) -> str:
@@ -127,7 +172,7 @@ def _row(moment: Moment) -> str:
     return f"  {moment.seconds:>9.0f} s     |{picture}|  {moment.used_compute:,} + {moment.used_memory:,}"
 
 
-def _thin(moments: Sequence[Moment], rows: int) -> list[Moment]:
+def thin(moments: Sequence[Moment], rows: int) -> list[Moment]:
     """Leave `rows` moments at regular distances, both ends among them."""
     if len(moments) <= rows:
         return list(moments)

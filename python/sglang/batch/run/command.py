@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import sqlite3
 import sys
 from collections.abc import Callable
 from typing import Any
 
 from sglang.batch.media import MediaGate
-from sglang.batch.progress import progress_bar
 from sglang.batch.run.arguments import RunArguments
 from sglang.batch.run.blend_history import BlendHistory
 from sglang.batch.run.committer import DiskFailed
@@ -21,6 +21,7 @@ from sglang.batch.run.picture import PictureUnavailable, draw
 from sglang.batch.run.recovery import OpenJob, open_job
 from sglang.batch.run.report import Report
 from sglang.batch.run.rounds import RoundLimits, Rounds
+from sglang.batch.run.run_progress import shown_progress
 from sglang.batch.run.stops import Stopped, Stops
 from sglang.batch.run.tally import Tally
 from sglang.batch.upstream import ServerArgs
@@ -92,12 +93,19 @@ def _run_open_job(
         say(f"going on: {tally.done:,} of {tally.lines:,} lines are done", quiet=arguments.quiet)
     say(f"starting the engine: {server_args.model_path}", quiet=arguments.quiet)
     running = _run(arguments, server_args, job, tally, engine)
-    return asyncio.run(running) if loop is None else loop.run_until_complete(running)
+    ended = asyncio.run(running) if loop is None else loop.run_until_complete(running)
+    if isinstance(ended, int):
+        return ended
+    say(f"{_where(arguments, tally)}\n{ended.text()}", quiet=arguments.quiet)
+    _write_report(arguments, ended)
+    _write_html(arguments, server_args, job, ended)
+    return SOME_FAILED if tally.failed else ALL_ANSWERED
 
 
 async def _run(
     arguments: RunArguments, server_args: ServerArgs, job: OpenJob, tally: Tally, engine: Engine
-) -> int:
+) -> Report | int:
+    """Run a job to its end; returns its report, or the exit code if it has ended before."""
     limits = RoundLimits(
         pool=_pool(arguments, server_args),
         barrier=arguments.pool_barrier,
@@ -105,25 +113,22 @@ async def _run(
         grace=arguments.grace,
         restarts=arguments.engine_restarts,
     )
-    with progress_bar(total=tally.lines, done=tally.done, quiet=arguments.quiet) as show:
-        gate = MediaGate(engine, arguments.media)
-        rounds = Rounds(job, engine, gate, tally, limits, Stops(), show=show, say=say)
-        try:
-            await rounds.run()
-            await rounds.finish()
-        except Exception as error:
-            code = _how_it_ended(error, job, tally)
-            rounds.note("stopped", str(error))
-            return code
-        finally:
-            await engine.stop()
-    job.finish()
+    gate = MediaGate(engine, arguments.media)
+    rounds = Rounds(job, engine, gate, tally, limits, Stops(), say=say)
     poller = rounds.poller
-    assert poller is not None
-    report = Report.of(tally, server_args, kv_capacity=poller.capacity, blend=BlendHistory.of(poller.states))
-    say(f"{_where(arguments, tally)}\n{report.text()}", quiet=arguments.quiet)
-    _write_report(arguments, report)
-    return SOME_FAILED if tally.failed else ALL_ANSWERED
+    try:
+        await rounds.start()
+        async with shown_progress(tally, poller.states, pool=limits.pool, quiet=arguments.quiet):
+            await rounds.run()
+        await rounds.finish()
+    except Exception as error:
+        code = _how_it_ended(error, job, tally)
+        rounds.note("stopped", str(error))
+        return code
+    finally:
+        await engine.stop()
+    job.finish()
+    return Report.of(tally, server_args, kv_capacity=poller.capacity, blend=BlendHistory.of(poller.states))
 
 
 def _how_it_ended(error: Exception, job: OpenJob, tally: Tally) -> int:
@@ -161,6 +166,20 @@ def _write_report(arguments: RunArguments, report: Report) -> None:
         if arguments.report_png is not None:
             draw(report, arguments.report_png)
     except (OSError, PictureUnavailable) as error:
+        say(f"report not written: {error}")
+
+
+def _write_html(arguments: RunArguments, server_args: ServerArgs, job: OpenJob, report: Report) -> None:
+    """Write the report as a page, if that is asked for; the engine's memory is free again by now."""
+    if arguments.report_html is None:
+        return
+    from sglang.batch.run.html_report import write_page
+
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ctrl-C ends the simulation only
+    try:
+        say(f"writing {arguments.report_html}; ctrl-C leaves the simulations out", quiet=arguments.quiet)
+        write_page(arguments, server_args, job.journal.completion_tokens(), report)
+    except (OSError, ImportError) as error:
         say(f"report not written: {error}")
 
 

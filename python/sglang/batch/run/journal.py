@@ -319,6 +319,11 @@ class Journal:
         tally.earlier, tally.earlier_tokens = tally.done, tally.tokens
         return tally
 
+    def completion_tokens(self) -> dict[int, int]:
+        """Read the output tokens of each answered line, by its position."""
+        query = f"SELECT position, completion_tokens FROM line WHERE state = {LineState.ANSWERED:d}"
+        return dict(self._db.execute(query))
+
     def retry_failed(self, codes: Sequence[str] | None = None) -> int:
         """Let failed lines run again, those with the given error codes or all; returns how many."""
         chosen = "" if codes is None else f" AND code IN ({', '.join('?' * len(codes))})"

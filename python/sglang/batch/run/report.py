@@ -72,8 +72,8 @@ class Report:
         """Share of all prompt tokens that came from the cache, 0 to 1."""
         return self.cached_tokens / self.prompt_tokens if self.prompt_tokens else 0.0
 
-    def text(self) -> str:
-        """Write the report as aligned lines."""
+    def rows(self) -> list[tuple[str, str]]:
+        """Name and value of what there is to say without blend's own numbers."""
         rows = [
             ("lines", f"{self.answered:,} answered, {self.failed:,} with an error record{self._earlier()}"),
             *((f"  {code}", f"{count:,}") for code, count in self.failures.items()),
@@ -85,7 +85,11 @@ class Report:
         if self.kv_capacity is not None:
             rows.append(("KV capacity", f"{self.kv_capacity:,} tokens"))
         rows.append(("policy", self.policy))
-        text = "\n".join(f"  {name:<16}{value}" for name, value in rows)
+        return rows
+
+    def text(self) -> str:
+        """Write the report as aligned lines."""
+        text = "\n".join(f"  {name:<16}{value}" for name, value in self.rows())
         return f"{text}\n{self.blend.text()}" if self.blend is not None else text
 
     def _earlier(self) -> str:

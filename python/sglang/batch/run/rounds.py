@@ -64,11 +64,10 @@ class Rounds:
         engine: not started yet.
         answerer: what requests are given to: the engine, or something before it.
         tally: counts what is done, the work of earlier runs in it already.
-        show: called after each record, for a progress bar.
         say: tells the user.
 
     Attributes:
-        poller: collects the scheduler's states of the engine's last life; None before the first.
+        poller: collects the scheduler's states, over all of the engine's lives.
     """
 
     def __init__(
@@ -80,32 +79,40 @@ class Rounds:
         limits: RoundLimits,
         stops: Stops,
         *,
-        show: Callable[[Tally], object],
         say: Callable[[str], object],
     ) -> None:
-        self.poller: StatePoller | None = None
+        self.poller = StatePoller(engine.internal_state)
         self._job = job
         self._engine = engine
         self._answerer = answerer
         self._tally = tally
         self._limits = limits
         self._stops = stops
-        self._show = show
         self._say = say
         self._restarts = Restarts(limits.restarts)
         self._polling: asyncio.Future[None] | None = None
+
+    async def start(self) -> None:
+        """Start the engine.
+
+        Raises:
+            EngineFailed: it did not start.
+            Stopped: a signal came first.
+        """
+        await self._stops.race(self._engine.start())
+        self.note(START, f"{self._tally.done} of {self._tally.lines} lines are done")
+        self._polling = asyncio.ensure_future(_until_death(self.poller))
 
     async def run(self) -> None:
         """Run every line; returns when each has its record on the disk.
 
         Raises:
-            EngineFailed: the engine could not be started, or not again.
+            EngineFailed: the engine could not be started again.
             EngineDied: it died too often.
             DiskFailed: records cannot be written.
             Stopped: a signal came before the end.
             BadUsage: a line of the input has changed.
         """
-        await self._start()
         while (died := await self._round(self._job.work(), note=True)) is not None:
             await self._start_again(died)
         groups = [self._job.journal.quarantined()]
@@ -125,17 +132,11 @@ class Rounds:
 
     async def finish(self) -> None:
         """Let the poller end, which asks the engine a last time."""
-        if self.poller is not None and self._polling is not None:
-            self.poller.stop()
+        self.poller.stop()
+        if self._polling is not None:
             await asyncio.wait({self._polling}, timeout=STOP_SECONDS)
             if not self._polling.done() or self._polling.exception():
                 self._say("the scheduler's own numbers are incomplete: it did not answer")
-
-    async def _start(self) -> None:
-        await self._stops.race(self._engine.start())
-        self.note(START, f"{self._tally.done} of {self._tally.lines} lines are done")
-        self.poller = StatePoller(self._engine.internal_state)
-        self._polling = asyncio.ensure_future(_until_death(self.poller))
 
     async def _start_again(self, died: EngineDied, *, expected: bool = False) -> None:
         """Start the engine again, unless it dies too often; `expected` deaths do not count."""
@@ -146,7 +147,7 @@ class Rounds:
             self._say(f"starting the engine again in {wait:g} s")
             await self._stops.race(asyncio.sleep(wait))
             try:
-                await self._start()
+                await self.start()
             except EngineFailed as error:
                 wait = self._restarts.died(self._tally.done)
                 if wait is None:
@@ -178,7 +179,6 @@ class Rounds:
             tally=self._tally,
             pool=self._limits.pool,
             barrier=barrier or self._barrier(),
-            on_record=self._show,
         )
         running = asyncio.ensure_future(batch.run(work))
         await self._wait(running, batch)

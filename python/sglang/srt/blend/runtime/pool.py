@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from sglang.srt.blend.core.planner import Planner
 from sglang.srt.blend.core.pool.request_table import State
+from sglang.srt.blend.core.step.outlook import WorkDone
 from sglang.srt.blend.core.step.step import Running, Step
 from sglang.srt.blend.runtime.encoder_cost import EncoderCost, media_tokens
 from sglang.srt.blend.runtime.queue_order import QueueOrder
@@ -42,6 +43,7 @@ class RequestPool:
         running: admitted requests by slot, in order of admission: upstream counts their output.
         order: where each waiting request stands in upstream's queue.
         prompt_tokens, cached_tokens: of all admitted requests, and how many the cache served.
+        done: their work so far.
         admissions, retractions, completions, aborts: counts.
     """
 
@@ -60,6 +62,7 @@ class RequestPool:
         self.order = QueueOrder(self.waiting_slot)
         self.running: dict[int, Request] = {}
         self.prompt_tokens = self.cached_tokens = 0
+        self.done = WorkDone()
         self.admissions = self.retractions = self.completions = self.aborts = 0
         self._requests: list[Request | None] = []  # by slot
         self._priority = np.zeros(0, np.int64)  # by slot
@@ -112,6 +115,9 @@ class RequestPool:
         self.admissions += 1
         self.prompt_tokens += len(req.origin_input_ids)
         self.cached_tokens += min(cached_tokens, len(req.origin_input_ids))
+        self.done.begins(len(req.origin_input_ids) + len(req.output_ids), cached_tokens)
+        table = self.planner.table
+        req.blend_expected = None if table.known.item(slot) else table.estimate.item(slot)
 
     def release(self, req: Request) -> None:
         """The request's KV was given back: it has finished, or it goes back to the queue."""
@@ -122,6 +128,7 @@ class RequestPool:
             if not _aborted(req):
                 self.planner.observe(slot, len(req.output_ids))
                 self.completions += 1
+                self.done.ends(len(req.origin_input_ids), len(req.output_ids), req.blend_expected)
             self._discard(slot)
         else:
             self._released[slot] = req

@@ -83,6 +83,7 @@ class Request(Protocol):
         blend_slot: the request's slot in the planner's `RequestTable`; set when the pool first sees the
             request, and kept after the slot went to another, so only `RequestPool.slot` reads it.
         blend_pool: the `RequestPool` that holds it; upstream's retraction asks it who may be preempted.
+        blend_expected: output tokens expected when it was admitted last; None where the request fixes them.
     """
 
     rid: str
@@ -102,6 +103,7 @@ class Request(Protocol):
     finished_reason: FinishReason | None
     blend_slot: int
     blend_pool: object
+    blend_expected: int | None
 
     @property
     def extend_len(self) -> int: ...

@@ -14,6 +14,7 @@ from sglang.srt.blend.core.cost.model_shape import ModelShape
 from sglang.srt.blend.core.cost.step_time import StepTimeModel
 from sglang.srt.blend.core.order.plan import PlannerOptions
 from sglang.srt.blend.core.planner import Planner
+from sglang.srt.blend.core.step.outlook import PoolClock
 from sglang.srt.blend.core.step.pacing import Pacer
 from sglang.srt.blend.core.step.step import StepLimits
 from sglang.srt.blend.core.warm_up import compile_kernels
@@ -80,6 +81,11 @@ def build(scheduler: Scheduler) -> BlendParts:
     cost_model = CostModel(_shape(config, scheduler), hardware)
     compile_kernels(cost_model)
     capacity = int(scheduler.max_total_num_tokens)
+    engine = _engine(scheduler, options.engine)
+    times = _step_times(cost_model, engine)
+    pacer = None
+    if times is not None and engine != "alternating":  # one pass can hold prefill and decode
+        pacer = Pacer(times, engine, kv_capacity=capacity)
     planner = Planner(
         cost_model,
         kv_capacity=capacity,
@@ -90,7 +96,7 @@ def build(scheduler: Scheduler) -> BlendParts:
             window=options.window,
         ),
         seed=SEED,
-        pacer=_pacer(scheduler, options.engine, cost_model, capacity),
+        pacer=pacer,
         leader_lag=2 if scheduler.enable_overlap else 1,
     )
     namespaces = Namespaces()
@@ -123,6 +129,7 @@ def build(scheduler: Scheduler) -> BlendParts:
         gauges=gauges,
         adder_class=PrefillAdder,
         annotated=radix_cache.attach_planner(scheduler.tree_cache, planner, cost_model, namespaces),
+        clock=None if times is None else PoolClock(times, engine, capacity),
     )
     blend.adder_class = adder_class(blend)
     return blend
@@ -141,19 +148,22 @@ def _limits(scheduler: Scheduler) -> StepLimits:
     )
 
 
-def _pacer(scheduler: Scheduler, engine: str, cost_model: CostModel, capacity: int) -> Pacer | None:
-    """Spreads prefill over decode steps where one pass can hold both."""
-    if engine == "auto":
-        mixed = "mixed" if scheduler.is_mixed_chunk else "alternating"
-        engine = "overlapped" if scheduler.server_args.enable_pdmux else mixed
-    if engine == "alternating":
-        return None
+def _engine(scheduler: Scheduler, name: str) -> str:
+    """How the engine combines the parts of a step; `auto` looks at its flags."""
+    if name != "auto":
+        return name
+    mixed = "mixed" if scheduler.is_mixed_chunk else "alternating"
+    return "overlapped" if scheduler.server_args.enable_pdmux else mixed
+
+
+def _step_times(cost_model: CostModel, engine: str) -> StepTimeModel | None:
+    """Step times, None where they cannot be modelled; with a warning where the engine needs them."""
     try:
-        times = StepTimeModel(cost_model.shape, cost_model.hardware)
+        return StepTimeModel(cost_model.shape, cost_model.hardware)
     except ValueError as error:
-        logger.warning("blend: prefill is not spread over decode steps: %s", error)
+        if engine != "alternating":
+            logger.warning("blend: prefill is not spread over decode steps: %s", error)
         return None
-    return Pacer(times, engine, kv_capacity=capacity)
 
 
 def _priority_sign(scheduler: Scheduler) -> int:

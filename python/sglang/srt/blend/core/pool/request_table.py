@@ -147,9 +147,10 @@ class RequestTable:
             estimate = 2 * max(generated, 1)
         return min(estimate, self.max_new.item(slot))
 
-    def expected_many(self, slots: Ints) -> Ints:
-        """`expected`, int64 (n,)."""
-        estimate, generated = self.estimate[slots], self.generated[slots]
+    def expected_many(self, slots: Ints, generated: Ints | None = None) -> Ints:
+        """`expected`, int64 (n,), of requests that have `generated` so many tokens (by default as noted)."""
+        generated = self.generated[slots] if generated is None else generated
+        estimate = self.estimate[slots]
         outlived = 2 * np.maximum(generated, 1)
         return np.asarray(
             np.minimum(np.where(generated >= estimate, outlived, estimate), self.max_new[slots])
