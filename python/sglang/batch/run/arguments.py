@@ -59,6 +59,7 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     _add_files(parser)
     _add_continuation(parser)
     _add_durability(parser)
+    _add_dedupe(parser)
     parser.add_argument(
         "--pool",
         type=int,
@@ -117,6 +118,16 @@ def _add_continuation(parser: argparse.ArgumentParser) -> None:
         "--retry-codes",
         metavar="CODES",
         help="the same for some error codes only, with commas between (`sglang-batch status` lists them)",
+    )
+
+
+def _add_dedupe(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--no-dedupe",
+        dest="dedupe",
+        action="store_false",
+        help="run equal requests once each; without this, those with temperature 0 or a seed are run once"
+        " together, and all their lines get the answer",
     )
 
 
@@ -197,6 +208,7 @@ def check_run(options: argparse.Namespace, server: Sequence[str]) -> RunArgument
             codes=None if codes is None else tuple(code.strip() for code in codes.split(",")),
             in_order=options.in_order,
             keep_journal=options.keep_journal,
+            dedupe=options.dedupe,
         ),
         commits=CommitLimits(options.commit_ms / 1000, options.commit_records, options.disk_patience),
         grace=options.grace,

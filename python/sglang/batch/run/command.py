@@ -14,12 +14,11 @@ from sglang.batch.progress import progress_bar
 from sglang.batch.run.arguments import RunArguments
 from sglang.batch.run.barrier import Barrier, NoBarrier
 from sglang.batch.run.blend_history import BlendHistory
-from sglang.batch.run.committer import Committer, DiskFailed
+from sglang.batch.run.committer import DiskFailed
 from sglang.batch.run.files import partial
 from sglang.batch.run.identity import identity
 from sglang.batch.run.in_process import EngineFailed, InProcessSGLang
 from sglang.batch.run.job import BatchJob, Engine, EngineDied
-from sglang.batch.run.journal import Journal, Log
 from sglang.batch.run.picture import PictureUnavailable, draw
 from sglang.batch.run.recovery import OpenJob, open_job
 from sglang.batch.run.report import Report
@@ -132,12 +131,9 @@ async def _run(
     poller = StatePoller(engine.internal_state)
     polling = asyncio.ensure_future(poller.run())
     with progress_bar(total=tally.lines, done=tally.done, quiet=arguments.quiet) as show:
-        logs = {log: job.logs.get(log, job.logs[Log.ANSWERS]) for log in Log}
         batch = BatchJob(
             engine,
-            lambda on_commit: Committer(
-                Journal(job.files.journal), logs, limits=arguments.commits, on_commit=on_commit, say=say
-            ),
+            lambda on_commit: job.committer(limits=arguments.commits, on_commit=on_commit, say=say),
             tally=tally,
             pool=_pool(arguments, server_args),
             barrier=_barrier(arguments, engine),

@@ -12,13 +12,16 @@ from typing import Any
 
 from sglang.batch.input.source import Source
 from sglang.batch.records import BatchFailure, BatchRequest, duplicate, parse_line
+from sglang.batch.run.committer import Committer
 from sglang.batch.run.files import JobFiles, finishing, partial, sync_folder
 from sglang.batch.run.finish import finish, rename_logs
 from sglang.batch.run.identity import differences
-from sglang.batch.run.journal import Journal, JournalUnfinished, JournalUnusable, Log
+from sglang.batch.run.journal import Journal, Log
 from sglang.batch.run.lock import Locked, locked
 from sglang.batch.run.record_log import RecordLog, Span
 from sglang.batch.run.scan import InputLines, scan
+from sglang.batch.run.schema import JournalUnfinished, JournalUnusable
+from sglang.batch.run.twins import Twins
 from sglang.batch.usage import BadUsage
 
 PAGE = 1000
@@ -34,6 +37,7 @@ class Continue:
         retry: run lines again that have an error record; those with the codes, where codes are given.
         in_order: records are in the order of lines at the end.
         keep_journal: leave the journal when the job is finished.
+        dedupe: run the first of several lines that ask for the same answer, and give it to all.
     """
 
     restart: bool = False
@@ -41,6 +45,7 @@ class Continue:
     codes: tuple[str, ...] | None = None
     in_order: bool = False
     keep_journal: bool = True
+    dedupe: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,16 +85,22 @@ class OpenJob:
             BadUsage: a line has changed since the job was opened.
         """
         after = -1
-        several = len(self._inputs.names) > 1
-        while page := self.journal.pending(after=after, limit=PAGE):
+        while page := self.journal.pending(after=after, limit=PAGE, followers=not self._how.dedupe):
             for line in page:
                 item = parse_line(line.number, self._inputs.read(line))
                 yield Work(
                     line.position,
                     duplicate(item) if line.duplicate else item,
-                    self._inputs.names[line.input] if several else None,
+                    self._inputs.file(line),
                 )
             after = page[-1].position
+
+    def committer(self, **options: Any) -> Committer:
+        """Make what writes the job's records; `options` are those of `Committer`."""
+        journal = Journal(self.files.journal)
+        if self._how.dedupe:
+            options["pages"] = Twins(journal, self._inputs).pages
+        return Committer(journal, self.logs, **options)
 
     def finish(self) -> None:
         """Give the files their final names.
@@ -157,6 +168,10 @@ def open_job(
         logs = _open_logs(journal, files, in_order=how.in_order, say=say)
         job = OpenJob(files, journal, logs, inputs, how)
         stack.callback(job.close)
+        if how.dedupe and any(file.length for file in logs.values()):
+            late = Twins(journal, inputs).write_late(logs)
+            if late:
+                say(f"{late:,} lines get the record of an equal line that is done already")
         yield job
 
 
