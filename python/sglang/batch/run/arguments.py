@@ -36,6 +36,7 @@ class RunArguments:
         commits: when records are committed.
         grace: seconds that requests in flight get after a signal.
         pool: requests in flight at most, at least 1.
+        learned_lengths: whether lengths of earlier answers are used and kept.
         pool_barrier: whether admissions wait until the first pool is complete.
         report, report_png: where the report goes as JSON and as a picture; None for nowhere.
         server: flags for the server's own parser, a batch's defaults among them.
@@ -47,6 +48,7 @@ class RunArguments:
     commits: CommitLimits
     grace: float
     pool: int
+    learned_lengths: bool
     pool_barrier: bool
     quiet: bool
     report: Path | None
@@ -72,6 +74,12 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
         dest="pool_barrier",
         action="store_false",
         help="admit requests as they arrive, instead of waiting until the first pool is complete",
+    )
+    parser.add_argument(
+        "--no-learned-lengths",
+        dest="learned_lengths",
+        action="store_false",
+        help="plan without the lengths of earlier answers, of this job and of others, and keep none",
     )
     parser.add_argument("--report", type=Path, metavar="FILE", help="write the final report as JSON too")
     parser.add_argument(
@@ -213,6 +221,7 @@ def check_run(options: argparse.Namespace, server: Sequence[str]) -> RunArgument
         commits=CommitLimits(options.commit_ms / 1000, options.commit_records, options.disk_patience),
         grace=options.grace,
         pool=options.pool,
+        learned_lengths=options.learned_lengths,
         pool_barrier=options.pool_barrier,
         quiet=options.quiet,
         report=options.report,

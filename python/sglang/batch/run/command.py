@@ -16,9 +16,10 @@ from sglang.batch.run.barrier import Barrier, NoBarrier
 from sglang.batch.run.blend_history import BlendHistory
 from sglang.batch.run.committer import DiskFailed
 from sglang.batch.run.files import partial
-from sglang.batch.run.identity import identity
+from sglang.batch.run.identity import FILES, identity
 from sglang.batch.run.in_process import EngineFailed, InProcessSGLang
 from sglang.batch.run.job import BatchJob, Engine, EngineDied
+from sglang.batch.run.lengths import Lengths, lengths_file
 from sglang.batch.run.picture import PictureUnavailable, draw
 from sglang.batch.run.recovery import OpenJob, open_job
 from sglang.batch.run.report import Report
@@ -127,6 +128,8 @@ def _run_open_job(
 async def _run(
     arguments: RunArguments, server_args: ServerArgs, job: OpenJob, tally: Tally, engine: StartedEngine
 ) -> int:
+    lengths = _lengths(arguments, server_args, job)
+    told = (lambda request: request) if lengths is None else lengths.told
     stops = _Stops(engine)
     poller = StatePoller(engine.internal_state)
     polling = asyncio.ensure_future(poller.run())
@@ -139,7 +142,7 @@ async def _run(
             barrier=_barrier(arguments, engine),
             on_record=show,
         )
-        running = asyncio.ensure_future(batch.run(job.work()))
+        running = asyncio.ensure_future(batch.run(job.work(told)))
         await _wait(running, batch, stops, arguments.grace)
         error = _first(running.exception()) if running.done() and not running.cancelled() else None
         if stops.first.done() and not batch.committer.open.is_set():
@@ -172,6 +175,7 @@ async def _run(
     await asyncio.wait({polling}, timeout=STOP_SECONDS)
     if not polling.done() or polling.exception():
         say("the scheduler's own numbers are incomplete: it did not answer")
+    _keep(lengths, job)
     job.finish()
     report = Report.of(tally, server_args, kv_capacity=poller.capacity, blend=BlendHistory.of(poller.states))
     say(f"{_where(arguments, tally)}\n{report.text()}", quiet=arguments.quiet)
@@ -222,6 +226,24 @@ def _note(job: OpenJob, kind: str, detail: str) -> None:
     """Note something in the journal, for `status`; a full disk is no reason to end otherwise than planned."""
     with contextlib.suppress(sqlite3.Error):
         job.journal.event(kind, detail)
+
+
+def _lengths(arguments: RunArguments, server_args: ServerArgs, job: OpenJob) -> Lengths | None:
+    """Collect what is known of the lengths of answers; None where nobody would read it."""
+    if not arguments.learned_lengths or server_args.schedule_policy != "blend":
+        return None
+    lengths = Lengths(str(job.journal.get("identity").get(FILES) or server_args.model_path))
+    lengths.load(lengths_file())
+    lengths.learn(job.answered())
+    return lengths
+
+
+def _keep(lengths: Lengths | None, job: OpenJob) -> None:
+    """Keep the lengths of a job's answers for later ones; it is done, so nothing that fails here matters."""
+    with contextlib.suppress(BadUsage, OSError, sqlite3.Error):
+        if lengths is not None:
+            lengths.learn(job.answered())
+            lengths.save(lengths_file())
 
 
 def _where(arguments: RunArguments, tally: Tally) -> str:

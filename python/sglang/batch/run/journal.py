@@ -307,6 +307,17 @@ class Journal:
         tally.earlier, tally.earlier_tokens = tally.done, tally.tokens
         return tally
 
+    def answered(self, limit: int) -> list[tuple[OpenLine, int]]:
+        """Read lines that were run and answered, evenly spread over them all, with their output tokens."""
+        chosen = "FROM line WHERE state = 2 AND same_as IS NULL AND completion_tokens > 0"
+        (count,) = self._db.execute(f"SELECT COUNT(*) {chosen}").fetchone()
+        rows = self._db.execute(
+            "SELECT position, input, number, offset, length, hash, 0, completion_tokens"
+            f" FROM (SELECT *, ROW_NUMBER() OVER (ORDER BY position) AS place {chosen}) WHERE place % ? = 0",
+            (count // limit + 1,),
+        )
+        return [(OpenLine(*row[:7]), row[7]) for row in rows]
+
     def retry_failed(self, codes: Sequence[str] | None = None) -> int:
         """Let failed lines run again, those with the given error codes or all; returns how many."""
         chosen = "" if codes is None else f" AND code IN ({', '.join('?' * len(codes))})"

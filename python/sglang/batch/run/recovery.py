@@ -17,6 +17,7 @@ from sglang.batch.run.files import JobFiles, finishing, partial, sync_folder
 from sglang.batch.run.finish import finish, rename_logs
 from sglang.batch.run.identity import differences
 from sglang.batch.run.journal import Journal, Log
+from sglang.batch.run.lengths import answered_lines
 from sglang.batch.run.lock import Locked, locked
 from sglang.batch.run.record_log import RecordLog, Span
 from sglang.batch.run.scan import InputLines, scan
@@ -78,8 +79,19 @@ class OpenJob:
         self._inputs = inputs
         self._how = how
 
-    def work(self) -> Iterator[Work]:
+    def answered(self) -> Iterator[tuple[BatchRequest, int]]:
+        """Read some of the requests that are answered, and their output tokens.
+
+        Raises:
+            BadUsage: a line has changed since the job was opened.
+        """
+        return answered_lines(self.journal, self._inputs)
+
+    def work(self, told: Callable[[BatchRequest], BatchRequest] = lambda request: request) -> Iterator[Work]:
         """Read the lines that are to be run, in their order; the iterator may run far behind the journal.
+
+        Args:
+            told: adds to a request what is to be said of it beyond its line.
 
         Raises:
             BadUsage: a line has changed since the job was opened.
@@ -88,9 +100,13 @@ class OpenJob:
         while page := self.journal.pending(after=after, limit=PAGE, followers=not self._how.dedupe):
             for line in page:
                 item = parse_line(line.number, self._inputs.read(line))
+                if line.duplicate:
+                    item = duplicate(item)
+                elif isinstance(item, BatchRequest):
+                    item = told(item)
                 yield Work(
                     line.position,
-                    duplicate(item) if line.duplicate else item,
+                    item,
                     self._inputs.file(line),
                 )
             after = page[-1].position
