@@ -28,6 +28,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def command(folder: Path, model: Path, *flags: str) -> list[str]:
     files = ["-i", str(folder / "requests.jsonl"), "-o", str(folder / "results.jsonl")]
     server = ["--model-path", str(model), "--dtype", "float32", "--random-seed", "1"]
+    server.append("--no-learned-lengths")  # of the user's
     return [sys.executable, "-m", "sglang.batch.cli", "run", *files, *server, *flags]
 
 
@@ -195,3 +196,46 @@ def test_a_runner_that_is_killed_while_its_engine_starts_leaves_no_process_and_n
     assert leftovers.engine_processes(job) == []
     leftovers.clear(job)
     assert not leftovers.temporary_folder(job).exists()
+
+
+def test_later_runs_plan_with_the_lengths_of_earlier_answers_and_answer_the_same(
+    tmp_path: Path, model: Path
+) -> None:
+    from sglang.srt.hardware_backend.portable_cpu.kernel_build import cache_folder
+
+    environment = {
+        **os.environ,
+        "XDG_CACHE_HOME": str(tmp_path / "cache"),
+        "SGLANG_CPU_KERNEL_CACHE": str(cache_folder()),
+    }
+    asked = [chat(f"r{i}", f"Tell me about the number {i}, please.", max_tokens=24) for i in range(12)]
+
+    def run(name: str, lines: list[bytes], *flags: str) -> tuple[int, dict[str, Any]]:
+        """Requests that were expected to have some length, and the answers' texts."""
+        folder = tmp_path / name
+        folder.mkdir(exist_ok=True)
+        (folder / "requests.jsonl").write_bytes(b"".join(lines))
+        report = folder / "report.json"
+        started = [part for part in command(folder, model) if part != "--no-learned-lengths"]
+        done = subprocess.run(
+            [*started, "--report", str(report), *flags],
+            env=environment,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=START_SECONDS,
+        )
+        assert done.returncode == 0, done.stderr
+        records = map(json.loads, (folder / "results.jsonl").read_bytes().splitlines())
+        texts = {
+            record["custom_id"]: record["response"]["body"]["choices"][0]["message"]["content"]
+            for record in records
+        }
+        return json.loads(report.read_text())["blend"]["expected_outputs"], texts
+
+    unlearned, first = run("first", asked[:6], "--no-learned-lengths")
+    appended, all_of_them = run("first", asked)
+    another, same = run("another", asked)
+    refused, again = run("refused", asked, "--no-learned-lengths")
+    assert (unlearned, appended, another, refused) == (0, 6, 12, 0)
+    assert first.items() <= all_of_them.items()
+    assert all_of_them == same == again

@@ -2,10 +2,13 @@
 
 * `command`: job opened, SGLang up, open lines through, report out, SGLang down; `arguments`: the flags.
 * `job`: the life of a batch: open lines in, records out; `tally` counts them.
-* On the disk: `journal` (a row per line, in SQLite; `line_state`: what can happen to a line), `record_log`
+* Equal requests: `answer_key` tells them, `twins` gives them one answer.
+* On the disk: `journal` (a row per line, in SQLite; `schema`: its tables; `line_state`: what can happen to a
+  line), `record_log`
   (answers and errors), `committer` (records reach both, in groups), `files` (names), `lock` (one run).
 * From one run to the next: `recovery` opens a job whatever was left behind, `identity` and `scan` notice what
   has changed, `finish` gives final names.
+* `lengths`: how long answers will be, by earlier ones.
 * `in_process`: SGLang in this process.
 * `barrier`: nothing is admitted before the first pool is complete.
 * `state_poller`: polls the scheduler's state during the run; `blend_history`: what that says of a run.

@@ -55,6 +55,7 @@ class RunArguments:
         stall_timeout: seconds without any progress after which the engine counts as dead.
         media: what requests may name beside data URLs.
         pool: requests in flight at most, at least 1.
+        learned_lengths: whether lengths of earlier answers are used and kept.
         pool_barrier: whether admissions wait until the first pool is complete.
         report, report_png, report_html: where the report goes as JSON, as a picture and as a page; None for
             nowhere.
@@ -72,6 +73,7 @@ class RunArguments:
     stall_timeout: float
     media: MediaPolicy
     pool: int
+    learned_lengths: bool
     pool_barrier: bool
     quiet: bool
     report: Path | None
@@ -90,6 +92,7 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     _add_engine(parser)
     add_media_arguments(parser)
     add_remote_arguments(parser)
+    _add_dedupe(parser)
     parser.add_argument(
         "--pool",
         type=int,
@@ -111,6 +114,12 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_reports(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--no-learned-lengths",
+        dest="learned_lengths",
+        action="store_false",
+        help="plan without the lengths of earlier answers, of this job and of others, and keep none",
+    )
     parser.add_argument("--report", type=Path, metavar="FILE", help="write the final report as JSON too")
     parser.add_argument(
         "--report-png",
@@ -172,6 +181,16 @@ def _add_continuation(parser: argparse.ArgumentParser) -> None:
         "--retry-codes",
         metavar="CODES",
         help="the same for some error codes only, with commas between (`sglang-batch status` lists them)",
+    )
+
+
+def _add_dedupe(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--no-dedupe",
+        dest="dedupe",
+        action="store_false",
+        help="run equal requests once each; without this, those with temperature 0 or a seed are run once"
+        " together, and all their lines get the answer",
     )
 
 
@@ -276,6 +295,7 @@ def check_run(options: argparse.Namespace, server: Sequence[str]) -> RunArgument
             codes=None if codes is None else tuple(code.strip() for code in codes.split(",")),
             in_order=options.in_order,
             keep_journal=options.keep_journal,
+            dedupe=options.dedupe,
         ),
         commits=CommitLimits(options.commit_ms / 1000, options.commit_records, options.disk_patience),
         grace=options.grace,
@@ -283,6 +303,7 @@ def check_run(options: argparse.Namespace, server: Sequence[str]) -> RunArgument
         stall_timeout=options.stall_timeout,
         media=media_policy(options),
         pool=options.pool,
+        learned_lengths=options.learned_lengths,
         pool_barrier=options.pool_barrier,
         quiet=options.quiet,
         report=options.report,

@@ -24,6 +24,7 @@ class BlendState(TypedDict):
     pool_density: float | None
     sharing_possible: float
     held: int
+    expected_outputs: int
     retractions: int
     partition_compute_tokens: int
     partition_memory_tokens: int
@@ -82,6 +83,7 @@ class BlendHistory:
         density: Comp/Mem of the whole pool on that hardware (paper 4.1); None if nothing of it decodes.
         sharing_possible: share of the pool's prompt tokens that need not be computed, 0 to 1.
         held: times a request waited one step because another computed its prefix.
+        expected_outputs: requests whose answers were expected to be as long as earlier ones of their kind.
         retractions: times a running request went back to the queue.
         moments: the polls, in order, from the first on that found a partition.
         decisions: how often each reason was given for admitting a request or letting it wait.
@@ -93,6 +95,7 @@ class BlendHistory:
     density: float | None
     sharing_possible: float
     held: int
+    expected_outputs: int
     retractions: int
     moments: tuple[Moment, ...]
     decisions: dict[str, int] = field(default_factory=dict)
@@ -117,6 +120,7 @@ class BlendHistory:
             density=last["pool_density"],
             sharing_possible=last["sharing_possible"],
             held=int(last["held"]),
+            expected_outputs=int(last["expected_outputs"]),
             retractions=int(last["retractions"]),
             moments=tuple(dropwhile(lambda moment: not moment.reserved, moments)),
             decisions=last.get("decisions", {}),
@@ -133,6 +137,9 @@ class BlendHistory:
         lines.append(
             f"  {'scheduling':<16}{self.held:,} waits for a shared prefix, {self.retractions:,} retractions"
         )
+        if self.expected_outputs:
+            value = f"{self.expected_outputs:,} answers were expected to be as long as earlier ones"
+            lines.append(f"  {'lengths':<16}{value}")
         if self.moments:
             lines.append(
                 f"  {'partition':<16}of the KV capacity: # compute side, = memory side; tokens in use"

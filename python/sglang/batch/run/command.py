@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import signal
 import sqlite3
 import sys
@@ -16,7 +17,8 @@ from sglang.batch.run.committer import DiskFailed
 from sglang.batch.run.engine.protocol import Engine, EngineDied, EngineFailed
 from sglang.batch.run.engine.supervisor import Supervisor
 from sglang.batch.run.files import partial
-from sglang.batch.run.identity import identity
+from sglang.batch.run.identity import FILES, identity
+from sglang.batch.run.lengths import Lengths, lengths_file
 from sglang.batch.run.picture import PictureUnavailable, draw
 from sglang.batch.run.recovery import OpenJob, open_job
 from sglang.batch.run.report import Report
@@ -25,6 +27,7 @@ from sglang.batch.run.run_progress import shown_progress
 from sglang.batch.run.stops import Stopped, Stops
 from sglang.batch.run.tally import Tally
 from sglang.batch.upstream import ServerArgs
+from sglang.batch.usage import BadUsage
 
 ALL_ANSWERED, SOME_FAILED, ENGINE_FAILED, DISK_FAILED = 0, 1, 3, 4
 """Exit codes, as `cli` explains them."""
@@ -113,8 +116,17 @@ async def _run(
         grace=arguments.grace,
         restarts=arguments.engine_restarts,
     )
-    gate = MediaGate(engine, arguments.media)
-    rounds = Rounds(job, engine, gate, tally, limits, Stops(), say=say)
+    lengths = _lengths(arguments, server_args, job)
+    rounds = Rounds(
+        job,
+        engine,
+        MediaGate(engine, arguments.media),
+        tally,
+        limits,
+        Stops(),
+        told=(lambda request: request) if lengths is None else lengths.told,
+        say=say,
+    )
     poller = rounds.poller
     try:
         await rounds.start()
@@ -127,6 +139,7 @@ async def _run(
         return code
     finally:
         await engine.stop()
+    _keep(lengths, job)
     job.finish()
     return Report.of(tally, server_args, kv_capacity=poller.capacity, blend=BlendHistory.of(poller.states))
 
@@ -148,6 +161,24 @@ def _how_it_ended(error: Exception, job: OpenJob, tally: Tally) -> int:
         say(f"{error}; {done} are done; the same command continues")
         return DISK_FAILED
     raise error
+
+
+def _lengths(arguments: RunArguments, server_args: ServerArgs, job: OpenJob) -> Lengths | None:
+    """Collect what is known of the lengths of answers; None where nobody would read it."""
+    if not arguments.learned_lengths or server_args.schedule_policy != "blend":
+        return None
+    lengths = Lengths(str(job.journal.get("identity").get(FILES) or server_args.model_path))
+    lengths.load(lengths_file())
+    lengths.learn(job.answered())
+    return lengths
+
+
+def _keep(lengths: Lengths | None, job: OpenJob) -> None:
+    """Keep the lengths of a job's answers for later ones; it is done, so nothing that fails here matters."""
+    with contextlib.suppress(BadUsage, OSError, sqlite3.Error):
+        if lengths is not None:
+            lengths.learn(job.answered())
+            lengths.save(lengths_file())
 
 
 def _where(arguments: RunArguments, tally: Tally) -> str:

@@ -158,7 +158,7 @@ class BatchJob:
             self.tally.barrier_seconds += time.monotonic() - self._closed
 
     def _committed(self, finished: Finished) -> None:
-        self.tally.add(finished.code, finished.usage)
+        self.tally.add(finished.code, finished.usage, finished.spared)
         self._clock()
 
     def _clock(self) -> None:

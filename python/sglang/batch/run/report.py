@@ -23,6 +23,8 @@ class Report:
         failures: failed lines by error code, the most frequent first.
         seconds, barrier_seconds: as in `Tally`.
         prompt_tokens, cached_tokens, completion_tokens: tokens as the engine counted them.
+        twins, twin_tokens: lines that got the record of an equal one, and the tokens that were not computed
+            for them.
         tokens_per_second: input and output tokens.
         kv_capacity: tokens, None where the scheduler did not say.
         blend: None under any other policy.
@@ -40,6 +42,8 @@ class Report:
     prompt_tokens: int
     cached_tokens: int
     completion_tokens: int
+    twins: int
+    twin_tokens: int
     tokens_per_second: float
     kv_capacity: int | None
     blend: BlendHistory | None
@@ -62,6 +66,8 @@ class Report:
             prompt_tokens=tally.prompt_tokens,
             cached_tokens=tally.cached_tokens,
             completion_tokens=tally.completion_tokens,
+            twins=tally.twins,
+            twin_tokens=tally.twin_tokens,
             tokens_per_second=round(tally.tokens_per_second, 1),
             kv_capacity=kv_capacity,
             blend=blend,
@@ -82,6 +88,9 @@ class Report:
             ("throughput", f"{self.tokens_per_second:,.1f} tokens/s in + out, on {self.device}"),
             ("prefix sharing", f"{self.sharing:.1%} of the input came from the cache{self._possible()}"),
         ]
+        if self.twins:
+            saved = f"{self.twins:,} lines with the answer of an equal one, {self.twin_tokens:,} tokens saved"
+            rows.append(("dedupe", saved))
         if self.kv_capacity is not None:
             rows.append(("KV capacity", f"{self.kv_capacity:,} tokens"))
         rows.append(("policy", self.policy))

@@ -14,13 +14,12 @@ import sqlite3
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from sglang.batch.records import BatchFailure
+from sglang.batch.records import BatchFailure, BatchRequest
 from sglang.batch.run.barrier import Barrier, NoBarrier
-from sglang.batch.run.committer import CommitLimits, Committer
+from sglang.batch.run.committer import CommitLimits
 from sglang.batch.run.engine.protocol import Engine, EngineDied, EngineFailed
 from sglang.batch.run.engine.restarts import FIRST_WAIT, Restarts
 from sglang.batch.run.job import Answerer, BatchJob
-from sglang.batch.run.journal import Journal, Log
 from sglang.batch.run.recovery import OpenJob, Work
 from sglang.batch.run.state_poller import StatePoller
 from sglang.batch.run.stops import STOP_SECONDS, Stopped, Stops
@@ -64,6 +63,7 @@ class Rounds:
         engine: not started yet.
         answerer: what requests are given to: the engine, or something before it.
         tally: counts what is done, the work of earlier runs in it already.
+        told: adds to a request what is to be said of it beyond its line.
         say: tells the user.
 
     Attributes:
@@ -79,6 +79,7 @@ class Rounds:
         limits: RoundLimits,
         stops: Stops,
         *,
+        told: Callable[[BatchRequest], BatchRequest] = lambda request: request,
         say: Callable[[str], object],
     ) -> None:
         self.poller = StatePoller(engine.internal_state)
@@ -88,6 +89,7 @@ class Rounds:
         self._tally = tally
         self._limits = limits
         self._stops = stops
+        self._told = told
         self._say = say
         self._restarts = Restarts(limits.restarts)
         self._polling: asyncio.Future[None] | None = None
@@ -113,14 +115,14 @@ class Rounds:
             Stopped: a signal came before the end.
             BadUsage: a line of the input has changed.
         """
-        while (died := await self._round(self._job.work(), note=True)) is not None:
+        while (died := await self._round(self._job.work(self._told), note=True)) is not None:
             await self._start_again(died)
         groups = [self._job.journal.quarantined()]
         if groups[0]:
             self._say(f"{len(groups[0]):,} lines that the engine may have died of run by themselves now")
         while groups:
             group = groups.pop()
-            if (died := await self._round(self._job.work_at(group))) is None:
+            if (died := await self._round(self._job.work_at(group, self._told))) is None:
                 continue
             left = [position for position in group if self._job.journal.open_line(position) is not None]
             if len(group) == 1:
@@ -166,15 +168,10 @@ class Rounds:
             note: note what the engine may have died of.
             barrier: instead of the engine's.
         """
-        logs = {log: self._job.logs.get(log, self._job.logs[Log.ANSWERS]) for log in Log}
         batch = BatchJob(
             self._answerer,
-            lambda on_commit: Committer(
-                Journal(self._job.files.journal),
-                logs,
-                limits=self._limits.commits,
-                on_commit=on_commit,
-                say=self._say,
+            lambda on_commit: self._job.committer(
+                limits=self._limits.commits, on_commit=on_commit, say=self._say
             ),
             tally=self._tally,
             pool=self._limits.pool,

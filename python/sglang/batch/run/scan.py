@@ -13,6 +13,7 @@ from typing import IO
 from sglang.batch.input.lines import Line, bare, content_hash, read_lines
 from sglang.batch.input.source import Source, open_source
 from sglang.batch.records import custom_id_hash
+from sglang.batch.run.answer_key import answer_key
 from sglang.batch.run.files import JobFiles
 from sglang.batch.run.journal import Journal, LineRow, OpenLine
 from sglang.batch.usage import BadUsage
@@ -44,6 +45,10 @@ class InputLines:
             raise BadUsage(f"{self.names[line.input]}: line {line.number} has changed since the run began")
         return bare(raw)
 
+    def file(self, line: OpenLine) -> str | None:
+        """Name a line's input where there are several."""
+        return self.names[line.input] if len(self.names) > 1 else None
+
     def close(self) -> None:
         """Close the files."""
         for file in self._files:
@@ -64,9 +69,14 @@ def scan(journal: Journal, sources: Sequence[Source], files: JobFiles) -> InputL
         position = 0
         for index, source in enumerate(sources):
             with _lines(source, files.spool(index), position) as (path, lines):
-                while rows := [_row(index, line, position + i) for i, line in enumerate(islice(lines, ROWS))]:
-                    position += len(rows)
-                    changed = [row for row in rows if not _is_known(row, next(known, None), source)]
+                while page := list(islice(lines, ROWS)):
+                    changed = []
+                    for line in page:
+                        was = next(known, None)
+                        row = _row(index, line, position, was, source)
+                        if row != was:
+                            changed.append(row)
+                        position += 1
                     if changed:
                         journal.put_lines(changed)
             paths.append(path)
@@ -79,25 +89,24 @@ def scan(journal: Journal, sources: Sequence[Source], files: JobFiles) -> InputL
     return InputLines([source.name for source in sources], paths)
 
 
-def _is_known(row: LineRow, known: LineRow | None, source: Source) -> bool:
-    """Tell whether the journal has a line where it is now."""
-    if known is not None and known.hash != row.hash:
+def _row(index: int, line: Line, position: int, known: LineRow | None, source: Source) -> LineRow:
+    """Describe a line; what follows from its content is taken from the row that the journal has of it."""
+    content = content_hash(line.raw)
+    if known is not None and known.hash != content:
         raise BadUsage(
-            f"{source.name}: line {row.number} is not what it was when the job began (lines may be added"
+            f"{source.name}: line {line.number} is not what it was when the job began (lines may be added"
             " behind the last one only); give the same input again, or pass --restart"
         )
-    return row == known
-
-
-def _row(index: int, line: Line, position: int) -> LineRow:
     return LineRow(
         position=position,
         input=index,
         number=line.number,
         offset=line.offset,
         length=len(line.raw),
-        hash=content_hash(line.raw),
-        custom_id=custom_id_hash(line.text),
+        hash=content,
+        custom_id=known.custom_id if known is not None else custom_id_hash(line.text),
+        # An older version may have left it out.
+        key=known.key if known is not None and known.key is not None else answer_key(line.text),
     )
 
 

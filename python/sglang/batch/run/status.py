@@ -7,9 +7,10 @@ import time
 from pathlib import Path
 
 from sglang.batch.run.files import JobFiles
-from sglang.batch.run.journal import Journal, JournalUnusable
+from sglang.batch.run.journal import Journal
 from sglang.batch.run.lock import holder
 from sglang.batch.run.rounds import START
+from sglang.batch.run.schema import JournalUnusable
 from sglang.batch.usage import BadUsage
 
 EVENTS = 5
@@ -62,6 +63,8 @@ def _text(journal: Journal, running: str | None, now: float) -> str:
         ("left", f"{left:,}{_remaining(journal, tally.done, left, now) if running else ''}"),
         ("tokens", f"{tally.prompt_tokens:,} in, {tally.completion_tokens:,} out"),
     ]
+    if tally.twins:
+        rows.append(("same as others", f"{tally.twins:,} lines, {tally.twin_tokens:,} tokens not computed"))
     for seconds, kind, detail in journal.events(EVENTS):
         when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
         rows.append((when, f"{kind}: {detail}"))

@@ -112,6 +112,7 @@ class Planner:
         *,
         max_new_tokens: NDArray[np.integer],
         known_output: NDArray[np.integer] | None = None,
+        expected_output: NDArray[np.integer] | None = None,
         extra_compute: NDArray[np.float64] | None = None,
         namespace: NDArray[np.integer] | None = None,
     ) -> Ints:
@@ -122,6 +123,7 @@ class Planner:
             offsets: int64 (n + 1,).
             max_new_tokens: (n,) caps the output.
             known_output: (n,) output tokens when the request fixes them, 0 when they are unknown.
+            expected_output: (n,) output tokens that earlier runs let expect, 0 where there were none.
             extra_compute: (n,) seconds beside the decoder's own, such as a vision encoder.
             namespace: (n,) prompts of different namespaces share nothing; 0 by default.
 
@@ -133,6 +135,7 @@ class Planner:
             offsets,
             max_new_tokens=max_new_tokens,
             known_output=known_output,
+            expected_output=expected_output,
             extra_compute=extra_compute,
             namespace=namespace,
         )
@@ -329,9 +332,8 @@ class Planner:
     def _estimate_outputs(self) -> None:
         """Estimate all that waits from the answers in its neighbourhood; choose new samples."""
         table, order = self.table, self._pool.prompts.slots
-        tree = self._pool.prompts.tree(
-            table.store.length[order], np.maximum(table.estimate[order], 1), self.cost_model
-        )
+        expected = np.maximum(table.estimate[order], 1)
+        tree = self._pool.prompts.tree(table.store.length[order], expected, self.cost_model)
         estimate = estimate_outputs(
             lo=tree.lo,
             hi=tree.hi,
@@ -339,13 +341,12 @@ class Planner:
             request_parent=tree.request_parent,
             observed=table.observed[order],
             known=table.known[order],
+            hint=table.hint[order],
             max_new_tokens=table.max_new[order],
         )
         waits = table.state[order] == State.WAITING
-        waiting = order[waits]
-        table.estimate[waiting] = np.maximum(
-            estimate[waits], np.minimum(table.generated[waiting] + 1, table.max_new[waiting])
-        )
+        least = np.minimum(table.generated[order] + 1, table.max_new[order])
+        table.estimate[order[waits]] = np.maximum(estimate, least)[waits]
         self._samples.choose(order, tree, self._planned(), self.options.sample_fraction)
 
     def _planned(self) -> NDArray[np.bool_]:
@@ -358,6 +359,5 @@ class Planner:
 
     def _order_waiting(self, planned: NDArray[np.bool_]) -> OrderedWindow:
         """Density order of the planned ones of the sorted requests."""
-        return order_window(
-            self._pool.prompts.subset(planned), self.table, self.cost_model, self.options, self.kv_capacity
-        )
+        prompts = self._pool.prompts.subset(planned)
+        return order_window(prompts, self.table, self.cost_model, self.options, self.kv_capacity)

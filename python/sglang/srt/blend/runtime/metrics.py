@@ -53,6 +53,7 @@ def snapshot(blend: BlendParts) -> dict[str, float | str | None]:
         "replans": state.replans,
         "queue_rebuilds": pool.order.rebuilds,
         "held": state.reasons["shared_prefix"],
+        "expected_outputs": pool.expected,
         "retractions": pool.retractions,
         "completions": pool.completions,
         "aborts": pool.aborts,

@@ -19,6 +19,7 @@ class SamplingParams(Protocol):
         min_new_tokens: output tokens before which no end-of-sequence token ends the answer.
         ignore_eos: whether end-of-sequence tokens do not end the answer.
         stop_strs, stop_regex_strs: texts and patterns that end the answer; None or empty without any.
+        custom_params: what the body's field of that name has; None without it.
         json_schema, regex, ebnf, structural_tag: grammar that the answer follows; at most one is given.
     """
 
@@ -27,6 +28,7 @@ class SamplingParams(Protocol):
     ignore_eos: bool
     stop_strs: str | Sequence[str] | None
     stop_regex_strs: str | Sequence[str] | None
+    custom_params: Mapping[str, object] | None
     json_schema: str | None
     regex: str | None
     ebnf: str | None

@@ -38,6 +38,7 @@ def estimate_outputs(
     observed: Ints,
     known: Ints,
     max_new_tokens: Ints,
+    hint: Ints | None = None,
 ) -> Ints:
     """Estimated output tokens of each request of a tree, int64 (n,), at least 1 (paper 5.1).
 
@@ -61,6 +62,7 @@ def estimate_outputs(
         observed: (n,) output tokens of finished requests, -1 elsewhere.
         known: (n,) output tokens fixed by the request itself (ignore_eos, min = max), 0 elsewhere.
         max_new_tokens: (n,) caps every estimate, tokens.
+        hint: (n,) output tokens expected while nobody has finished below the request's node, 0 for none.
 
     Three prompts below one node; the first has answered with 30 tokens, the last may have 20:
 
@@ -77,6 +79,9 @@ def estimate_outputs(
     counts = np.concatenate([[0], np.cumsum(finished)])
     means = _subtree_means(lo, hi, parent, sums, counts, float(PRIOR_OUTPUT_TOKENS))
     estimate = np.rint(means[request_parent]).astype(np.int64)
+    if hint is not None:
+        unanswered = counts[hi[request_parent]] == counts[lo[request_parent]]
+        estimate = np.where(unanswered & (hint > 0), hint, estimate)
     estimate = np.minimum(np.where(known > 0, known, estimate), max_new_tokens)
     estimate = np.where(finished, observed, estimate)
     return np.asarray(np.maximum(estimate, 1), np.int64)

@@ -45,7 +45,8 @@ class Samples:
             fraction: of the requests of unknown length, to be sampled.
         """
         table = self._table
-        unknown = planned & (table.known[slots] == 0) & (table.max_new[slots] > SHORT_CAP)
+        unexpected = (table.known[slots] == 0) & (table.hint[slots] == 0)
+        unknown = planned & unexpected & (table.max_new[slots] > SHORT_CAP)
         covered = table.sampled[slots] | (table.observed[slots] >= 0)
         picks = slots[
             choose_samples(

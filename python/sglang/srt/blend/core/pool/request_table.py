@@ -40,6 +40,7 @@ class RequestTable:
         space: namespace; prompts of different ones share nothing.
         max_new: cap of the output, tokens.
         known: output tokens if the request fixes them, else 0.
+        hint: output tokens that earlier runs let expect, else 0.
         extra: seconds of compute beside the decoder's own.
         estimate: expected output tokens at the last plan, 1 or more.
         generated: output tokens so far.
@@ -60,6 +61,7 @@ class RequestTable:
         ("space", np.int32),
         ("max_new", np.int64),
         ("known", np.int64),
+        ("hint", np.int64),
         ("extra", np.float64),
         ("estimate", np.int64),
         ("generated", np.int64),
@@ -75,6 +77,7 @@ class RequestTable:
     space: NDArray[np.int32]
     max_new: Ints
     known: Ints
+    hint: Ints
     extra: NDArray[np.float64]
     estimate: Ints
     generated: Ints
@@ -103,6 +106,7 @@ class RequestTable:
         *,
         max_new_tokens: NDArray[np.integer],
         known_output: NDArray[np.integer] | None,
+        expected_output: NDArray[np.integer] | None,
         extra_compute: NDArray[np.float64] | None,
         namespace: NDArray[np.integer] | None,
     ) -> Ints:
@@ -114,6 +118,7 @@ class RequestTable:
         self.space[slots] = 0 if namespace is None else namespace
         self.max_new[slots] = np.maximum(max_new_tokens, 1)
         self.known[slots] = 0 if known_output is None else known_output
+        self.hint[slots] = 0 if expected_output is None else expected_output
         self.extra[slots] = 0.0 if extra_compute is None else extra_compute
         self.observed[slots] = -1
         self.generated[slots] = 0
@@ -121,7 +126,8 @@ class RequestTable:
         self.sampled[slots] = self.preemptible[slots] = False
         self.plan_position[slots] = UNPLANNED
         self.sequence[slots] = np.arange(self._arrived, self._arrived + n)
-        estimate = np.where(self.known[slots] > 0, self.known[slots], PRIOR_OUTPUT_TOKENS)
+        hint = np.where(self.hint[slots] > 0, self.hint[slots], PRIOR_OUTPUT_TOKENS)
+        estimate = np.where(self.known[slots] > 0, self.known[slots], hint)
         self.estimate[slots] = np.clip(estimate, 1, self.max_new[slots])
         self.count_waiting(slots)
         self._arrived += n
