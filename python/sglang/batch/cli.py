@@ -63,10 +63,10 @@ def _main(argv: Sequence[str] | None) -> int:
             print_server_help(usage=run_arguments.USAGE)
             return 0
         checked = run_arguments.check_run(options, rest)
-        server_args = parse_server_args(checked.server, usage=run_arguments.USAGE)
-        from sglang.batch.run.command import run
+        from sglang.batch.run.command import run, tuned
 
-        return run(checked, server_args)
+        checked = tuned(checked)
+        return run(checked, parse_server_args(checked.server, usage=run_arguments.USAGE))
     except (BadUsage, ModelUnavailable) as error:
         print(f"sglang-batch {options.command}: error: {error}", file=sys.stderr)
         return BAD_USAGE

@@ -8,6 +8,7 @@ import signal
 import sqlite3
 import sys
 from collections.abc import Callable
+from dataclasses import asdict, replace
 from typing import Any, Protocol
 
 from sglang.batch.progress import progress_bar
@@ -26,6 +27,7 @@ from sglang.batch.run.report import Report
 from sglang.batch.run.state_poller import StatePoller
 from sglang.batch.run.status import START
 from sglang.batch.run.tally import Tally
+from sglang.batch.run.tune import device_name, planned, tune
 from sglang.batch.upstream import ServerArgs
 from sglang.batch.usage import BadUsage
 
@@ -72,6 +74,21 @@ class StartedEngine(Engine, Protocol):
         """Stop every process of the engine; what is still running is dropped."""
 
 
+def tuned(arguments: RunArguments) -> RunArguments:
+    """Add flags of the server that the user has not set, and say which and why."""
+    if not arguments.tune:
+        return arguments
+    how = tune(
+        arguments.inputs,
+        arguments.server,
+        arguments.files.journal,
+        recommend=planned,
+        device=device_name(),
+    )
+    say(how.why, quiet=arguments.quiet)
+    return replace(arguments, server=[*arguments.server, *how.flags], tuning=how)
+
+
 def run(
     arguments: RunArguments,
     server_args: ServerArgs,
@@ -111,6 +128,8 @@ def _run_open_job(
         return SOME_FAILED if tally.failed else ALL_ANSWERED
     if tally.done:
         say(f"going on: {tally.done:,} of {tally.lines:,} lines are done", quiet=arguments.quiet)
+    if arguments.tuning is not None:
+        job.journal.set(tuned=asdict(arguments.tuning))
     say(f"starting the engine: {server_args.model_path}", quiet=arguments.quiet)
     try:
         engine = start(server_args)
@@ -178,6 +197,7 @@ async def _run(
     _keep(lengths, job)
     job.finish()
     report = Report.of(tally, server_args, kv_capacity=poller.capacity, blend=BlendHistory.of(poller.states))
+    report = replace(report, tuning=None if arguments.tuning is None else arguments.tuning.why)
     say(f"{_where(arguments, tally)}\n{report.text()}", quiet=arguments.quiet)
     _write_report(arguments, report)
     return SOME_FAILED if tally.failed else ALL_ANSWERED
