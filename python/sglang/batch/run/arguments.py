@@ -271,22 +271,7 @@ def check_run(options: argparse.Namespace, server: Sequence[str]) -> RunArgument
     Raises:
         BadUsage: something is missing, unreadable or in the way.
     """
-    for flag in ("input", "output"):
-        if getattr(options, flag) is None:
-            raise BadUsage(f"-{flag[0]}/--{flag} is required")
-    for flag, minimum in (
-        ("pool", 1),
-        ("commit_ms", 0),
-        ("commit_records", 1),
-        ("disk_patience", 0),
-        ("grace", 0),
-        ("engine_restarts", 0),
-        ("stall_timeout", 1),
-        ("report_simulate", 0),
-    ):
-        if not getattr(options, flag) >= minimum:
-            value = getattr(options, flag)
-            raise BadUsage(f"--{flag.replace('_', '-')} {value:g}: must be at least {minimum}")
+    _check_values(options)
     files = JobFiles.of(options.output, options.errors)
     sources = find_sources(options.input, rows=row_format(options), without=options.output)
     _check_output(files, sources)
@@ -326,6 +311,25 @@ def check_run(options: argparse.Namespace, server: Sequence[str]) -> RunArgument
         server=with_defaults(server) if remote is None else [],
         remote=remote,
     )
+
+
+def _check_values(options: argparse.Namespace) -> None:
+    for flag in ("input", "output"):
+        if getattr(options, flag) is None:
+            raise BadUsage(f"-{flag[0]}/--{flag} is required")
+    for flag, minimum in (
+        ("pool", 1),
+        ("commit_ms", 0),
+        ("commit_records", 1),
+        ("disk_patience", 0),
+        ("grace", 0),
+        ("engine_restarts", 0),
+        ("stall_timeout", 1),
+        ("report_simulate", 0),
+    ):
+        if not getattr(options, flag) >= minimum:
+            value = getattr(options, flag)
+            raise BadUsage(f"--{flag.replace('_', '-')} {value:g}: must be at least {minimum}")
 
 
 def _check_output(files: JobFiles, sources: Sequence[Source]) -> None:
