@@ -8,7 +8,7 @@ import sys
 from typing import Any
 
 from sglang.batch.records import BatchRequest
-from sglang.batch.run.in_process import InProcessSGLang
+from sglang.batch.run.engine.in_process import InProcessSGLang
 from sglang.batch.server_flags import parse_server_args, with_defaults
 
 REQUESTS = 12
