@@ -277,7 +277,12 @@ def references(body: dict[str, Any]) -> Iterator[Reference]:
             if media:
                 yield Reference(holder, key, where, value, inline=key == "data")
         elif isinstance(value, list):
-            todo += [(value, i, f"{where}.{i}", media) for i in range(len(value))]
+            # Token ids are many, and no media.
+            todo += [
+                (value, i, f"{where}.{i}", media)
+                for i, item in enumerate(value)
+                if isinstance(item, str | list | dict)
+            ]
         elif isinstance(value, dict):
             for name in value:
                 if name not in _NO_MEDIA:
