@@ -167,7 +167,8 @@ def test_runner_and_worker_killed_at_once_leave_nothing_that_the_next_run_does_n
         os.kill(pid, signal.SIGSTOP)
     for pid in (process.pid, worker.pid):
         os.kill(pid, signal.SIGKILL)
-    process.communicate()
+    process.wait()  # the worker's child is alive, and has the pipe that the run has spoken into
+    assert engine_processes(job_id(job)) != []
     assert temporary_folder(job_id(job)).exists()
     assert job.run(*QUICK)[0] == 0
     assert_nothing_left(job)

@@ -67,10 +67,10 @@ def _main(argv: Sequence[str] | None) -> int:
             from sglang.batch.run.remote.command import run_remote
 
             return run_remote(checked, checked.remote)
-        server_args = parse_server_args(checked.server, usage=run_arguments.USAGE)
-        from sglang.batch.run.command import run
+        from sglang.batch.run.command import run, tuned
 
-        return run(checked, server_args)
+        checked = tuned(checked)
+        return run(checked, parse_server_args(checked.server, usage=run_arguments.USAGE))
     except (BadUsage, ModelUnavailable) as error:
         print(f"sglang-batch {options.command}: error: {error}", file=sys.stderr)
         return BAD_USAGE

@@ -9,6 +9,7 @@
 * From one run to the next: `recovery` opens a job whatever was left behind, `identity` and `scan` notice what
   has changed, `finish` gives final names.
 * `lengths`: how long answers will be, by earlier ones.
+* `tune`: flags of the server that the user has not set.
 * `in_process`: SGLang in this process.
 * `barrier`: nothing is admitted before the first pool is complete.
 * `state_poller`: polls the scheduler's state during the run; `blend_history`: what that says of a run.

@@ -16,6 +16,7 @@ from sglang.batch.run.committer import CommitLimits
 from sglang.batch.run.files import JobFiles
 from sglang.batch.run.recovery import Continue
 from sglang.batch.run.remote.arguments import RemoteArguments, add_remote_arguments, check_remote
+from sglang.batch.run.tune import Tuning
 from sglang.batch.server_flags import with_defaults
 from sglang.batch.usage import BadUsage, check_folder
 
@@ -57,6 +58,8 @@ class RunArguments:
         pool: requests in flight at most, at least 1.
         learned_lengths: whether lengths of earlier answers are used and kept.
         pool_barrier: whether admissions wait until the first pool is complete.
+        tune: whether flags that the user has not set are chosen.
+        tuning: what was chosen and why; None where nothing was looked for.
         report, report_png, report_html: where the report goes as JSON, as a picture and as a page; None for
             nowhere.
         report_simulate: requests that the page's simulations take at most; 0 for none.
@@ -75,6 +78,7 @@ class RunArguments:
     pool: int
     learned_lengths: bool
     pool_barrier: bool
+    tune: bool
     quiet: bool
     report: Path | None
     report_png: Path | None
@@ -82,6 +86,7 @@ class RunArguments:
     report_simulate: int
     server: list[str]
     remote: RemoteArguments | None
+    tuning: Tuning | None = None
 
 
 def add_run_arguments(parser: argparse.ArgumentParser) -> None:
@@ -119,6 +124,13 @@ def _add_reports(parser: argparse.ArgumentParser) -> None:
         dest="learned_lengths",
         action="store_false",
         help="plan without the lengths of earlier answers, of this job and of others, and keep none",
+    )
+    parser.add_argument(
+        "--tune",
+        choices=("auto", "off"),
+        default="auto",
+        help="auto: on a GPU and with many lines, choose --enable-mixed-chunk by simulating an excerpt for a"
+        " minute at most, unless flags that matter to it are set (default: %(default)s)",
     )
     parser.add_argument("--report", type=Path, metavar="FILE", help="write the final report as JSON too")
     parser.add_argument(
@@ -259,22 +271,7 @@ def check_run(options: argparse.Namespace, server: Sequence[str]) -> RunArgument
     Raises:
         BadUsage: something is missing, unreadable or in the way.
     """
-    for flag in ("input", "output"):
-        if getattr(options, flag) is None:
-            raise BadUsage(f"-{flag[0]}/--{flag} is required")
-    for flag, minimum in (
-        ("pool", 1),
-        ("commit_ms", 0),
-        ("commit_records", 1),
-        ("disk_patience", 0),
-        ("grace", 0),
-        ("engine_restarts", 0),
-        ("stall_timeout", 1),
-        ("report_simulate", 0),
-    ):
-        if not getattr(options, flag) >= minimum:
-            value = getattr(options, flag)
-            raise BadUsage(f"--{flag.replace('_', '-')} {value:g}: must be at least {minimum}")
+    _check_values(options)
     files = JobFiles.of(options.output, options.errors)
     sources = find_sources(options.input, rows=row_format(options), without=options.output)
     _check_output(files, sources)
@@ -305,6 +302,7 @@ def check_run(options: argparse.Namespace, server: Sequence[str]) -> RunArgument
         pool=options.pool,
         learned_lengths=options.learned_lengths,
         pool_barrier=options.pool_barrier,
+        tune=options.tune == "auto",
         quiet=options.quiet,
         report=options.report,
         report_png=options.report_png,
@@ -313,6 +311,25 @@ def check_run(options: argparse.Namespace, server: Sequence[str]) -> RunArgument
         server=with_defaults(server) if remote is None else [],
         remote=remote,
     )
+
+
+def _check_values(options: argparse.Namespace) -> None:
+    for flag in ("input", "output"):
+        if getattr(options, flag) is None:
+            raise BadUsage(f"-{flag[0]}/--{flag} is required")
+    for flag, minimum in (
+        ("pool", 1),
+        ("commit_ms", 0),
+        ("commit_records", 1),
+        ("disk_patience", 0),
+        ("grace", 0),
+        ("engine_restarts", 0),
+        ("stall_timeout", 1),
+        ("report_simulate", 0),
+    ):
+        if not getattr(options, flag) >= minimum:
+            value = getattr(options, flag)
+            raise BadUsage(f"--{flag.replace('_', '-')} {value:g}: must be at least {minimum}")
 
 
 def _check_output(files: JobFiles, sources: Sequence[Source]) -> None:

@@ -8,6 +8,7 @@ import signal
 import sqlite3
 import sys
 from collections.abc import Callable
+from dataclasses import asdict, replace
 from typing import Any
 
 from sglang.batch.media import MediaGate
@@ -26,6 +27,7 @@ from sglang.batch.run.rounds import RoundLimits, Rounds
 from sglang.batch.run.run_progress import shown_progress
 from sglang.batch.run.stops import Stopped, Stops
 from sglang.batch.run.tally import Tally
+from sglang.batch.run.tune import device_name, planned, tune
 from sglang.batch.upstream import ServerArgs
 from sglang.batch.usage import BadUsage
 
@@ -37,6 +39,21 @@ SIGNALLED = 128
 
 WORKER = (sys.executable, "-m", "sglang.batch.run.engine.worker")
 """Command of an engine's first process."""
+
+
+def tuned(arguments: RunArguments) -> RunArguments:
+    """Add flags of the server that the user has not set, and say which and why."""
+    if not arguments.tune:
+        return arguments
+    how = tune(
+        arguments.inputs,
+        arguments.server,
+        arguments.files.journal,
+        recommend=planned,
+        device=device_name(),
+    )
+    say(how.why, quiet=arguments.quiet)
+    return replace(arguments, server=[*arguments.server, *how.flags], tuning=how)
 
 
 def run(
@@ -94,11 +111,14 @@ def _run_open_job(
         return SOME_FAILED if tally.failed else ALL_ANSWERED
     if tally.done:
         say(f"going on: {tally.done:,} of {tally.lines:,} lines are done", quiet=arguments.quiet)
+    if arguments.tuning is not None:
+        job.journal.set(tuned=asdict(arguments.tuning))
     say(f"starting the engine: {server_args.model_path}", quiet=arguments.quiet)
     running = _run(arguments, server_args, job, tally, engine)
     ended = asyncio.run(running) if loop is None else loop.run_until_complete(running)
     if isinstance(ended, int):
         return ended
+    ended = replace(ended, tuning=None if arguments.tuning is None else arguments.tuning.why)
     say(f"{_where(arguments, tally)}\n{ended.text()}", quiet=arguments.quiet)
     _write_report(arguments, ended)
     _write_html(arguments, server_args, job, ended)

@@ -6,7 +6,7 @@ come from the journal: nothing of this was kept while the run had better things 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -115,15 +115,14 @@ def look_back(
         kv_capacity=kv_capacity,
         groups=tuple(groups),
         excerpt=len(part) if simulate_requests else 0,
-        # In the order that was asked for, not that in which they ended.
-        simulated=tuple(
-            sorted(
-                (run for run in results if isinstance(run, Simulated)),
-                key=lambda run: run.schedule.policy == BASELINE,
-            )
-        ),
+        simulated=tuple(_baseline_last(run for run in results if isinstance(run, Simulated))),
         failed=tuple(run for run in results if isinstance(run, NotSimulated)),
     )
+
+
+def _baseline_last(runs: Iterable[Simulated]) -> list[Simulated]:
+    """Order simulations as they were asked for, not as they ended."""
+    return sorted(runs, key=lambda run: run.schedule.policy == BASELINE)
 
 
 def with_real_lengths(prompts: Prompts, completions: Mapping[int, int]) -> tuple[Workload, NDArray[np.int64]]:

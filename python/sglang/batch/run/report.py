@@ -28,6 +28,7 @@ class Report:
         tokens_per_second: input and output tokens.
         kv_capacity: tokens, None where the scheduler did not say.
         blend: None under any other policy.
+        tuning: which flags were chosen for the user, and why; None where nothing was looked for.
     """
 
     policy: str
@@ -47,6 +48,7 @@ class Report:
     tokens_per_second: float
     kv_capacity: int | None
     blend: BlendHistory | None
+    tuning: str | None = None
 
     @classmethod
     def of(

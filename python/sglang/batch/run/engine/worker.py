@@ -7,12 +7,14 @@ the runner: a thread waits on a pipe of which the runner holds the other end.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import socket
 import sys
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Protocol
 
 import msgspec
@@ -39,6 +41,10 @@ from sglang.batch.run.engine.signals import IGNORED
 
 PROCESS_DIED = 131
 """Exit code of a worker one of whose children has died."""
+
+
+OOM_SCORE = "500"
+"""How much rather than others the kernel ends an engine's processes when memory runs out (0: no rather)."""
 
 
 class WorkerEngine(Protocol):
@@ -80,6 +86,9 @@ def serve(start: Callable[[list[str]], WorkerEngine], argv: list[str]) -> None:
     for number in (channel, lifeline):
         os.set_inheritable(number, False)
     threading.Thread(target=_end_with_runner, args=(lifeline,), daemon=True).start()
+    with contextlib.suppress(OSError):
+        # Where memory runs out, the engine goes and not the run, which starts it again.
+        Path("/proc/self/oom_score_adj").write_text(OOM_SCORE)
     for number in IGNORED:
         signal.signal(number, signal.SIG_IGN)
     with socket.socket(fileno=channel) as connected:
