@@ -210,8 +210,8 @@ def _estimate(report: Report, past: LookBack) -> str:
     measured = f"this run took {pace:,.3g} s for each second that the model has for its work"
     if not 1 / TRUSTED <= pace <= TRUSTED:
         return (
-            f"Real times are not estimated from this: {measured}. A model that is off by more than a factor of"
-            f" {TRUSTED:.0f} tells too little about the device."
+            f"Real times are not estimated from this: {measured}. A model that is off by more than a factor"
+            f" of {TRUSTED:.0f} tells too little about the device."
         )
     real = report.seconds - report.barrier_seconds
     return (
