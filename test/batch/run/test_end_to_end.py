@@ -3,9 +3,11 @@
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +48,19 @@ def wait_for_records(process: subprocess.Popen[str], results: Path, count: int) 
         assert process.poll() is None, process.communicate()[1]
         assert time.monotonic() < deadline, "nothing was answered"
         time.sleep(0.1)
+
+
+def wait_for_starts(process: subprocess.Popen[str], journal: Path, count: int) -> None:
+    """Wait until the run's engine is up for the `count`th time."""
+    deadline = time.monotonic() + START_SECONDS
+    with closing(sqlite3.connect(f"file:{journal}?mode=ro", uri=True)) as connection:
+        while True:
+            (starts,) = connection.execute("SELECT COUNT(*) FROM event WHERE kind = 'start'").fetchone()
+            if starts >= count:
+                return
+            assert process.poll() is None, process.communicate()[1]
+            assert time.monotonic() < deadline, f"{starts} starts"
+            time.sleep(0.1)
 
 
 def descendants(process: subprocess.Popen[str]) -> list[psutil.Process]:
@@ -156,21 +171,23 @@ def test_an_engine_that_cannot_start_is_exit_code_3_and_leaves_no_output(
     assert not (tmp_path / "results.jsonl").exists()
 
 
-@pytest.mark.parametrize("victim", ["scheduler", "detokenizer"])
 def test_an_engine_whose_process_is_killed_is_started_again_and_every_line_answered(
-    victim: str, tmp_path: Path, model: Path
+    tmp_path: Path, model: Path
 ) -> None:
     long = [completion(f"long-{i}", f"{i}", max_tokens=600, ignore_eos=True) for i in range(4)]
     (tmp_path / "requests.jsonl").write_bytes(b"".join([completion("quick", "x", max_tokens=2), *long]))
+    journal = tmp_path / "results.jsonl.journal"
     process = start(tmp_path, model)
     try:
         wait_for_records(process, tmp_path / "results.jsonl", 1)
-        next(c for c in descendants(process) if victim in " ".join(c.cmdline())).kill()
+        for starts, victim in ((1, "scheduler"), (2, "detokenizer")):
+            wait_for_starts(process, journal, starts)
+            next(c for c in descendants(process) if victim in " ".join(c.cmdline())).kill()
         _, messages = process.communicate(timeout=START_SECONDS)
     finally:
         process.kill()
     assert process.returncode == 0, messages
-    assert "a process of the engine died" in messages
+    assert messages.count("a process of the engine died") == 2
     records = [json.loads(raw) for raw in (tmp_path / "results.jsonl").read_bytes().splitlines()]
     assert sorted(record["custom_id"] for record in records) == sorted(
         ["quick", *(f"long-{i}" for i in range(4))]
@@ -235,7 +252,6 @@ def test_later_runs_plan_with_the_lengths_of_earlier_answers_and_answer_the_same
     unlearned, first = run("first", asked[:6], "--no-learned-lengths")
     appended, all_of_them = run("first", asked)
     another, same = run("another", asked)
-    refused, again = run("refused", asked, "--no-learned-lengths")
-    assert (unlearned, appended, another, refused) == (0, 6, 12, 0)
+    assert (unlearned, appended, another) == (0, 6, 12)
     assert first.items() <= all_of_them.items()
-    assert all_of_them == same == again
+    assert all_of_them == same

@@ -1,4 +1,7 @@
-"""Every endpoint through a real engine under blend: one run for each kind of model, random and tiny."""
+"""Every endpoint through a real engine under blend, and values that would end it, among good requests.
+
+One run for each kind of model, random and tiny, since starting an engine costs 25 seconds of CPU time.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,7 @@ import pytest
 from PIL import Image
 from stand_ins import line
 
-from checkpoints import make_classifier, make_llama, make_qwen2_vl
+from checkpoints import CONTEXT, VOCABULARY, make_classifier, make_llama, make_qwen2_vl
 
 START_SECONDS = 800  # for an engine on a busy machine; pytest allows 900
 
@@ -93,8 +96,30 @@ def chat(**body: Any) -> tuple[str, dict[str, Any]]:
     return CHAT, {"messages": HELLO, "max_tokens": 4, "temperature": 0, **body}
 
 
+def complete(**body: Any) -> tuple[str, dict[str, Any]]:
+    return COMPLETIONS, {"prompt": "Hi", "max_tokens": 4, "temperature": 0, **body}
+
+
 def respond(**body: Any) -> tuple[str, dict[str, Any]]:
     return RESPONSES, {"input": "hello", "max_output_tokens": 8, "temperature": 0, **body}
+
+
+LETHAL = {
+    "prompt-out-of-vocabulary": complete(prompt=[100000]),
+    "prompt-negative-id": complete(prompt=[-1]),
+    "prompt-vocabulary-size": complete(prompt=[VOCABULARY]),
+    "prompt-id-2-to-63": complete(prompt=[9223372036854775808]),
+    "top_k-int33": chat(top_k=4294967296),
+    "top_logprobs-1000": chat(logprobs=True, top_logprobs=1000),
+    "logprobs-above-vocabulary": complete(logprobs=1000000),
+    "stop_token_ids-negative-min-tokens": chat(stop_token_ids=[-1], min_tokens=2),
+    "n-two-billion": chat(n=2147483647),
+    "chat_template_kwargs-tokenize": chat(chat_template_kwargs={"tokenize": True}),
+    "chat_template_kwargs-messages": chat(chat_template_kwargs={"messages": []}),
+    "stop_regex-unclosed": chat(stop_regex="(?P"),
+    "stop_regex-backslash": chat(stop_regex="\\"),
+}
+"""Requests that would end, hang or exhaust an engine, named by the field that is wrong."""
 
 
 @pytest.fixture(scope="module")
@@ -129,6 +154,8 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Run:
         "embedding": (EMBEDDINGS, {"input": "hello"}),
         "class": (CLASSIFY, {"input": "hello"}),
         "rerank": (RERANK, {"query": "hello", "documents": ["a"]}),
+        "of-4096-n-300": chat(max_tokens=CONTEXT, n=300),
+        **LETHAL,
     }
     return run(folder, make_llama(folder / "model"), lines, "--tool-call-parser", "pythonic")
 
@@ -226,6 +253,19 @@ def test_a_decoder_scores_labels(written: Run) -> None:
 @pytest.mark.parametrize("name", ["embedding", "class", "rerank", "picture"])
 def test_what_a_decoder_cannot_do_is_refused_and_the_run_goes_on(name: str, written: Run) -> None:
     assert written.refusal(name)[0] == "BadRequestError"
+
+
+@pytest.mark.parametrize("name", LETHAL)
+def test_a_lethal_value_is_refused_by_its_field(name: str, written: Run) -> None:
+    error = written.records[name]["response"]["body"]["error"]
+    kind, message = written.refusal(name)
+    assert kind in ("BadRequestError", "BadRequest")
+    assert error["param"] == name.partition("-")[0]
+    assert message.startswith(f"{error['param']}: ")
+
+
+def test_more_tokens_than_the_context_has_are_refused(written: Run) -> None:
+    assert written.refusal("of-4096-n-300")[0] in ("BadRequestError", "BadRequest")
 
 
 def test_every_prompt_of_a_line_is_embedded(embedded: Run) -> None:
@@ -332,6 +372,11 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Run, list[s
         part = {"type": "input_image", "image_url": data_url(png(0))}
         lines["response"] = respond(input=[{"role": "user", "content": [part]}])
         lines["text"] = chat(messages=[{"role": "user", "content": ""}])
+        image = picture_part(png(0))
+        for kind in ("image", "video"):
+            parts = [image, {"type": "text", "text": f"<|{kind}_pad|> <|vision_start|>"}]
+            lines[f"literal-{kind}"] = chat(messages=[{"role": "user", "content": parts}])
+        lines["literal-alone"] = chat(messages=[{"role": "user", "content": "<|image_pad|>"}])
         flags = ("--allow-local-media", "allowed", "--allow-remote-media", f"127.0.0.1:{port}")
         yield run(folder, make_qwen2_vl(folder / "model"), lines, *flags), asked
         server.shutdown()
@@ -356,3 +401,12 @@ def test_pictures_out_of_the_allowed_set_are_refused_and_not_asked_for(seen: tup
 
 def test_a_picture_that_is_none_is_refused(seen: tuple[Run, list[str]]) -> None:
     assert seen[0].refusal("broken")
+
+
+def test_a_text_that_passes_for_a_picture_is_refused_beside_one(seen: tuple[Run, list[str]]) -> None:
+    result, _ = seen
+    for kind in ("image", "video"):
+        error = result.records[f"literal-{kind}"]["response"]["body"]["error"]
+        assert error["param"] == "messages"
+        assert f"<|{kind}_pad|>" in result.refusal(f"literal-{kind}")[1]
+    assert result.body("literal-alone")["usage"]["completion_tokens"] > 0

@@ -60,11 +60,12 @@ class Page(HTMLParser):
         return " ".join(" ".join(self.words).split())
 
 
-def history() -> BlendHistory:
+def history(speed: float = 0.5, seconds: int = 40) -> BlendHistory:
+    """A run in which `speed` modelled seconds passed in each real one."""
     polls = []
-    for second in range(40):
+    for second in range(seconds):
         outlook = {
-            "done": 0.5 * second,
+            "done": speed * second,
             "left": 20.0 - 0.5 * second,
             "left_high": 20.0,
             "estimated": 0.5,
@@ -158,7 +159,7 @@ def test_every_part_is_there() -> None:
         "Expected against real lengths",
         "What waited and why",
         "Slowest prefix groups",
-        "8 smaller ones are left out",
+        "8 smaller ones are left out. Of the first 3,000 lines of 5,000.",
         "What fcfs would have taken, simulated",
         "an excerpt of 2,900",
         "from the first 3,000 of 5,000 lines",
@@ -168,11 +169,30 @@ def test_every_part_is_there() -> None:
 
 def test_fcfs_is_told_at_the_ratio_of_the_simulations() -> None:
     """11.5 seconds after the pool was complete, of a policy that is twice as fast."""
-    assert "the 12 s that this run needed for its requests would have been about 23 s" in Page(page()).text
+    text = Page(page()).text
+    assert "the 12 s that this run needed for its requests" in text
+    assert "100.0 / 50.0 = 2.00, are about 23 s under fcfs" in text
+    assert "this run took 2 s for each second that the model has for its work" in text
     failed = look(simulated=look().simulated[:1], failed=(NotSimulated(Schedule("fcfs", "mixed"), "killed"),))
     text = Page(page(past=failed)).text
-    assert "would have been" not in text
+    assert "under fcfs" not in text
     assert "not simulated: killed" in text
+
+
+@pytest.mark.parametrize(
+    ("speed", "seconds", "why"),
+    [
+        (0.01, 40, "took 100 s for each second that the model has"),
+        (10.0, 40, "took 0.1 s for each second that the model has"),
+        (0.5, 1, "too short to compare"),
+    ],
+)
+def test_fcfs_is_not_told_where_the_model_is_far_off(speed: float, seconds: int, why: str) -> None:
+    html = render(report(history(speed, seconds)), title="run", model="m", past=look())
+    text = Page(html).text
+    assert why in text
+    assert "under fcfs" not in text
+    assert "simulated seconds" in text
 
 
 def test_every_reason_is_explained() -> None:

@@ -128,6 +128,16 @@ class BlendHistory:
             engine=last.get("engine"),
         )
 
+    @property
+    def pace(self) -> float | None:
+        """Real seconds for each modelled second of the work done; None where nothing is modelled."""
+        done = [(moment.seconds, moment.done) for moment in self.moments if moment.done is not None]
+        working = next((i for i, (_, modelled) in enumerate(done) if modelled > 0), None)
+        if working is None:
+            return None
+        seconds = done[-1][0] - done[max(working - 1, 0)][0]
+        return seconds / done[-1][1] if seconds > 0 else None
+
     def text(self) -> str:
         """Write the history as aligned lines, the partition over time as a picture."""
         lines = []

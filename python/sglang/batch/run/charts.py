@@ -148,19 +148,19 @@ def sharing(history: BlendHistory) -> Callable[[Axes], object] | None:
 def speed(history: BlendHistory) -> Callable[[Axes], object] | None:
     """Draw modelled seconds of the work done against real ones; None where nothing is modelled."""
     moments = [m for m in thin(history.moments, POINTS) if m.done is not None]
-    if len(moments) < 2 or not moments[-1].done:
+    pace = history.pace
+    if pace is None:
         return None
 
     def draw(axes: Axes) -> None:
         seconds, done = _column(moments, "seconds"), _column(moments, "done")
         axes.plot(seconds, done, color=OTHER, label="modelled seconds of the work done")
-        began = seconds[max(np.flatnonzero(done > 0)[0] - 1, 0)]
         axes.plot(
-            [began, seconds[-1]],
+            [seconds[-1] - pace * done[-1], seconds[-1]],
             [0, done[-1]],
             color=INK,
             linestyle="--",
-            label=f"a constant speed: {(seconds[-1] - began) / done[-1]:,.2f} s for each modelled one",
+            label=f"a constant speed: {pace:,.3g} s for each modelled one",
         )
         _finish(axes)
 

@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 
 TEMPLATE = Path(__file__).with_name("report.html.jinja")
 
+TRUSTED = 3.0
+"""Up to this factor between modelled and real seconds, simulated times are applied to real ones."""
+
 GROUPS = 12
 """Prefix groups that are listed."""
 
@@ -116,7 +119,6 @@ def render(
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters["duration"] = duration
     blend = report.blend
     return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
         title=title,
@@ -129,7 +131,7 @@ def render(
         note=note,
         groups=() if past is None else past.groups[:GROUPS],
         simulated=[] if past is None or not past.simulated else _simulated_charts(past),
-        estimate=None if past is None else _fcfs_seconds(report, past),
+        estimate="" if past is None else _estimate(report, past),
         baseline=BASELINE,
     )
 
@@ -197,12 +199,26 @@ def _decisions(counts: Mapping[str, int]) -> list[Decision]:
     ]
 
 
-def _fcfs_seconds(report: Report, past: LookBack) -> float | None:
-    """Scale the run's own seconds by what the simulations say of fcfs; None where one is missing."""
+def _estimate(report: Report, past: LookBack) -> str:
+    """Say what `BASELINE` would have taken in real time and on what that rests, or why it is not said."""
     own, other = past.seconds(report.policy), past.seconds(BASELINE)
     if own is None or other is None or report.policy == BASELINE:
-        return None
-    return (report.seconds - report.barrier_seconds) * other / own
+        return ""
+    pace = None if report.blend is None else report.blend.pace
+    if pace is None:
+        return "The run was too short to compare the model with the clock, so real times are not estimated."
+    measured = f"this run took {pace:,.3g} s for each second that the model has for its work"
+    if not 1 / TRUSTED <= pace <= TRUSTED:
+        return (
+            f"Real times are not estimated from this: {measured}. A model that is off by more than a factor"
+            f" of {TRUSTED:.0f} tells too little about the device."
+        )
+    real = report.seconds - report.barrier_seconds
+    return (
+        f"Estimate: the {duration(real)} that this run needed for its requests, times the ratio of the"
+        f" simulated seconds, {other:,.1f} / {own:,.1f} = {other / own:.2f}, are about"
+        f" {duration(real * other / own)} under {BASELINE}. It is as good as the model: {measured}."
+    )
 
 
 def _look_back(
