@@ -48,37 +48,39 @@ def beside(work: StepWork, contexts: list[int], begin: float) -> tuple[float, li
         now += TIMES.turn
 
 
-def test_three_requests_by_hand(ran):
-    """A (1024 in, 40 out), B (1024, 3) and C (2048, 1) come together; each is a prefill batch of its own.
+def by_hand() -> list[float]:
+    """When A (1024 in, 40 out), B (1024, 3) and C (2048, 1) end, which come together: a batch for each.
 
     A has the whole GPU. B passes its layers beside A's steps, begins to decode with its second token, and
     ends two steps into C's prefill. C ends with its prefill, having nothing to decode. A ends alone.
     """
     a_begins = TIMES.turn + float(TIMES.load(prefill(1024), WHOLE).seconds)
-    b_begins, contexts = beside(prefill(1024), [1024], a_begins)
-    steps_of_b = contexts[0] - 1024
-    # B: two steps beside C; the rest of C's prefill goes on beside A alone.
-    work, now = prefill(2048), b_begins + TIMES.turn
-    load = TIMES.load(work, PREFILL_SMS)
-    left, a, finished_b = float(load.seconds), contexts[0], None
-    for step_number in range(1, 40):
+    now, (a,) = beside(prefill(1024), [1024], a_begins)
+    load = TIMES.load(prefill(2048), PREFILL_SMS)
+    now, left = now + TIMES.turn, float(load.seconds)
+    for steps in range(1, 40):
         a += 1
-        rows = [a] + ([1024 + step_number] if step_number <= 2 else [])
+        rows = [a, 1024 + steps] if steps <= 2 else [a]  # B's two steps
         step = TIMES.load(StepWork(decode_rows=len(rows), kv_tokens=sum(rows)), DECODE_SMS)
         both = min(float(step.seconds), left)
         now += both * float(TIMES.slowdown(load, step)) + float(step.seconds) - both
         left -= both
-        finished_b = now if step_number == 2 else finished_b
+        if steps == 2:
+            b_ends = now
         if left <= 1e-12:
             break
         now, left = now + TIMES.turn, left - TIMES.turn
-    finished_c = now
+    c_ends = now
     while a < 1024 + 39:
         a += 1
         now += TIMES.turn + float(TIMES.load(StepWork(decode_rows=1, kv_tokens=a), WHOLE).seconds)
-    assert 1 < steps_of_b < 39 - 2
-    assert ran["finished"] == pytest.approx([now, finished_b, finished_c], rel=1e-6)
-    assert ran["ended"] == pytest.approx(now, rel=1e-6)
+    return [now, b_ends, c_ends]
+
+
+def test_three_requests_end_when_a_hand_made_schedule_says(ran):
+    expected = by_hand()
+    assert ran["finished"] == pytest.approx(expected, rel=1e-6)
+    assert ran["ended"] == pytest.approx(expected[0], rel=1e-6)
 
 
 def test_turns_hold_all_work_and_all_time(ran):

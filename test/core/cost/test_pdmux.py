@@ -73,7 +73,7 @@ def test_decode_keeps_most_of_its_speed_on_half_of_the_gpu_and_prefill_does_not(
     kept = [
         float(times().load(work, 108).seconds / times().load(work, 54).seconds) for work in (decode, prefill)
     ]
-    assert kept[0] > 0.88
+    assert kept[0] > 0.85
     assert 0.5 <= kept[1] < 0.56
 
 

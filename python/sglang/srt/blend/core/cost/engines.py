@@ -56,7 +56,7 @@ def pdmux(model: StepTimeModel, work: StepWork) -> Floats:
     """
     times = PdmuxTimes(model)
     busy = np.asarray(model.parts(work).overhead > 0.0, np.float64)
-    return side_by_side(times, work.only_prefill(), work.only_decode()) + busy * times.turn
+    return np.asarray(side_by_side(times, work.only_prefill(), work.only_decode()) + busy * times.turn)
 
 
 Engine = Callable[[StepTimeModel, StepWork], Floats]
