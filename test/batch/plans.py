@@ -81,6 +81,7 @@ def make_report(workload: Workload, prompts: Prompts, **changes: Any) -> PlanRep
         "chunked_prefill_size": 8192,
         "groups": tuple(find_groups(workload, prompts, np.arange(len(workload)), COST)),
         "optimum": {"mixed": 70.0},
+        "pdmux": None,
         "longest_answer": 10,
         "excerpt": Excerpt(len(workload), 5000, {"mixed": 1.0}),
         "simulated": tuple(runs),

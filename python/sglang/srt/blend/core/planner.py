@@ -27,7 +27,7 @@ from sglang.srt.blend.core.pool.request_table import UNPLANNED, State
 from sglang.srt.blend.core.pool.sorted_pool import SortedPool
 from sglang.srt.blend.core.step.dual_scan import Side
 from sglang.srt.blend.core.step.ledger import Ledger
-from sglang.srt.blend.core.step.pacing import Pacer
+from sglang.srt.blend.core.step.pacing import Pace
 from sglang.srt.blend.core.step.partition import Partition
 from sglang.srt.blend.core.step.step import Running, Step, StepLimits
 from sglang.srt.blend.core.step.step_maker import StepMaker
@@ -83,7 +83,7 @@ class Planner:
         kv_capacity: int,
         options: PlannerOptions | None = None,
         seed: int = 0,
-        pacer: Pacer | None = None,
+        pacer: Pace | None = None,
         leader_lag: int = 1,
     ) -> None:
         if kv_capacity <= 0:
