@@ -17,6 +17,7 @@ from typing import Any
 
 from sglang.batch import validate
 from sglang.batch.calibrate import command as calibrate
+from sglang.batch.doctor import command as doctor
 from sglang.batch.plan import arguments as plan_arguments
 from sglang.batch.run import arguments as run_arguments
 from sglang.batch.run.status import status
@@ -48,6 +49,10 @@ def _main(argv: Sequence[str] | None) -> int:
             if rest:
                 parser.error(f"unrecognized arguments: {' '.join(rest)}")
             return calibrate.run(options)
+        if options.command == "doctor":
+            if rest:
+                parser.error(f"unrecognized arguments: {' '.join(rest)}")
+            return doctor.run(options)
         if options.command == "plan":
             checked_plan = plan_arguments.check_plan(options, rest)
             from sglang.batch.plan.command import plan
@@ -145,7 +150,20 @@ def _parser() -> argparse.ArgumentParser:
             allow_abbrev=False,
         )
     )
+    _add_doctor(commands)
     return parser
+
+
+def _add_doctor(commands: Any) -> None:
+    doctor.add_doctor_arguments(
+        commands.add_parser(
+            "doctor",
+            help="tell what is missing here, without an engine",
+            description=doctor.DESCRIPTION,
+            epilog=doctor.EPILOG,
+            allow_abbrev=False,
+        )
+    )
 
 
 def _add_status(commands: Any) -> None:

@@ -346,9 +346,7 @@ def load_preferred() -> str | None:
         KernelBuildError: only with ``SGLANG_CPU_KERNELS=require``.
         ValueError: if ``SGLANG_CPU_KERNELS`` is none of auto, off, require.
     """
-    mode = os.environ.get("SGLANG_CPU_KERNELS", "auto")
-    if mode not in ("auto", "off", "require"):
-        raise ValueError(f"SGLANG_CPU_KERNELS={mode!r}: choose auto, off or require")
+    mode = _mode()
     if mode == "off":
         return None
     try:
@@ -358,6 +356,54 @@ def load_preferred() -> str | None:
             raise
         _say(f"no CPU kernels: {error}. Using PyTorch operators, which are correct but slower.")
         return None
+
+
+def _mode() -> str:
+    mode = os.environ.get("SGLANG_CPU_KERNELS", "auto")
+    if mode not in ("auto", "off", "require"):
+        raise ValueError(f"SGLANG_CPU_KERNELS={mode!r}: choose auto, off or require")
+    return mode
+
+
+@dataclass(frozen=True, slots=True)
+class KernelState:
+    """What a start would find and do about the kernels.
+
+    Attributes:
+        mode: of ``SGLANG_CPU_KERNELS``.
+        isa: name of the instruction set; "" where none was chosen.
+        folder: where the build is or would be; None where that cannot be told.
+        compiled: a whole build is there.
+        problem: why a start would use PyTorch operators or fail, with the remedy; "" where it would not.
+    """
+
+    mode: str
+    isa: str = ""
+    folder: Path | None = None
+    compiled: bool = False
+    problem: str = ""
+
+
+def kernel_state() -> KernelState:
+    """Look at the kernels without compiling, loading or writing anything."""
+    mode, isa, folder = os.environ.get("SGLANG_CPU_KERNELS", "auto"), "", None
+    try:
+        if _mode() == "off":
+            return KernelState(mode)
+        chosen = chosen_instruction_set()
+        isa, cache = chosen.name, cache_folder().resolve()
+        folder = cache / f"{isa}-{_build_key(chosen)}"
+        compiled = (folder / "complete.json").is_file()
+        library = folder / f"{chosen.namespace}.so"
+        for path in (cache, folder, library) if compiled else (cache, folder):
+            if compiled or path.exists():
+                _refuse_foreign(path)
+        there = next(path for path in (folder, *folder.parents) if path.exists())
+        if not compiled and not os.access(there, os.W_OK | os.X_OK):
+            raise KernelBuildError(f"cannot write the kernel cache {folder}; set SGLANG_CPU_KERNEL_CACHE")
+    except (KernelBuildError, ValueError) as error:
+        return KernelState(mode, isa, folder, problem=str(error))
+    return KernelState(mode, isa, folder, compiled)
 
 
 if __name__ == "__main__":
