@@ -26,9 +26,9 @@ def test_bad_lines_are_counted_by_code_and_some_are_shown(
     assert validate("-i", path) == 1
     out = capsys.readouterr().out
     assert "1 of 12 lines" in out
-    assert "invalid_json_line       9" in out
+    assert "invalid_json_line        9" in out
     assert out.count("is not JSON") == 3
-    assert "duplicate_custom_id     1" in out
+    assert "duplicate_custom_id      1" in out
 
 
 def test_values_that_no_engine_may_see_are_found_without_a_model(
@@ -40,7 +40,7 @@ def test_values_that_no_engine_may_see_are_found_without_a_model(
     assert validate("-i", path) == 1
     out = capsys.readouterr().out
     assert "1 of 3 lines" in out
-    assert "BadRequestError         2" in out
+    assert "BadRequestError          2" in out
     assert "line 2: n: a line may ask for 4096 answers" in out
 
 
@@ -61,7 +61,7 @@ def test_what_a_run_would_not_read_is_counted(tmp_path: Path, capsys: pytest.Cap
     )
     assert validate("-i", path) == 1
     out = capsys.readouterr().out
-    assert "media_not_allowed       2" in out
+    assert "media_not_allowed        2" in out
     assert "line 3: messages.0.content.0.image_url.url: nothing is downloaded" in out
     allowed = ("--allow-local-media", tmp_path / "media", "--allow-remote-media", "example.org")
     assert validate("-i", path, *allowed) == 0

@@ -84,7 +84,7 @@ def _through_the_tokenizer(
 
     with simulator_processes(1) as processes:
         prompts = read_in_a_process(processes, sources, list(server), media, quiet=quiet)
-    return prompts.lines, [(line.code, f"line {line.line}: {line.message}") for line in prompts.bad]
+    return prompts.lines, [(line.code, line.message) for line in prompts.bad]
 
 
 def _text(lines: int, bad: Iterable[tuple[str, str]]) -> str:
@@ -96,6 +96,6 @@ def _text(lines: int, bad: Iterable[tuple[str, str]]) -> str:
             messages.setdefault(code, []).append(message)
     rows = [f"{lines - counts.total():,} of {lines:,} lines can be run"]
     for code, count in counts.most_common():
-        rows.append(f"  {code:<24}{count:,}")
+        rows.append(f"  {code:<24} {count:,}")
         rows += [f"    {message}" for message in messages[code]]
     return "\n".join(rows)

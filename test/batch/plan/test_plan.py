@@ -57,6 +57,9 @@ def test_a_plan_without_weights_names_bad_lines_and_simulates_the_rest(tmp_path:
         chat("open", "Hello!"),
         chat("sampled", "Hello!", n=3, max_tokens=4, logprobs=True),
         line("score", url="/v1/score", body={"query": "x", "items": ["a", "b"], "label_token_ids": [5]}),
+        line("response", url="/v1/responses", body={"input": "Hello!", "max_output_tokens": 5}),
+        *(line(url, url=f"/v1/{url}", body={"input": "Hello!"}) for url in ("embeddings", "classify")),
+        line("rerank", url="/v1/rerank", body={"query": "x", "documents": ["a"]}),
     ]
     flags = ("--output-tokens", "50", "--max-total-tokens", "4000", "--policies", "fcfs,blend")
     files = ("--json", "plan.json", "--write-pdmux-config", "pdmux.yaml")
@@ -65,11 +68,12 @@ def test_a_plan_without_weights_names_bad_lines_and_simulates_the_rest(tmp_path:
     assert "all times are simulated" in done.stdout
     assert "--schedule-policy" in done.stdout
     result = json.loads((tmp_path / "plan.json").read_text())
-    assert [bad["line"] for bad in result["bad_lines"]] == [7, 11, 13]
+    assert [bad["line"] for bad in result["bad_lines"]] == [7, 11, 13, 18, 19, 20]
+    assert all(bad["message"].startswith(f"line {bad['line']}") for bad in result["bad_lines"])
     assert result["bad_lines"][1]["code"] == "duplicate_custom_id"
     assert "longer than" in result["bad_lines"][2]["message"]
-    assert result["requests"] == 6 + 3 + 2 + 1 + 3 + 2
-    assert result["output_tokens"] == 6 * 2 + 3 * 50 + 2 * 5 + 50 + 3 * 4 + 2
+    assert result["requests"] == 6 + 3 + 2 + 1 + 3 + 2 + 1
+    assert result["output_tokens"] == 6 * 2 + 3 * 50 + 2 * 5 + 50 + 3 * 4 + 2 + 5
     assert (result["answers"]["fixed"], result["answers"]["open"]) == (4, 1)
     assert result["groups"][0]["custom_id"] in ("class-0", "write-0", "sampled", "score")
     assert any(group["requests"] == 6 for group in result["groups"])

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import uuid
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from typing import Any
 
@@ -121,12 +121,14 @@ class PromptReader:
         try:
             refusal = await self._handlers.answer(request, uuid.uuid4().hex)
         except Exception as error:
-            return BatchFailure.internal(request, error)
-        self._manager.rid_to_state.clear()
-        if not found:
-            return BatchFailure(request.line, request.custom_id, str(refusal.code), str(refusal.message))
-        self._found.extend((position, request, prompt) for prompt in found)
-        return None
+            failure = BatchFailure.internal(request, error)
+        else:
+            self._manager.rid_to_state.clear()
+            if found:
+                self._found.extend((position, request, prompt) for prompt in found)
+                return None
+            failure = BatchFailure(request.line, request.custom_id, str(refusal.code), str(refusal.message))
+        return replace(failure, message=f"line {request.line}: {failure.message}")
 
     def prompts(self, *, lines: int, bad: tuple[BadLine, ...]) -> Prompts:
         """Put what was collected into arrays.

@@ -46,6 +46,7 @@ class BadLine:
     Attributes:
         line: number of the line in the file, from 1.
         custom_id: None where the line has no usable one.
+        message: begins with the line's number.
     """
 
     line: int
