@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from test_simulated_gpu import run
+from programs import run
 
 from models import LLAMA_3_8B
 from sglang.srt.blend.core.cost.hardware import load_hardware

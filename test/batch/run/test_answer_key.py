@@ -66,6 +66,11 @@ def test_lines_that_cannot_be_run_have_no_key() -> None:
     assert answer_key(line("a", body={**body, "stream": True})) is None
 
 
+def test_numbers_beyond_those_of_a_computer_raise_nothing() -> None:
+    assert key(temperature=10**400) is None
+    assert key(temperature=0, max_tokens=10**400) in (None, key(temperature=0, max_tokens=10**400))
+
+
 @given(st.text() | st.binary().map(repr))
 def test_no_line_raises(text: str) -> None:
     raw = text.encode("utf-8", "surrogatepass")

@@ -40,9 +40,9 @@ def answer_key(raw: bytes) -> bytes | None:
     if not isinstance(request, BatchRequest):
         return None
     temperature, seed = request.body.get("temperature"), request.body.get("seed")
-    if isinstance(temperature, int | float) and not isinstance(temperature, bool):
-        temperature = abs(float(temperature))  # 0, 0.0 and -0.0 are one number
-    if temperature != 0.0 and type(seed) is not int:
+    if temperature == 0 and not isinstance(temperature, bool):
+        temperature = 0  # 0, 0.0 and -0.0 are one number
+    elif type(seed) is not int:
         return None
     deciding = {name: value for name, value in request.body.items() if name not in IGNORED}
     try:
