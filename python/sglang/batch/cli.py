@@ -21,6 +21,7 @@ from sglang.batch.doctor import command as doctor
 from sglang.batch.plan import arguments as plan_arguments
 from sglang.batch.run import arguments as run_arguments
 from sglang.batch.run.status import status
+from sglang.batch.serve import arguments as serve_arguments
 from sglang.batch.server_flags import parse_server_args, print_server_help
 from sglang.batch.smollm2 import ModelUnavailable, resolve_model_path
 from sglang.batch.usage import BAD_USAGE, BadUsage
@@ -64,6 +65,8 @@ def _main(argv: Sequence[str] | None) -> int:
             if rest:
                 parser.error(f"unrecognized arguments: {' '.join(rest)}")
             return status(options.output, check=options.check)
+        if options.command == "serve":
+            return _serve(options, rest)
         if options.help_server:
             print_server_help(usage=run_arguments.USAGE)
             return 0
@@ -79,6 +82,16 @@ def _main(argv: Sequence[str] | None) -> int:
     except (BadUsage, ModelUnavailable) as error:
         print(f"sglang-batch {options.command}: error: {error}", file=sys.stderr)
         return BAD_USAGE
+
+
+def _serve(options: argparse.Namespace, rest: list[str]) -> int:
+    if options.help_server:
+        print_server_help(usage=serve_arguments.USAGE)
+        return 0
+    checked = serve_arguments.check_serve(options, rest)
+    from sglang.batch.serve.command import serve
+
+    return serve(checked)
 
 
 def _silence_imports() -> None:
@@ -120,6 +133,16 @@ def _parser() -> argparse.ArgumentParser:
         )
     )
     _add_status(commands)
+    serve_arguments.add_serve_arguments(
+        commands.add_parser(
+            "serve",
+            usage=serve_arguments.USAGE,
+            help="serve the OpenAI Batch API on your own engine",
+            description=serve_arguments.DESCRIPTION,
+            epilog=serve_arguments.EPILOG,
+            allow_abbrev=False,
+        )
+    )
     plan = commands.add_parser(
         "plan",
         usage=plan_arguments.USAGE,

@@ -94,7 +94,7 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     _add_files(parser)
     _add_continuation(parser)
     _add_durability(parser)
-    _add_engine(parser)
+    add_engine_arguments(parser)
     add_media_arguments(parser)
     add_remote_arguments(parser)
     _add_dedupe(parser)
@@ -244,7 +244,8 @@ def _add_durability(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_engine(parser: argparse.ArgumentParser) -> None:
+def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the flags about an engine's deaths."""
     parser.add_argument(
         "--engine-restarts",
         type=int,

@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import sqlite3
 from collections.abc import Callable, Iterable
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 
 from sglang.batch.records import BatchFailure, BatchRequest
@@ -64,6 +65,7 @@ class Rounds:
         answerer: what requests are given to: the engine, or something before it.
         tally: counts what is done, the work of earlier runs in it already.
         told: adds to a request what is to be said of it beyond its line.
+        alone: holds an engine that others use, too, free of them while lines run that were set aside.
         say: tells the user.
 
     Attributes:
@@ -80,6 +82,7 @@ class Rounds:
         stops: Stops,
         *,
         told: Callable[[BatchRequest], BatchRequest] = lambda request: request,
+        alone: Callable[[], AbstractAsyncContextManager[object]] = contextlib.nullcontext,
         say: Callable[[str], object],
     ) -> None:
         self.poller = StatePoller(engine.internal_state)
@@ -90,6 +93,7 @@ class Rounds:
         self._limits = limits
         self._stops = stops
         self._told = told
+        self._alone = alone
         self._say = say
         self._restarts = Restarts(limits.restarts)
         self._polling: asyncio.Future[None] | None = None
@@ -117,9 +121,15 @@ class Rounds:
         """
         while (died := await self._round(self._job.work(self._told), note=True)) is not None:
             await self._start_again(died)
-        groups = [self._job.journal.quarantined()]
-        if groups[0]:
-            self._say(f"{len(groups[0]):,} lines that the engine may have died of run by themselves now")
+        aside = self._job.journal.quarantined()
+        if aside:
+            async with contextlib.AsyncExitStack() as stack:
+                await self._stops.race(stack.enter_async_context(self._alone()))
+                self._say(f"{len(aside):,} lines that the engine may have died of run by themselves now")
+                await self._by_themselves([aside])
+
+    async def _by_themselves(self, groups: list[list[int]]) -> None:
+        """Run lines that were set aside, in halves of those of which the engine dies."""
         while groups:
             group = groups.pop()
             if (died := await self._round(self._job.work_at(group, self._told))) is None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Iterable
 from typing import TypeVar
 
 REASONS = {
@@ -38,18 +38,22 @@ class Stopped(Exception):
 class Stops:
     """Signals of this process, from now on, in the event loop that is running.
 
+    Args:
+        signals: those that are listened to; none where somebody else calls `stop`.
+
     Attributes:
         first, second: completed by the first and the second of the REASONS.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, signals: Iterable[signal.Signals] = tuple(REASONS)) -> None:
         loop = asyncio.get_running_loop()
         self.first: asyncio.Future[signal.Signals] = loop.create_future()
         self.second: asyncio.Future[signal.Signals] = loop.create_future()
-        for number in REASONS:
-            loop.add_signal_handler(number, self._stop, number)
+        for number in signals:
+            loop.add_signal_handler(number, self.stop, number)
 
-    def _stop(self, number: signal.Signals) -> None:
+    def stop(self, number: signal.Signals) -> None:
+        """Take note of a signal, or of what is meant as one."""
         for future in (self.first, self.second):
             if not future.done():
                 future.set_result(number)

@@ -67,6 +67,11 @@ class Supervisor:
         self._stall = stall
         self._life: _Life | None = None
 
+    @property
+    def alive(self) -> bool:
+        """Whether it was started, and nobody has noticed its death."""
+        return self._life is not None and self._life.alive
+
     async def start(self) -> None:
         """Start the engine, after whatever is left of an earlier one has been cleared.
 
@@ -150,6 +155,10 @@ class _Life:
         theirs.close()
         os.close(end)
         self._socket = ours
+
+    @property
+    def alive(self) -> bool:
+        return self._death is None
 
     async def launch(self, flags: list[str], *, stall: float) -> None:
         self._channel = await Channel.on(self._socket)
