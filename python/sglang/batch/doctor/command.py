@@ -58,6 +58,5 @@ def as_text(findings: Iterable[Finding]) -> str:
 
 def as_json(findings: Iterable[Finding]) -> str:
     """Lay findings out for machines; `remedy` is "" where all is well."""
-    findings = [dataclasses.asdict(finding) for finding in findings]
-    well = not any(finding["remedy"] for finding in findings)
-    return json.dumps({"well": well, "findings": findings}, indent=2)
+    rows = [dataclasses.asdict(finding) for finding in findings]
+    return json.dumps({"well": not any(row["remedy"] for row in rows), "findings": rows}, indent=2)
