@@ -59,5 +59,4 @@ def as_text(findings: Iterable[Finding]) -> str:
 def as_json(findings: Iterable[Finding]) -> str:
     """Lay findings out for machines; `remedy` is "" where all is well."""
     rows = [dataclasses.asdict(finding) for finding in findings]
-    well = not any(row["remedy"] for row in rows)
-    return json.dumps({"well": well, "findings": rows}, indent=2)
+    return json.dumps({"well": not any(row["remedy"] for row in rows), "findings": rows}, indent=2)

@@ -34,7 +34,7 @@ from sglang.batch.run.tally import Tally
 from sglang.batch.serve.content import check_content, input_source
 from sglang.batch.serve.objects import counts, usage
 from sglang.batch.serve.shared_engine import SharedEngine
-from sglang.batch.serve.store import BatchRow, Counts, Store
+from sglang.batch.serve.store import OPEN, BatchRow, Counts, Store
 from sglang.batch.usage import BadUsage
 
 AT_A_TIME = 64
@@ -145,8 +145,8 @@ class Batches:
         return None
 
     def begin(self, id: str) -> None:
-        """Begin with a batch, or go on; nothing happens if it is under way."""
-        if id in self._live or self._stopping:
+        """Begin with a batch, or go on; nothing happens if it is under way, or has ended."""
+        if id in self._live or self._stopping or self._store.batch(id).status not in OPEN:
             return
         self._live[id] = _Live()
         task = asyncio.ensure_future(self._carry(id, self._live[id]))

@@ -12,7 +12,7 @@ from typing import IO
 
 from python_multipart import MultipartParser
 from python_multipart.exceptions import FormParserError
-from python_multipart.multipart import parse_options_header
+from python_multipart.multipart import MultipartCallbacks, parse_options_header
 
 FIELD_BYTES = 64 << 10
 """Bytes of the form's fields and headers together at most."""
@@ -90,9 +90,16 @@ class _Form:
         self._is_file = False
         self._value = b""
 
-    def callbacks(self) -> dict[str, object]:
-        names = ("part_begin", "part_data", "part_end", "header_field", "header_value", "header_end", "end")
-        return {f"on_{name}": getattr(self, f"_{name}") for name in names}
+    def callbacks(self) -> MultipartCallbacks:
+        return {
+            "on_part_begin": self._part_begin,
+            "on_part_data": self._part_data,
+            "on_part_end": self._part_end,
+            "on_header_field": self._header_field,
+            "on_header_value": self._header_value,
+            "on_header_end": self._header_end,
+            "on_end": self._end,
+        }
 
     def _part_begin(self) -> None:
         self._name, self._is_file, self._value, self._header = "", False, b"", (b"", b"")
