@@ -1,8 +1,10 @@
 """The table of engines: the strongest baseline of each, what blend gains, and what no schedule could."""
 
 import json
+from dataclasses import asdict
 
 import pytest
+from benchmark.paper import __main__ as paper
 from benchmark.paper import engines
 from benchmark.paper.__main__ import scaled
 from benchmark.paper.compare import Run
@@ -62,3 +64,17 @@ def test_scaling_shortens_videos_too():
     run = Run(1, "blend", "pdmux", 1000, video_tokens=400)
     assert scaled(run, 0.5) == Run(1, "blend", "pdmux", 500, video_tokens=200)
     assert scaled(run, 1.0) is run
+
+
+def test_an_unfinished_table_is_reported_as_far_as_it_goes(tmp_path, monkeypatch, capsys):
+    wanted = paper.TABLES["engines"]()
+    runs = [run for run in wanted if run.trace == 1 and run.policy == "blend" and not run.variant]
+    result = {"seconds": 10.0, "bound_share": 0.9, "commit": "abc"}
+    rows = [json.dumps({**asdict(run), **result}) for run in runs]
+    (tmp_path / "engines.jsonl").write_text("\n".join(rows))
+    monkeypatch.setattr("sys.argv", ["benchmark.paper", "engines", "--report", "--out", str(tmp_path)])
+    assert paper.main() == 0
+    printed = capsys.readouterr()
+    assert f"{len(wanted) - len(runs)} of {len(wanted)} runs are missing" in printed.err
+    assert "blend, pdmux over mixed, mean" in printed.out
+    assert (tmp_path / "engines.json").exists()

@@ -12,8 +12,8 @@ from sglang.srt.blend.core.cost.step_time import StepWork
 _FILL = 0.7
 """Share of the KV capacity that running requests fill on average, as in `core.step.pacing`."""
 
-_BATCH = 8192
-"""Tokens of a prefill batch."""
+_BATCH, _LARGEST = 8192, 16384
+"""Tokens of a prefill batch: one of many, and upstream's default of --max-prefill-tokens."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,10 +61,10 @@ def choose_config(times: PdmuxTimes, pool: PoolWork, *, kv_capacity: float, long
     assert found is not None
     sms, prefill_seconds, decode_seconds = found
     division = Division(times.total - sms, sms, 1)
-    turn, layers = decode_seconds / steps, times.times.shape.layers
-    wanted = math.ceil(turn / (prefill_seconds / batches / layers)) if prefill_seconds > 0 else layers
-    launched = max(min(wanted, int(turn / times.launch), layers), 1)
-    config = PdmuxConfig((division,), launched * _BATCH)
+    # A step that outlasts the layers launched beside it leaves prefill idle; a launch that outlasts the step
+    # holds the next one up. So: as many layers as are launched in half of a step.
+    layers = max(min(int(0.5 * decode_seconds / steps / times.launch), times.times.shape.layers), 1)
+    config = PdmuxConfig((division,), layers * _LARGEST)
     return PdmuxChoice(config, prefill_seconds, decode_seconds)
 
 

@@ -25,7 +25,7 @@ class BatchPacer:
 
     How fast prefill goes is not for the pacer to say: that is the division of the GPU, which
     `pdmux_choice.choose_config` fits to the pool. A batch is the smallest that is about as fast per token as
-    larger ones, and from there the largest that ends just before a decode step does.
+    larger ones, half a step of idling included, and from there the largest that ends just before a step does.
 
     Args:
         times: of work on parts of the GPU.
@@ -52,7 +52,8 @@ class BatchPacer:
         slow = times.slowdown(prefill, decode)
         lasts = prefill.seconds * slow
         turn = float(decode.seconds * slow[-1]) + times.turn
-        rate = lasts / self._tokens
+        # On average a prompt makes the batch longer than was asked, so that it ends anywhere in a step.
+        rate = (lasts + 0.5 * turn) / self._tokens
         least = int(np.argmax(rate <= _ENOUGH * rate.min()))
         turns = max(float(np.ceil(lasts[least] / turn)), 1.0)
         fitting = np.flatnonzero(lasts <= turns * turn)
