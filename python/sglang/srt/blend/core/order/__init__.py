@@ -3,5 +3,5 @@
 * `samples`: requests run first to learn output lengths; `output_length`: what their answers say.
 * `ordering`: layer-wise sort and conditional node splits (Algorithms 1 and 2).
 * `plan`: a window of requests in density order; the planner's options.
-* `sharding`: a pool cut into equal parts for data-parallel replicas.
+* `sharding`: a pool cut into equal parts for data-parallel replicas; `replicas`: who gets what comes later.
 """
