@@ -26,6 +26,9 @@ from sglang.batch.server_flags import parse_server_args, print_server_help
 from sglang.batch.smollm2 import ModelUnavailable, resolve_model_path
 from sglang.batch.usage import BAD_USAGE, BadUsage
 
+WITHOUT_SERVER_FLAGS = ("model", "calibrate", "doctor", "status")
+"""Commands that take no flags but their own."""
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code."""
@@ -40,19 +43,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _main(argv: Sequence[str] | None) -> int:
     parser = _parser()
     options, rest = parser.parse_known_args(argv)
+    if rest and options.command in WITHOUT_SERVER_FLAGS:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
     try:
         if options.command == "model":
-            if rest:
-                parser.error(f"unrecognized arguments: {' '.join(rest)}")
             print(resolve_model_path(options.name))
             return 0
         if options.command == "calibrate":
-            if rest:
-                parser.error(f"unrecognized arguments: {' '.join(rest)}")
             return calibrate.run(options)
         if options.command == "doctor":
-            if rest:
-                parser.error(f"unrecognized arguments: {' '.join(rest)}")
             return doctor.run(options)
         if options.command == "plan":
             checked_plan = plan_arguments.check_plan(options, rest)
@@ -62,8 +61,6 @@ def _main(argv: Sequence[str] | None) -> int:
         if options.command == "validate":
             return validate.validate(options, rest)
         if options.command == "status":
-            if rest:
-                parser.error(f"unrecognized arguments: {' '.join(rest)}")
             return status(options.output, check=options.check)
         if options.command == "serve":
             return _serve(options, rest)
@@ -146,14 +143,7 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     plan_arguments.add_plan_arguments(plan)
-    model = commands.add_parser(
-        "model",
-        help="print the folder of a model, e.g. for `sglang serve`",
-        description="Print where a model is. The name smollm2 is converted on first use, every other is"
-        ' printed as it is: python -m sglang.launch_server --model-path "$(sglang-batch model smollm2)"',
-        allow_abbrev=False,
-    )
-    model.add_argument("name", help="smollm2, or a path")
+    _add_model(commands)
     calibrate.add_calibrate_arguments(
         commands.add_parser(
             "calibrate",
@@ -166,6 +156,17 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_doctor(commands)
     return parser
+
+
+def _add_model(commands: Any) -> None:
+    model = commands.add_parser(
+        "model",
+        help="print the folder of a model, e.g. for `sglang serve`",
+        description="Print where a model is. The name smollm2 is converted on first use, every other is"
+        ' printed as it is: python -m sglang.launch_server --model-path "$(sglang-batch model smollm2)"',
+        allow_abbrev=False,
+    )
+    model.add_argument("name", help="smollm2, or a path")
 
 
 def _add_serve(commands: Any) -> None:
