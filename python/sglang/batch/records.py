@@ -11,7 +11,7 @@ the 1-based line number in the input, and `"file"` where there are several input
 from __future__ import annotations
 
 import hashlib
-import uuid
+import secrets
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -206,12 +206,12 @@ def _refusal(answer: Answer) -> dict[str, Any]:
 
 
 def _request_id() -> str:
-    return f"req_{uuid.uuid4().hex}"
+    return f"req_{secrets.token_hex(16)}"
 
 
 def _record(custom_id: str | None, response: dict[str, Any] | None, error: dict[str, Any] | None) -> bytes:
     record = {
-        "id": f"batch_req_{uuid.uuid4().hex}",
+        "id": f"batch_req_{secrets.token_hex(16)}",
         "custom_id": custom_id,
         "response": response,
         "error": error,

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import secrets
 import time
-import uuid
 from collections.abc import Callable, Iterable
 from typing import Protocol
 
@@ -20,6 +20,9 @@ from sglang.batch.run.committer import Committer, Finished
 from sglang.batch.run.engine.protocol import EngineDied
 from sglang.batch.run.recovery import Work
 from sglang.batch.run.tally import Tally
+
+STRIDE = 64
+"""Requests that are started before the event loop turns to whatever else there is to do."""
 
 
 class Answerer(Protocol):
@@ -111,16 +114,17 @@ class BatchJob:
 
     async def _feed(self, work: Iterable[Work], group: asyncio.TaskGroup) -> None:
         """Start each line as soon as there is room for it; a pool that is full is complete."""
-        for item in work:
+        for count, item in enumerate(work, start=1):
             await self.committer.open.wait()
             if self._room.locked():
                 await self._open_barrier()
             await self._room.acquire()
-            request_id = uuid.uuid4().hex
+            request_id = secrets.token_hex(16)
             if isinstance(item.item, BatchRequest):
                 self._in_flight[request_id] = item.position
             group.create_task(self._run(item, request_id))
-            await asyncio.sleep(0)
+            if count % STRIDE == 0:
+                await asyncio.sleep(0)
 
     async def _run(self, work: Work, request_id: str) -> None:
         try:
@@ -153,6 +157,7 @@ class BatchJob:
         """Let the scheduler admit once all that was submitted is there; only the first call does anything."""
         if not self._barrier_open:
             self._barrier_open = True
+            await asyncio.sleep(0)  # until those that were started last are with the engine
             await self._barrier.settle(self._in_flight, tuple(self._in_flight))
             await self._barrier.open()
             self.tally.barrier_seconds += time.monotonic() - self._closed

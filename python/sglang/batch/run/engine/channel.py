@@ -105,8 +105,7 @@ class Channel:
             ConnectionError: the other side is gone.
         """
         frame = _ENCODER.encode(message)
-        self._writer.write(_LENGTH.pack(len(frame)))
-        self._writer.write(frame)
+        self._writer.writelines((_LENGTH.pack(len(frame)), frame))
         await self._writer.drain()
 
     async def receive(self) -> Message | None:
