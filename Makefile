@@ -65,7 +65,7 @@ paper-quick: setup ## The paper's four traces, scaled down, on a simulated GPU (
 	$(BIN)/python -m benchmark.paper quick --jobs 2 --check --out build/paper-quick
 
 paper: setup ## The paper's tables in full, simulated (hours); results in benchmark/results/paper
-	for table in headline traces lpm variance azure models ablations chunks grid; do $(BIN)/python -m benchmark.paper $$table --jobs 2 || exit 1; done
+	for table in headline traces lpm variance azure models ablations chunks engines grid; do $(BIN)/python -m benchmark.paper $$table --jobs 2 || exit 1; done
 	$(BIN)/python -m benchmark.paper.data_parallel --jobs 2
 	$(BIN)/python -m benchmark.paper.resources --jobs 2
 	$(BIN)/python -m benchmark.paper.time_model

@@ -3,9 +3,9 @@
 from pathlib import Path
 
 import pytest
-from programs import run
 
 from models import LLAMA_3_8B
+from programs import last_line
 from sglang.srt.blend.core.cost.hardware import load_hardware
 from sglang.srt.blend.core.cost.model_shape import ModelShape
 from sglang.srt.blend.core.cost.pdmux import PdmuxTimes
@@ -21,7 +21,8 @@ def ran(tmp_path_factory) -> dict:
     # 16 of the 32 layers of 1024 tokens are launched in a turn, 8 of those of 2048 tokens.
     lines = ("sm_group_num: 3", f"manual_divisions: [[{PREFILL_SMS}, {DECODE_SMS}, 0]]")
     config.write_text("\n".join((*lines, f"split_forward_token_budget: {16 * 1024}\n")))
-    return run("multiplexed_program.py", str(config), platform="simulated_gpu")
+    program = Path(__file__).with_name("multiplexed_program.py")
+    return last_line(program, str(config), platform="simulated_gpu")
 
 
 def prefill(tokens: int) -> StepWork:

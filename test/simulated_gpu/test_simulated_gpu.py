@@ -5,13 +5,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from programs import run
 
 from models import LLAMA_3_8B
+from programs import last_line
 from sglang.srt.blend.core.cost.engines import load_engine
 from sglang.srt.blend.core.cost.hardware import load_hardware
 from sglang.srt.blend.core.cost.model_shape import ModelShape
 from sglang.srt.blend.core.cost.step_time import StepTimeModel, StepWork
+
+HERE = Path(__file__).parent
+
+
+def run(program: str, *arguments: str, platform: str, **environment: str) -> dict:
+    return last_line(HERE / program, *arguments, platform=platform, **environment)
 
 
 @pytest.fixture(scope="module")

@@ -1,18 +1,17 @@
-"""Programs of this folder, run as processes of their own: a platform is chosen once in a process."""
+"""Programs that tests start in a process of their own, because a process has one platform."""
 
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
-HERE = Path(__file__).parent
 
-
-def run(program: str, *arguments: str, platform: str, **environment: str) -> dict:
-    """Last line of the program's output, as JSON."""
+def last_line(program: Path, *arguments: str, platform: str, **environment: str) -> Any:
+    """Last line of a program's output, as JSON."""
     done = subprocess.run(
-        [sys.executable, str(HERE / program), *arguments],
+        [sys.executable, str(program), *arguments],
         env=os.environ | {"SGLANG_PLATFORM": platform} | environment,
         capture_output=True,
         text=True,
