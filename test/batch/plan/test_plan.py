@@ -103,6 +103,32 @@ def test_the_kv_capacity_and_the_prompts_are_those_of_a_real_run(tmp_path: Path,
     assert result["prompt_tokens"] == len(rendered)
 
 
+def test_replicas_on_several_gpus_are_compared_and_one_of_each_is_recommended(
+    tmp_path: Path, model: Path
+) -> None:
+    lines = [chat(f"r{i}", f"{SHARED * (1 + i % 4)} {i}", max_tokens=40) for i in range(24)]
+    flags = ("--policies", "blend", "--engines", "mixed", "--json", "plan.json", "--replicas", "1,2")
+    prices = ("--price", "h100=2.5", "--price", "l4=0.5")
+    done = plan(tmp_path, model, lines, *flags, *prices, "--hardware", "h100,l4")
+    assert done.returncode == 0, done.stderr
+    assert "recommended: " in done.stdout
+    result = json.loads((tmp_path / "plan.json").read_text())
+    assert result["hardware"] == "h100"
+    choices = result["choices"]
+    assert [(choice["hardware"], choice["replicas"]) for choice in choices] == [
+        ("h100", 1),
+        ("h100", 2),
+        ("l4", 1),
+        ("l4", 2),
+    ]
+    assert choices[0]["seconds"] == pytest.approx(result["seconds"]["blend"]["mixed"])
+    assert choices[1]["seconds"] < choices[0]["seconds"] < choices[2]["seconds"]
+    assert [choice["simulated"] for choice in choices] == [24, 12, 24, 12]
+    for choice in choices:
+        assert choice["cost"] == pytest.approx(choice["price"] * choice["gpus"] * choice["seconds"] / 3600)
+    assert sum(choice["recommended"] for choice in choices) == 2
+
+
 def test_a_model_that_does_not_fit_is_refused_with_the_remedy(tmp_path: Path, model: Path) -> None:
     (tmp_path / "small.toml").write_text("flops = 1e12\nbandwidth = 1e11\nmemory = 1e9\n")
     done = plan(
@@ -136,6 +162,14 @@ def refused(capsys: pytest.CaptureFixture[str], *argv: object) -> str:
         (["--hardware", "b200", "--write-pdmux-config", "pdmux.yaml"], "--hardware b200: SGLang's PD"),
         (["--hardware", "mi300x", "--engines", "mixed,pdmux"], "leave pdmux out of --engines"),
         ([], "--hardware is required"),
+        (["--hardware", ","], "--hardware is required"),
+        (["--hardware", "h100,abacus"], "choose one of"),
+        (["--hardware", "h100", "--replicas", "1,two"], "--replicas '1,two': numbers from 1"),
+        (["--hardware", "h100", "--replicas", "0"], "--replicas '0'"),
+        (["--hardware", "h100", "--price", "2.5"], "--price '2.5': GPU=AMOUNT"),
+        (["--hardware", "h100", "--price", "l4=2.5"], "a GPU of --hardware: h100"),
+        (["--hardware", "h100", "--price", "h100=cheap"], "the amount must be a number"),
+        (["--hardware", "h100", "--price", "h100=-1"], "the amount must be a number"),
     ],
 )
 def test_bad_usage_is_one_line(

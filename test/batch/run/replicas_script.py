@@ -7,39 +7,60 @@ import json
 import sys
 from typing import Any
 
-from sglang.batch.records import BatchRequest
+from sglang.batch.records import Answer, BatchRequest
 from sglang.batch.run.engine.in_process import InProcessSGLang
 from sglang.batch.server_flags import parse_server_args, with_defaults
 
-REQUESTS = 12
+TOPICS = ("Classify the sentence as positive or negative. ", "Translate into the language of the sea. ")
+REQUESTS = 6
+"""Of each topic."""
+
 PAUSE = 2.0  # seconds in which a replica that did not hear of the barrier would have answered
+
+
+def requests(kind: str, count: int, **fields: Any) -> list[BatchRequest]:
+    """Requests whose topics take turns, as do replicas that know nothing of prefixes."""
+    body = {"max_tokens": 6, "temperature": 0, "ignore_eos": True, **fields}
+    return [
+        BatchRequest(
+            0,
+            f"{kind}-{topic}-{number}",
+            "/v1/completions",
+            {**body, "prompt": f"{text * 12}{kind} {number}"},
+        )
+        for number in range(count)
+        for topic, text in enumerate(TOPICS)
+    ]
 
 
 async def run(engine: InProcessSGLang) -> dict[str, Any]:
     engine.install_signal_handlers()
     barrier = engine.barrier()
     await barrier.close()
-    body = {"max_tokens": 2, "temperature": 0, "ignore_eos": True}
-    prefix = "Classify the sentence as positive or negative. " * 4
+    first = [*requests("first", REQUESTS), *requests("several", 1, n=2)]
     tasks = {
-        str(i): asyncio.ensure_future(
-            engine.answer(
-                BatchRequest(i, str(i), "/v1/completions", {**body, "prompt": f"{prefix}{i}"}), str(i)
-            )
-        )
-        for i in range(REQUESTS)
+        request.custom_id: asyncio.ensure_future(engine.answer(request, request.custom_id))
+        for request in first
     }
     await barrier.settle(tasks, list(tasks))
     await asyncio.sleep(PAUSE)
     early = sum(task.done() for task in tasks.values())
     await barrier.open()
-    answers = await asyncio.gather(*tasks.values())
+    answers = dict(zip(tasks, await asyncio.gather(*tasks.values()), strict=True))
+    late = requests("late", 2)
+    answers |= {request.custom_id: await engine.answer(request, request.custom_id) for request in late}
     states = await engine.internal_state()
     return {
         "early": early,
-        "answered": sum(answer.ok for answer in answers),
+        "texts": {name: texts(answer) for name, answer in answers.items()},
+        "late_cached": [answers[request.custom_id].usage.cached for request in late],
         "blend": [state["blend"] for state in states],
     }
+
+
+def texts(answer: Answer) -> list[str]:
+    assert answer.ok, answer.message
+    return [choice["text"] for choice in json.loads(answer.body)["choices"]]
 
 
 def main() -> None:

@@ -1,30 +1,42 @@
-"""`--dp-size`: the barrier holds every replica, and every replica answers its part."""
+"""`--dp-size`: the barrier holds every replica, and each answers whole subtrees of the pool."""
 
 import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
-from replicas_script import REQUESTS
+from replicas_script import REQUESTS, TOPICS
 
 from checkpoints import make_llama
 
 SECONDS = 840  # for four processes that start an engine on a busy machine
 
 
-def test_two_replicas_are_held_together_and_both_answer(tmp_path: Path) -> None:
-    model = make_llama(tmp_path / "llama")
+def run(model: Path, replicas: int) -> dict[str, Any]:
     script = Path(__file__).with_name("replicas_script.py")
-    flags = ["--model-path", str(model), "--dtype", "float32", "--max-total-tokens", "2048", "--dp-size", "2"]
+    flags = ["--model-path", str(model), "--dtype", "float32", "--max-total-tokens", "4096"]
     done = subprocess.run(
-        [sys.executable, str(script), *flags, "--mem-fraction-static", "0.8"],
+        [sys.executable, str(script), *flags, "--mem-fraction-static", "0.8", "--dp-size", str(replicas)],
         capture_output=True,
         text=True,
         timeout=SECONDS,
     )
     assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout.splitlines()[-1])
-    assert found["early"] == 0, "a replica did not hear of the barrier"
-    assert found["answered"] == REQUESTS
-    assert len(found["blend"]) == 2
-    assert all(blend["sharing_possible"] > 0.3 for blend in found["blend"]), "a replica saw no pool"
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def test_two_replicas_answer_as_one_does_each_its_own_subtree(tmp_path: Path) -> None:
+    model = make_llama(tmp_path / "llama")
+    two, one = run(model, 2), run(model, 1)
+    assert two["early"] == 0, "a replica did not hear of the barrier"
+    assert len(two["texts"]) == len(TOPICS) * (REQUESTS + 1 + 2)
+    assert two["texts"] == one["texts"]
+    assert len(two["blend"]) == len(TOPICS)
+    # A topic's pool, its two answers to one prompt and that prompt alone, and who came late.
+    done = [blend["completions"] for blend in two["blend"]]
+    assert done[0] == done[1] >= REQUESTS + 2 + 2
+    # Dealt in turns, each replica would compute both topics.
+    assert sum(blend["cached_tokens"] for blend in two["blend"]) >= one["blend"][0]["cached_tokens"] * 0.95
+    assert min(two["late_cached"]) > 100, "who came late was not sent where its prefix is"

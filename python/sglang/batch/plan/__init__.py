@@ -7,5 +7,6 @@
   large file that is simulated.
 * `schedules`, `preload`: simulations, each in a process of its own; `timeline`: resource use over time.
 * `advice`: recommended flags and their reasons.
+* `choices`: numbers of replicas on kinds of GPUs, and what they cost.
 * `report`, `chart`: what a user reads.
 """

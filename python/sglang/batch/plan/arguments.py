@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +23,9 @@ POLICIES = ("fcfs", "lpm", "dfs", "random", "blend")
 
 DEFAULT_POLICIES = ("fcfs", "dfs", "blend")
 
+MOST_REPLICAS = 1024
+"""Replicas that a plan compares at most."""
+
 SIMULATE_REQUESTS = 5_000
 """Requests of the file that are simulated at most."""
 
@@ -31,7 +35,10 @@ class PlanArguments:
     """The checked flags of `sglang-batch plan`.
 
     Attributes:
-        hardware_name: the profile as the user named it, which is how simulations load it again.
+        hardware: profiles; the first one's plan is told in full.
+        hardware_names: the profiles as the user named them, which is how simulations load them again.
+        replicas: numbers of replicas to compare; none compares nothing.
+        prices: of one GPU for an hour, by the name in `hardware_names`.
         output_tokens: assumed length of an answer; None for as long as max_tokens allows.
         tensor_parallel: GPUs that share the model; 0 for as few as hold it.
         simulate_requests: requests of the excerpt that is simulated of a larger pool; 0 simulates nothing.
@@ -43,8 +50,10 @@ class PlanArguments:
     """
 
     inputs: tuple[Source, ...]
-    hardware: Hardware
-    hardware_name: str
+    hardware: tuple[Hardware, ...]
+    hardware_names: tuple[str, ...]
+    replicas: tuple[int, ...]
+    prices: Mapping[str, float]
     output_tokens: int | None
     tensor_parallel: int
     policies: tuple[str, ...]
@@ -65,8 +74,10 @@ def add_plan_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--hardware",
         metavar="GPU",
-        help=f"{', '.join(hardware_names())}, or a .toml file with flops, bandwidth and memory",
+        help=f"{', '.join(hardware_names())}, or a .toml file with flops, bandwidth and memory; several with"
+        " commas between them are compared, and the first one's plan is told in full",
     )
+    _add_replica_arguments(parser)
     parser.add_argument(
         "--tp-size",
         "--tp",
@@ -101,6 +112,23 @@ def add_plan_arguments(parser: argparse.ArgumentParser) -> None:
         " --pdmux-config-path; the pdmux engine is simulated with it in any case",
     )
     parser.add_argument("--quiet", action="store_true", help="no progress on stderr")
+
+
+def _add_replica_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--replicas",
+        metavar="LIST",
+        help="numbers of replicas to compare, such as 1,2,4,8: time, GPU-hours and cost of each on each"
+        " --hardware, and which to rent. The pool is divided as --dp-size divides it, and the part that takes"
+        " longest is simulated. (default: 1 where several GPUs are compared)",
+    )
+    parser.add_argument(
+        "--price",
+        action="append",
+        default=[],
+        metavar="GPU=AMOUNT",
+        help="what one hour of one GPU costs, in any currency, such as h100=2.5; once for each --hardware",
+    )
 
 
 def _add_simulation_arguments(parser: argparse.ArgumentParser) -> None:
@@ -143,13 +171,15 @@ def check_plan(options: argparse.Namespace, server: Sequence[str]) -> PlanArgume
     Raises:
         BadUsage: something is missing, unknown, unreadable or in the way.
     """
-    for flag in ("input", "hardware"):
-        if getattr(options, flag) is None:
+    names = _names(options.hardware or "")
+    for flag, given in (("input", options.input), ("hardware", names)):
+        if not given:
             raise BadUsage(f"--{flag} is required")
     try:
-        hardware = load_hardware(options.hardware)
+        hardware = tuple(load_hardware(name) for name in names)
     except ValueError as error:
         raise BadUsage(f"--hardware: {error}") from None
+    prices = _prices(options.price, names)
     for flag, minimum in (
         ("output_tokens", 1),
         ("tensor_parallel", 0),
@@ -169,22 +199,18 @@ def check_plan(options: argparse.Namespace, server: Sequence[str]) -> PlanArgume
         ("--write-pdmux-config", options.pdmux_config),
     ):
         check_folder(flag, path)
-    engines = engines_on(hardware)
-    if "pdmux" not in engines and (options.pdmux_config or "pdmux" in (options.engines or "")):
-        raise BadUsage(
-            f"--hardware {options.hardware}: SGLang's PD multiplexing does not divide it; name an NVIDIA GPU"
-            " of compute capability 6 to 9, or leave pdmux out of --engines and drop --write-pdmux-config"
-        )
     if options.chart is not None:
         _check_chart(options.chart, simulated=options.simulate_requests > 0)
     return PlanArguments(
         inputs=sources,
         hardware=hardware,
-        hardware_name=options.hardware,
+        hardware_names=names,
+        replicas=_replicas(options.replicas, compared=len(names) > 1 or bool(prices)),
+        prices=prices,
         output_tokens=options.output_tokens,
         tensor_parallel=options.tensor_parallel,
         policies=_choices("--policies", options.policies, POLICIES),
-        engines=_choices("--engines", options.engines or ",".join(engines), engine_names()),
+        engines=_engines(options, hardware[0]),
         simulate_requests=options.simulate_requests,
         jobs=options.jobs,
         media=media_policy(options),
@@ -196,9 +222,55 @@ def check_plan(options: argparse.Namespace, server: Sequence[str]) -> PlanArgume
     )
 
 
+def _engines(options: argparse.Namespace, hardware: Hardware) -> tuple[str, ...]:
+    """Read the engines to simulate: by default those that there are on the GPU."""
+    engines = engines_on(hardware)
+    if "pdmux" not in engines and (options.pdmux_config or "pdmux" in (options.engines or "")):
+        raise BadUsage(
+            f"--hardware {options.hardware}: SGLang's PD multiplexing does not divide it; name an NVIDIA GPU"
+            " of compute capability 6 to 9, or leave pdmux out of --engines and drop --write-pdmux-config"
+        )
+    return _choices("--engines", options.engines or ",".join(engines), engine_names())
+
+
+def _names(text: str) -> tuple[str, ...]:
+    """Split a list at its commas; each name counts once."""
+    return tuple(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
+
+
+def _replicas(text: str | None, *, compared: bool) -> tuple[int, ...]:
+    """Read the numbers of replicas.
+
+    Args:
+        compared: whether there is something to compare without them.
+    """
+    if text is None:
+        return (1,) if compared else ()
+    numbers = _names(text)
+    if not numbers or not all(number.isdecimal() and 1 <= int(number) <= MOST_REPLICAS for number in numbers):
+        raise BadUsage(f"--replicas {text!r}: numbers from 1 to {MOST_REPLICAS:,}, such as 1,2,4,8")
+    return tuple(dict.fromkeys(int(number) for number in numbers))
+
+
+def _prices(texts: Sequence[str], names: Sequence[str]) -> dict[str, float]:
+    """Read prices of GPUs by name."""
+    prices = {}
+    for text in texts:
+        name, _, amount = text.rpartition("=")
+        if name not in names:
+            raise BadUsage(f"--price {text!r}: GPU=AMOUNT with a GPU of --hardware: {', '.join(names)}")
+        try:
+            prices[name] = float(amount)
+        except ValueError:
+            prices[name] = math.nan
+        if not (math.isfinite(prices[name]) and prices[name] >= 0.0):
+            raise BadUsage(f"--price {text!r}: the amount must be a number of at least 0, such as {name}=2.5")
+    return prices
+
+
 def _choices(flag: str, text: str, known: Sequence[str]) -> tuple[str, ...]:
-    """Split a list of names at its commas; each name counts once."""
-    chosen = tuple(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
+    """Read a list of names, all of them known."""
+    chosen = _names(text)
     unknown = [name for name in chosen if name not in known]
     if unknown or not chosen:
         raise BadUsage(f"{flag} {text!r}: choose one or more of {', '.join(known)}")

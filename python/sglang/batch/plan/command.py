@@ -17,18 +17,26 @@ from tqdm import tqdm
 from sglang.batch.input.source import Source
 from sglang.batch.media import MediaPolicy
 from sglang.batch.plan.advice import Machine, advise
-from sglang.batch.plan.answers import assume_answers
+from sglang.batch.plan.answers import AssumedPool, assume_answers
 from sglang.batch.plan.arguments import PlanArguments
+from sglang.batch.plan.choices import Choice, GPUPool, find_choices
 from sglang.batch.plan.excerpt import choose_excerpt
-from sglang.batch.plan.gpus import enough_gpus, kv_capacity, step_times
+from sglang.batch.plan.gpus import (
+    cost_model,
+    enough_gpus,
+    kv_capacity,
+    optimum_seconds,
+    pool_work,
+    step_times,
+)
 from sglang.batch.plan.groups import find_groups
 from sglang.batch.plan.prompt_reader import read_prompts
 from sglang.batch.plan.prompts import PlannedModel, Prompts
 from sglang.batch.plan.report import Excerpt, PlanReport
 from sglang.batch.plan.schedules import NotSimulated, Schedule, Simulated, simulate_all, simulator_processes
 from sglang.batch.usage import BadUsage
-from sglang.srt.blend.core.cost.cost_model import CostModel
-from sglang.srt.blend.core.cost.engines import PoolWork, engines_on, practical_optimum
+from sglang.srt.blend.core.cost.engines import engines_on
+from sglang.srt.blend.core.cost.hardware import Hardware
 from sglang.srt.blend.core.cost.pdmux import PdmuxTimes
 from sglang.srt.blend.core.cost.pdmux_choice import PdmuxChoice, choose_config
 from sglang.srt.blend.core.cost.step_time import StepTimeModel
@@ -106,16 +114,12 @@ def read_in_a_process(
 
 def _report(arguments: PlanArguments, prompts: Prompts, processes: ProcessPoolExecutor) -> PlanReport | None:
     """Make the plan; None, with a word about why, where not one line can be run."""
-    model, hardware = prompts.model, arguments.hardware
-    longest_prompt = int(np.diff(prompts.offsets).max(initial=0))
-    degree = arguments.tensor_parallel or enough_gpus(model, hardware, longest_prompt)
-    times = step_times(model, hardware, degree)
-    cost = _cost(times)
+    model, hardware = prompts.model, arguments.hardware[0]
+    times = _times(arguments, prompts, hardware)
+    degree = times.shape.tensor_parallel
+    cost = cost_model(times)
     capacity = kv_capacity(model, hardware, degree)
-    # SGLang keeps two tokens of the context, and of the KV cache, to itself.
-    workload, answers, refused, kept = assume_answers(
-        prompts, output_tokens=arguments.output_tokens, longest=min(model.context, capacity) - 2
-    )
+    workload, answers, refused, kept = _answers(arguments, prompts, capacity)
     bad = tuple(sorted((*prompts.bad, *refused), key=lambda line: line.line))
     if not len(workload):
         print(f"sglang-batch plan: none of {prompts.lines:,} lines can be run", file=sys.stderr)
@@ -123,11 +127,12 @@ def _report(arguments: PlanArguments, prompts: Prompts, processes: ProcessPoolEx
             print(f"  {line.message} ({line.code})", file=sys.stderr)
         return None
     statistics, tree = workload.statistics(cost), workload.tree(cost)
-    optimum = {engine: _optimum(workload, times, engine) for engine in arguments.engines}
+    optimum = {engine: optimum_seconds(workload, times, engine) for engine in arguments.engines}
     pdmux = _pdmux(workload, times, capacity) if "pdmux" in engines_on(hardware) else None
     done, failed, excerpt = _simulate(arguments, workload, model, times, optimum, pdmux, processes)
     seconds = {run.schedule: run.seconds for run in done}
     needed = int(tree.node_kv_tokens[0])
+    choices, not_chosen = _choices(arguments, prompts, processes)
     return PlanReport(
         model=model.name,
         hardware=hardware.name,
@@ -152,35 +157,63 @@ def _report(arguments: PlanArguments, prompts: Prompts, processes: ProcessPoolEx
         longest_answer=int(workload.output.max()),
         excerpt=excerpt,
         simulated=tuple(done),
-        failed=tuple(failed),
+        failed=(*failed, *not_chosen),
+        choices=choices,
         advice=advise(seconds, _machine(arguments, model, times), everything_fits=needed <= capacity)
         if seconds
         else None,
     )
 
 
-def _optimum(workload: Workload, times: StepTimeModel, engine: str) -> float:
-    """Seconds of the practical optimum, in which the longest answer takes a pass for each token."""
-    return practical_optimum(times, engine, _work(workload, times), min_steps=int(workload.output.max()))
-
-
 def _pdmux(workload: Workload, times: StepTimeModel, capacity: int) -> PdmuxChoice:
     return choose_config(
         PdmuxTimes(times),
-        _work(workload, times),
+        pool_work(workload, times),
         kv_capacity=capacity,
         longest=int(workload.output.max()),
     )
 
 
-def _work(workload: Workload, times: StepTimeModel) -> PoolWork:
-    """What the pool does if every shared prefix is computed once."""
-    order, tree = workload.depth_first_order(), workload.tree(_cost(times))
-    return PoolWork.of(workload.prompt[order], workload.output[order], tree.lcp)
+def _times(arguments: PlanArguments, prompts: Prompts, hardware: Hardware) -> StepTimeModel:
+    longest_prompt = int(np.diff(prompts.offsets).max(initial=0))
+    degree = arguments.tensor_parallel or enough_gpus(prompts.model, hardware, longest_prompt)
+    return step_times(prompts.model, hardware, degree)
 
 
-def _cost(times: StepTimeModel) -> CostModel:
-    return CostModel(times.shape, times.hardware)
+def _answers(arguments: PlanArguments, prompts: Prompts, capacity: int) -> AssumedPool:
+    # SGLang keeps two tokens of the context, and of the KV cache, to itself.
+    longest = min(prompts.model.context, capacity) - 2
+    return assume_answers(prompts, output_tokens=arguments.output_tokens, longest=longest)
+
+
+def _choices(
+    arguments: PlanArguments, prompts: Prompts, processes: ProcessPoolExecutor
+) -> tuple[tuple[Choice, ...], list[NotSimulated]]:
+    """Compare numbers of replicas and kinds of GPUs, if that is asked for."""
+    if not arguments.replicas:
+        return (), []
+    pools = []
+    for name, hardware in zip(arguments.hardware_names, arguments.hardware, strict=True):
+        times = _times(arguments, prompts, hardware)
+        capacity = kv_capacity(prompts.model, hardware, times.shape.tensor_parallel)
+        workload = _answers(arguments, prompts, capacity).workload
+        if not len(workload):
+            raise BadUsage(f"--hardware {name}: not one of the requests fits; leave it out")
+        pools.append(GPUPool(name, workload, prompts.model, times))
+    found = find_choices(
+        processes,
+        pools,
+        arguments.replicas,
+        policy="blend" if "blend" in arguments.policies else arguments.policies[0],
+        # PD multiplexing has its price, which no simulation shows.
+        engines=[name for name in arguments.engines if name != "overlapped"] or arguments.engines,
+        limit=arguments.simulate_requests,
+        prices=arguments.prices,
+    )
+    silent = arguments.quiet or not sys.stderr.isatty()
+    total = len(pools) * len(arguments.replicas)
+    pairs = list(tqdm(found, total=total, desc="replicas", unit="choice", disable=silent))
+    return tuple(choice for choice, _ in pairs), [failure for _, failed in pairs for failure in failed]
 
 
 def _simulate(
@@ -195,7 +228,7 @@ def _simulate(
     """Simulate the schedules asked for, in their order, with an excerpt of the pool where it is too large."""
     if arguments.simulate_requests == 0:
         return [], [], None
-    chosen = choose_excerpt(workload, arguments.simulate_requests, _cost(times))
+    chosen = choose_excerpt(workload, arguments.simulate_requests, cost_model(times))
     part = workload if len(chosen) == len(workload) else workload.take(chosen)
     schedules = [Schedule(policy, engine) for policy in arguments.policies for engine in arguments.engines]
     results = simulate_all(
@@ -203,7 +236,7 @@ def _simulate(
         schedules,
         part,
         model,
-        hardware=arguments.hardware_name,
+        hardware=arguments.hardware_names[0],
         tensor_parallel=times.shape.tensor_parallel,
         pdmux=None if pdmux is None else pdmux.config,
     )
@@ -211,11 +244,11 @@ def _simulate(
     bar = tqdm(results, total=len(schedules), desc="simulations", unit="run", disable=silent)
     runs = {run.schedule: run for run in bar}
     done = [runs[schedule] for schedule in schedules]
-    scale = {engine: optimum[engine] / _optimum(part, times, engine) for engine in arguments.engines}
+    scale = {engine: optimum[engine] / optimum_seconds(part, times, engine) for engine in arguments.engines}
     return (
         [run for run in done if isinstance(run, Simulated)],
         [run for run in done if isinstance(run, NotSimulated)],
-        Excerpt(len(part), int(part.tree(_cost(times)).node_kv_tokens[0]), scale),
+        Excerpt(len(part), int(part.tree(cost_model(times)).node_kv_tokens[0]), scale),
     )
 
 

@@ -1,13 +1,16 @@
-"""Which GPUs hold a model: how many, and what is left of their memory for the KV cache."""
+"""Which GPUs hold a model: how many, what is left of their memory for the KV cache, and how fast they are."""
 
 from __future__ import annotations
 
 from sglang.batch.plan.prompts import PlannedModel
 from sglang.batch.usage import BadUsage
+from sglang.srt.blend.core.cost.cost_model import CostModel
+from sglang.srt.blend.core.cost.engines import PoolWork, practical_optimum
 from sglang.srt.blend.core.cost.hardware import Hardware
 from sglang.srt.blend.core.cost.kv_capacity import kv_cache_bytes
 from sglang.srt.blend.core.cost.kv_capacity import kv_capacity as rank_kv_capacity
 from sglang.srt.blend.core.cost.step_time import StepTimeModel
+from sglang.srt.blend.core.pool.workload import Workload
 
 DEGREES = (1, 2, 4, 8)
 """Numbers of GPUs, all of one node, that are tried."""
@@ -61,3 +64,20 @@ def step_times(model: PlannedModel, hardware: Hardware, degree: int) -> StepTime
             " choose larger GPUs or a larger --tp-size"
         )
     return times
+
+
+def cost_model(times: StepTimeModel) -> CostModel:
+    """Model what requests cost on the GPUs whose steps are modelled."""
+    return CostModel(times.shape, times.hardware)
+
+
+def optimum_seconds(workload: Workload, times: StepTimeModel, engine: str) -> float:
+    """Seconds of the practical optimum, in which the longest answer takes a pass for each token."""
+    work = pool_work(workload, times)
+    return practical_optimum(times, engine, work, min_steps=int(workload.output.max()))
+
+
+def pool_work(workload: Workload, times: StepTimeModel) -> PoolWork:
+    """What the pool does if every shared prefix is computed once."""
+    order, tree = workload.depth_first_order(), workload.tree(cost_model(times))
+    return PoolWork.of(workload.prompt[order], workload.output[order], tree.lcp)

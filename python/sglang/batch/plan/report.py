@@ -11,6 +11,7 @@ from typing import Any
 
 from sglang.batch.plan.advice import Advice
 from sglang.batch.plan.answers import Answers
+from sglang.batch.plan.choices import Choice, choice_lines, recommended
 from sglang.batch.plan.groups import Group
 from sglang.batch.plan.prompts import BadLine
 from sglang.batch.plan.schedules import NotSimulated, Schedule, Simulated
@@ -68,6 +69,7 @@ class PlanReport:
         excerpt: None where nothing was simulated.
         simulated: of the excerpt; its seconds are not scaled.
         advice: None where nothing was simulated.
+        choices: numbers of replicas on kinds of GPUs; none where they were not asked for.
     """
 
     model: str
@@ -95,6 +97,7 @@ class PlanReport:
     simulated: tuple[Simulated, ...]
     failed: tuple[NotSimulated, ...]
     advice: Advice | None
+    choices: tuple[Choice, ...] = ()
 
     def seconds(self, policy: str, engine: str) -> float | None:
         """Scale a schedule's simulated seconds to the whole pool; None where there is no such simulation."""
@@ -119,6 +122,7 @@ class PlanReport:
                 *self._time_lines(),
                 *(f"    {line}" for line in self.pdmux_lines() if "pdmux" in self.optimum),
                 *(self.advice.lines() if self.advice is not None else ()),
+                *(choice_lines(self.choices, self.requests) if self.choices else ()),
                 *self._bad_lines(),
             ]
         )
@@ -215,7 +219,9 @@ class PlanReport:
         Raises:
             OSError: the file cannot be written.
         """
-        whole = {**asdict(self), "seconds": self._all_seconds()}
+        best = recommended(self.choices)
+        choices = [_with_cost(choice) | {"recommended": choice in best} for choice in self.choices]
+        whole = {**asdict(self), "seconds": self._all_seconds(), "choices": choices}
         path.write_text(json.dumps(_finite(whole), indent=2) + "\n")
 
     def _all_seconds(self) -> dict[str, dict[str, float | None]]:
@@ -223,6 +229,14 @@ class PlanReport:
             policy: {engine: self.seconds(policy, engine) for engine in self.optimum}
             for policy in self.policies
         }
+
+
+def _with_cost(choice: Choice) -> dict[str, Any]:
+    return asdict(choice) | {
+        "gpus": choice.gpus,
+        "gpu_hours": choice.gpu_hours,
+        "cost": choice.cost,
+    }
 
 
 def _seconds(value: float | None) -> str:

@@ -31,6 +31,7 @@ from sglang.batch.run.tally import Tally
 from sglang.batch.run.tune import device_name, planned, tune
 from sglang.batch.upstream import ServerArgs
 from sglang.batch.usage import BadUsage
+from sglang.srt.blend.runtime.arguments import why_not
 
 ALL_ANSWERED, SOME_FAILED, ENGINE_FAILED, DISK_FAILED = 0, 1, 3, 4
 """Exit codes, as `cli` explains them."""
@@ -93,7 +94,7 @@ def run(
                 arguments.files, identity=deciding, sources=arguments.inputs, how=arguments.how, say=say
             ) as job,
         ):
-            engine = make_engine(job) if make_engine is not None else _supervised(arguments, job)
+            engine = make_engine(job) if make_engine is not None else _supervised(arguments, server_args, job)
             return _run_open_job(arguments, server_args, job, engine, loop)
     except (OSError, sqlite3.Error) as error:
         say(f"the disk failed: {error}; the same command continues")
@@ -113,7 +114,9 @@ def _collecting_rarely() -> Iterator[None]:
         gc.unfreeze()
 
 
-def _supervised(arguments: RunArguments, job: OpenJob) -> Engine:
+def _supervised(arguments: RunArguments, server_args: ServerArgs, job: OpenJob) -> Engine:
+    if (reason := why_not(server_args)) is not None:
+        say(f"requests are not kept with their prefixes: {reason}", quiet=arguments.quiet)
     return Supervisor(WORKER, arguments.server, job=job.id, stall=arguments.stall_timeout)
 
 

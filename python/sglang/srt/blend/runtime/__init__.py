@@ -7,6 +7,7 @@
 * `policy`: the order of the waiting queue; `queue_order`: where each request stands in it.
 * `prefill_adder`: who is admitted in a prefill step.
 * `pool`: upstream's requests and the planner's slots.
+* `replicas`: which data-parallel replica gets a request.
 * `model_config`: upstream's model config as the cost model wants it; `encoder_cost`, `token_ids`: the same of
   multimodal requests and odd token ids.
 * `metrics`, `prometheus`, `admission_log`: what a user can see.

@@ -209,3 +209,17 @@ def server_args_factory(server_args_class: Callable[..., ServerArgs]) -> Callabl
 
     create.accepts_blend_options = True  # type: ignore[attr-defined]
     return create
+
+
+def why_not(server_args: Any) -> str | None:
+    """Why replicas get their requests as upstream deals them; None where they do not, or there is one."""
+    if server_args.schedule_policy != POLICY or server_args.dp_size == 1:
+        return None
+    if server_args.enable_dp_attention:
+        return (
+            "--enable-dp-attention: its ranks run every step together, for which no pool is divided;"
+            " requests go to them in turns"
+        )
+    if server_args.load_balance_method not in ("auto", "round_robin"):
+        return f"--load-balance-method {server_args.load_balance_method} decides where requests go"
+    return None

@@ -12,7 +12,7 @@ scheduler process), and a hook on it applies what has become possible meanwhile.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import msgspec
@@ -49,7 +49,8 @@ def _keep_options(server_args: Any, _cls: Any, namespace: Any) -> None:
 
 def _refuse_early(server_args: Any) -> None:
     if server_args.schedule_policy == POLICY:
-        require(problems(TARGETS))
+        replicas = installer.targets(CONTROLLER_HOOKS) if server_args.dp_size > 1 else ()
+        require(problems((*TARGETS, *replicas)))
         refuse_pdmux_problems(server_args)
 
 
@@ -119,6 +120,36 @@ def _set_gauges(_result: Any, reporter: Any, *_: Any, **__: Any) -> None:
         from sglang.srt.blend.runtime.metrics import snapshot
 
         blend.gauges.set(snapshot(blend), blend.planner.state.reasons)
+
+
+# ---------------------------------------------------------------- data-parallel controller
+
+
+def _attach_router(_result: Any, controller: Any) -> None:
+    if controller.server_args.schedule_policy == POLICY:
+        require(unapplied(CONTROLLER_HOOKS))
+        from sglang.srt.blend.runtime import replicas
+
+        replicas.attach(controller)
+
+
+def _route(original: Callable[..., Any], controller: Any, req: Any, *args: Any, **kwargs: Any) -> Any:
+    router = getattr(controller, "blend_router", None)
+    if router is None or _is_health_check(req):
+        return original(controller, req, *args, **kwargs)
+    return router.dispatch(lambda chosen: original(controller, chosen, *args, **kwargs), req)
+
+
+def _is_health_check(req: Any) -> bool:
+    from sglang.srt.managers.utils import is_health_check_generate_req
+
+    return bool(is_health_check_generate_req(req))
+
+
+def _hear_control(controller: Any, message: Any) -> None:
+    router = getattr(controller, "blend_router", None)
+    if router is not None:
+        router.control(message)
 
 
 # ---------------------------------------------------------------- table
@@ -235,6 +266,33 @@ HOOKS: tuple[Hook, ...] = (
 
 TARGETS: tuple[str, ...] = installer.targets(HOOKS)
 
+_CONTROLLER = "sglang.srt.managers.data_parallel_controller"
+
+CONTROLLER_HOOKS: tuple[Hook, ...] = (
+    Hook(
+        f"{_CONTROLLER}.DataParallelController.init_dispatcher",
+        _attach_router,
+        HookType.AFTER,
+        "--dp-size: the replicas are there, and no request has come yet",
+        _CONTROLLER,
+    ),
+    Hook(
+        f"{_CONTROLLER}.DataParallelController.dispatching_with_trace",
+        _route,
+        HookType.AROUND,
+        "each request goes where its prefix is; a pool is kept until it is complete",
+        _CONTROLLER,
+    ),
+    Hook(
+        f"{_CONTROLLER}.DataParallelController.send_control_message",
+        _hear_control,
+        HookType.BEFORE,
+        "the pool barrier passes here: a pool begins, or it is complete",
+        _CONTROLLER,
+    ),
+)
+"""Of the process that deals requests to replicas; schedulers do without."""
+
 _ENGINE = "sglang.srt.entrypoints.engine"
 
 
@@ -244,7 +302,7 @@ def register() -> bool:
     Returns:
         Whether hooks have become possible since the last call.
     """
-    new = installer.register(HOOKS)
+    new = installer.register((*HOOKS, *CONTROLLER_HOOKS))
     _accept_keyword_arguments()
     return new
 
@@ -260,9 +318,9 @@ def ensure_registered() -> None:
         installer.apply()
 
 
-def unapplied() -> list[str]:
-    """Problems with our hooks in this process, one line each; the scheduler's module is imported."""
-    return installer.unapplied(HOOKS)
+def unapplied(hooks: Iterable[Hook] = HOOKS) -> list[str]:
+    """Problems with hooks in this process, one line each; the modules that they go into are imported."""
+    return installer.unapplied(hooks)
 
 
 def _accept_keyword_arguments() -> None:
