@@ -64,6 +64,10 @@ def _make_device(worker: TpModelWorker) -> SimulatedDevice:
     common: dict[str, Any] = {"end_tokens": config.hf_eos_token_id or (), "step_log": settings.step_log}
     if engine != "pdmux":
         return SimulatedDevice(times, engine, **common)
+    if (args.chunked_prefill_size or 0) > 0:
+        raise ValueError(
+            f"pdmux takes prompts whole: give chunked_prefill_size=-1, not {args.chunked_prefill_size}"
+        )
     divided = PdmuxConfig.of(settings.hardware, read_pdmux_config(args.pdmux_config_path))
     return MultiplexedDevice(times, divided, **common)
 
