@@ -185,7 +185,7 @@ class Batches:
                 live.end(CANCELLED)
             elif left <= 0:
                 live.end(EXPIRED)
-            if batch.status == "validating" and not await self._validated(batch):
+            if batch.times["in_progress_at"] is None and not await self._validated(batch):
                 return
             async with self._turn(live):
                 if not self._stopping:

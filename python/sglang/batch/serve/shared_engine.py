@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from typing import Any
+from typing import Any, NoReturn
 
 from sglang.batch.records import Answer, BatchRequest
 from sglang.batch.run.barrier import Barrier, NoBarrier
@@ -50,7 +50,7 @@ class SharedEngine:
         self._say = say
         self._room = asyncio.Semaphore(pool)
         self._restarts = Restarts(restarts)
-        self._starting = asyncio.Lock()
+        self._attempt: asyncio.Future[None] | None = None
         self._started = self._up = False
         self._last = "the engine died"
         self._answered = 0
@@ -71,37 +71,45 @@ class SharedEngine:
         Raises:
             EngineFailed: it cannot be started, or has died too often.
         """
-        if self._up and self._alive():
-            return
-        async with self._starting:
-            while not (self._up and self._alive()):
-                await self._start()
+        while not (self._up and self._alive()):
+            if self._attempt is None or self._attempt.done():
+                self._attempt = asyncio.ensure_future(self._start())
+            # Whoever gives up waiting is not the only one who waits.
+            await asyncio.shield(self._attempt)
 
     async def _start(self) -> None:
         """Try to start it, after a while if it has died or could not be started again."""
         if self.failed.done():
             raise EngineFailed(self.failed.result())
+        if self._started:
+            self._up = False
+            wait = self._restarts.died(self._answered)
+            if wait is None:
+                self._give_up(f"{self._last}; that was too often")
+            self._say(f"{self._last}: starting it again in {wait:g} s")
+            await asyncio.sleep(wait)
         try:
-            if self._started:
-                wait = self._restarts.died(self._answered)
-                if wait is None:
-                    raise EngineFailed(f"{self._last}; that was too often")
-                self._say(f"{self._last}: starting it again in {wait:g} s")
-                self._up = False
-                await asyncio.sleep(wait)
             await self._engine.start()
         except EngineFailed as error:
             self._last = str(error)
-            if not self._started or wait is None:
-                self.failed.set_result(self._last)
-                raise
+            if not self._started:
+                self._give_up(self._last)
+        except Exception as error:
+            self._give_up(f"the engine cannot be started: {type(error).__name__}: {error}")
         else:
             self._started = self._up = True
             self._death, self._last = None, "the engine died"
 
+    def _give_up(self, reason: str) -> NoReturn:
+        self.failed.set_result(reason)
+        raise EngineFailed(reason)
+
     async def stop(self) -> None:
         """Stop the engine."""
         self._up = False
+        if self._attempt is not None:
+            self._attempt.cancel()
+            await asyncio.wait({self._attempt})
         await self._engine.stop()
 
     async def answer(self, job: JobEngine, request: BatchRequest, request_id: str) -> Answer:

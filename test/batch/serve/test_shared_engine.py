@@ -1,0 +1,205 @@
+"""One engine for several jobs: started once, deaths counted once, suspects told to whose they are."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+
+from sglang.batch.records import Answer, BatchRequest
+from sglang.batch.run.engine.protocol import EngineDied, EngineFailed
+from sglang.batch.serve import shared_engine
+from sglang.batch.serve.shared_engine import JobEngine, SharedEngine
+
+REQUEST = BatchRequest(1, "a", "/v1/completions", {})
+
+
+class Fake:
+    """Answers when it is told to, and dies when it is told to."""
+
+    def __init__(self, *, starts: bool = True) -> None:
+        self.starts = starts
+        self.started = 0
+        self.alive = False
+        self.waiting: dict[str, asyncio.Future[Answer]] = {}
+
+    async def start(self) -> None:
+        await asyncio.sleep(0)
+        if not self.starts:
+            raise EngineFailed("it does not start")
+        self.started += 1
+        self.alive = True
+
+    async def answer(self, request: BatchRequest, request_id: str) -> Answer:
+        self.waiting[request_id] = asyncio.get_running_loop().create_future()
+        return await self.waiting.pop(request_id)
+
+    def finish(self) -> None:
+        for future in self.waiting.values():
+            future.set_result(Answer(200, b"{}"))
+
+    def die(self, suspects: frozenset[str] | None) -> None:
+        self.alive = False
+        death = EngineDied("it died", suspects)
+        for future in self.waiting.values():
+            future.set_exception(death)
+
+    def barrier(self) -> Any:
+        raise AssertionError
+
+    async def internal_state(self) -> list[dict[str, Any]]:
+        raise AssertionError
+
+    async def stop(self) -> None:
+        self.alive = False
+
+
+def shared(engine: Fake, *, pool: int = 100, restarts: int = 5) -> SharedEngine:
+    return SharedEngine(
+        engine, alive=lambda: engine.alive, pool=pool, restarts=restarts, say=lambda text: None
+    )
+
+
+def run(test: Callable[[], Awaitable[None]], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shared_engine, "LOOK", 0.001)
+    monkeypatch.setattr("sglang.batch.run.engine.restarts.FIRST_WAIT", 0.001)
+    asyncio.run(test())  # type: ignore[arg-type]
+
+
+async def submitted(job: JobEngine, id: str) -> "asyncio.Future[Answer]":
+    task = asyncio.ensure_future(job.answer(REQUEST, id))
+    for _ in range(10):
+        await asyncio.sleep(0)
+    return task
+
+
+async def suspects(*tasks: "asyncio.Future[Answer]") -> list[frozenset[str] | None]:
+    found = await asyncio.gather(*tasks, return_exceptions=True)
+    assert all(isinstance(error, EngineDied) for error in found)
+    return [error.suspects for error in found if isinstance(error, EngineDied)]
+
+
+def test_it_is_started_once_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test() -> None:
+        engine = Fake()
+        pool = shared(engine)
+        await asyncio.gather(*(pool.for_job().start() for _ in range(5)))
+        assert engine.started == 1
+
+    run(test, monkeypatch)
+
+
+def test_whoever_gives_up_waiting_does_not_stop_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test() -> None:
+        engine = Fake()
+        pool = shared(engine)
+        one = asyncio.ensure_future(pool.up())
+        await asyncio.sleep(0)
+        other = asyncio.ensure_future(pool.up())
+        one.cancel()
+        await other
+        assert engine.started == 1
+
+    run(test, monkeypatch)
+
+
+@pytest.mark.parametrize(
+    ("told", "expected"),
+    [
+        (frozenset({"a1"}), [{"a1"}, {"a1"}, set()]),
+        (None, [{"a1", "a2"}, {"a1", "a2"}, {"b1"}]),
+        (frozenset({"of an earlier time"}), [{"a1", "a2"}, {"a1", "a2"}, {"b1"}]),
+        (frozenset(), [set(), set(), set()]),
+    ],
+)
+def test_each_job_hears_of_its_own_suspects(
+    told: frozenset[str] | None, expected: list[set[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def test() -> None:
+        engine = Fake()
+        pool = shared(engine)
+        a, b = pool.for_job(), pool.for_job()
+        tasks = [await submitted(a, "a1"), await submitted(a, "a2"), await submitted(b, "b1")]
+        engine.die(told)
+        assert await suspects(*tasks) == expected
+
+    run(test, monkeypatch)
+
+
+def test_a_death_restarts_it_once_and_too_many_in_a_row_end_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test() -> None:
+        engine = Fake()
+        pool = shared(engine, restarts=2)
+        jobs = [pool.for_job(), pool.for_job()]
+        for life in (1, 2, 3):
+            await asyncio.gather(*(job.start() for job in jobs))
+            assert engine.started == life
+            tasks = [await submitted(job, f"{number}") for number, job in enumerate(jobs)]
+            engine.die(None)
+            await suspects(*tasks)
+        with pytest.raises(EngineFailed, match="too often"):
+            await jobs[0].start()
+        assert "too often" in pool.failed.result()
+        assert await suspects(await submitted(jobs[1], "late")) == [frozenset()]
+
+    run(test, monkeypatch)
+
+
+def test_an_answer_between_makes_deaths_count_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test() -> None:
+        engine = Fake()
+        pool = shared(engine, restarts=1)
+        job = pool.for_job()
+        for _ in range(4):
+            await job.start()
+            answered = await submitted(job, "good")
+            engine.finish()
+            assert (await answered).ok
+            bad = await submitted(job, "bad")
+            engine.die(None)
+            await suspects(bad)
+        assert engine.started == 4
+        assert not pool.failed.done()
+
+    run(test, monkeypatch)
+
+
+def test_an_engine_that_does_not_start_is_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test() -> None:
+        pool = shared(Fake(starts=False))
+        with pytest.raises(EngineFailed, match="does not start"):
+            await pool.up()
+        assert pool.failed.result() == "it does not start"
+
+    run(test, monkeypatch)
+
+
+def test_a_job_that_is_alone_waits_for_others_and_lets_none_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test() -> None:
+        engine = Fake()
+        pool = shared(engine, pool=2)
+        a, b = pool.for_job(), pool.for_job()
+        first = await submitted(b, "b1")
+        entered = asyncio.ensure_future(_alone(a))
+        await asyncio.sleep(0.01)
+        second = await submitted(b, "b2")
+        assert list(engine.waiting) == ["b1"]
+        engine.finish()
+        assert (await first).ok
+        mine = await entered
+        assert list(engine.waiting) == ["a1"], "another job's request runs beside"
+        engine.finish()
+        assert (await mine).ok
+        await asyncio.sleep(0.01)
+        assert list(engine.waiting) == ["b2"]
+        engine.finish()
+        assert (await second).ok
+
+    async def _alone(job: JobEngine) -> "asyncio.Future[Answer]":
+        stack = job.alone()
+        await stack.__aenter__()
+        task = await submitted(job, "a1")
+        task.add_done_callback(lambda done: asyncio.ensure_future(stack.__aexit__(None, None, None)))
+        return task
+
+    run(test, monkeypatch)
