@@ -128,16 +128,7 @@ def _parser() -> argparse.ArgumentParser:
         )
     )
     _add_status(commands)
-    serve_arguments.add_serve_arguments(
-        commands.add_parser(
-            "serve",
-            usage=serve_arguments.USAGE,
-            help="serve the OpenAI Batch API on your own engine",
-            description=serve_arguments.DESCRIPTION,
-            epilog=serve_arguments.EPILOG,
-            allow_abbrev=False,
-        )
-    )
+    _add_serve(commands)
     plan = commands.add_parser(
         "plan",
         usage=plan_arguments.USAGE,
@@ -169,6 +160,19 @@ def _parser() -> argparse.ArgumentParser:
         )
     )
     return parser
+
+
+def _add_serve(commands: Any) -> None:
+    serve_arguments.add_serve_arguments(
+        commands.add_parser(
+            "serve",
+            usage=serve_arguments.USAGE,
+            help="serve the OpenAI Batch API on your own engine",
+            description=serve_arguments.DESCRIPTION,
+            epilog=serve_arguments.EPILOG,
+            allow_abbrev=False,
+        )
+    )
 
 
 def _add_status(commands: Any) -> None:
