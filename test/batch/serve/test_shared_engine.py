@@ -32,7 +32,10 @@ class Fake:
 
     async def answer(self, request: BatchRequest, request_id: str) -> Answer:
         self.waiting[request_id] = asyncio.get_running_loop().create_future()
-        return await self.waiting.pop(request_id)
+        try:
+            return await self.waiting[request_id]
+        finally:
+            del self.waiting[request_id]
 
     def finish(self) -> None:
         for future in self.waiting.values():
