@@ -6,6 +6,8 @@ the moments when what they replace has been imported and not yet run.
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -28,7 +30,11 @@ if TYPE_CHECKING:
     from sglang.srt.managers.tp_worker import TpModelWorker
     from sglang.srt.managers.utils import GenerationBatchResult
     from sglang.srt.mem_cache.kv_cache_configurator import KVCacheConfigurator
+    from sglang.srt.mem_cache.memory_pool import MambaPool
     from sglang.srt.model_executor.model_runner import ModelRunner
+
+
+GIB = 1 << 30
 
 
 class NoModel(torch.nn.Module):
@@ -84,7 +90,7 @@ def _no_runners(runner: ModelRunner, capture_decode_cuda_graph: bool = True) -> 
 
 
 def _simulated_kv_bytes(configurator: KVCacheConfigurator, pre_model_load_memory: int) -> int:
-    """Bytes for the KV cache: the GPU's static part less the weights of one rank.
+    """Bytes for the KV cache: the GPU's static part less the weights and recurrent states of one rank.
 
     Where one process stands for several ranks, its tokens are as large as theirs together.
     """
@@ -103,7 +109,20 @@ def _simulated_kv_bytes(configurator: KVCacheConfigurator, pre_model_load_memory
             f"rank of {hardware.memory * fraction / 1e9:.1f} GB; use more tensor-parallel ranks or a larger "
             "GPU"
         )
-    return int(free * (seen.kv_bytes / shape.kv_bytes))
+    free *= seen.kv_bytes / shape.kv_bytes
+    if configurator.mambaish_config is not None:
+        free = configurator._handle_max_mamba_cache(free / GIB) * GIB
+    return int(free)
+
+
+def _no_states(original: Callable[..., None], pool: MambaPool, *, cache_params: Any, **options: Any) -> None:
+    """Make a pool of recurrent states that has every slot and no state in it."""
+    shape = dataclasses.replace(cache_params.shape, conv=[], temporal=(0, 0, 0))
+    original(pool, cache_params=dataclasses.replace(cache_params, shape=shape), **options)
+
+
+def _plain_backend(_runner: ModelRunner, full_attention: Any) -> Any:
+    return full_attention
 
 
 def _forward(worker: TpModelWorker, batch: ScheduleBatch, *_: Any, **__: Any) -> GenerationBatchResult:
@@ -138,6 +157,18 @@ EXECUTION_HOOKS: tuple[Hook, ...] = (
         _simulated_kv_bytes,
         HookType.REPLACE,
         "the KV cache is sized by the simulated GPU",
+    ),
+    Hook(
+        "sglang.srt.mem_cache.memory_pool.MambaPool.__init__",
+        _no_states,
+        HookType.AROUND,
+        "recurrent states have slots, which are counted and handed out, but no storage",
+    ),
+    Hook(
+        "sglang.srt.layers.attention.attention_registry.attn_backend_wrapper",
+        _plain_backend,
+        HookType.REPLACE,
+        "kernels of recurrent layers look for a GPU when they are made, and would never run",
     ),
     Hook(
         "sglang.srt.managers.tp_worker.TpModelWorker.forward_batch_generation",

@@ -36,6 +36,7 @@ def lone_scheduler(model_path: Path | str, deliver: Deliver, **server_args: Any)
     from sglang.srt.distributed import bootstrap
     from sglang.srt.distributed.parallel_state import destroy_distributed_environment, destroy_model_parallel
     from sglang.srt.entrypoints.engine import Engine
+    from sglang.srt.eplb.expert_location import set_global_expert_location_metadata
     from sglang.srt.managers.scheduler import Scheduler
     from sglang.srt.plugins import load_plugins
     from sglang.srt.runtime_context import SpawnRanks, publish
@@ -58,6 +59,7 @@ def lone_scheduler(model_path: Path | str, deliver: Deliver, **server_args: Any)
     args.check_server_args()
     publish(args, role="scheduler", ranks=SpawnRanks(world_rank=0, gpu_id=0))
     bootstrap._PARALLEL_INITIALISED = False
+    set_global_expert_location_metadata(None, allow_overwrite=True)  # those of the one before
     try:
         scheduler = Scheduler(args, PortArgs.init_new(args))
         scheduler.idle_sleeper = None  # it would wait for ZeroMQ messages
