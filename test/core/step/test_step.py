@@ -10,9 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pools import llama_on_a100, planner_for, pool, random_pool
+from sglang.srt.blend.core.cost.pdmux import PdmuxConfig, PdmuxTimes
 from sglang.srt.blend.core.cost.step_time import StepTimeModel
 from sglang.srt.blend.core.pool.request_table import State
 from sglang.srt.blend.core.step import step as step_module
+from sglang.srt.blend.core.step.batch_pacing import BatchPacer
 from sglang.srt.blend.core.step.leaders import PrefixKeys
 from sglang.srt.blend.core.step.pacing import Pacer
 from sglang.srt.blend.core.step.step import LATE_STEPS, MAX_PASSED_OVER, Running, StepLimits
@@ -26,8 +28,15 @@ def planner_of(requests, *, kv_capacity=1000, paced="", **options):
     if paced:
         cost = llama_on_a100()
         times = StepTimeModel(cost.shape, cost.hardware)
-        planner._steps = StepMaker(planner.ledger, Pacer(times, paced, kv_capacity=kv_capacity))
+        divided = paced == "pdmux"
+        pacer = batch_pacer(times, kv_capacity) if divided else Pacer(times, paced, kv_capacity=kv_capacity)
+        planner._steps = StepMaker(planner.ledger, pacer)
     return planner
+
+
+def batch_pacer(times, kv_capacity):
+    """The pacer of a GPU that is divided as SGLang does it by itself."""
+    return BatchPacer(PdmuxTimes(times), PdmuxConfig.of(times.hardware), kv_capacity=kv_capacity)
 
 
 def begin(planner, *, used=None, **limits):
@@ -412,7 +421,7 @@ def test_a_reason_either_admits_or_keeps_waiting():
     assert {reason for reason in Reason if not reason.waits} == admitting
 
 
-@given(st.integers(0, 10**6), st.sampled_from(["", "mixed", "overlapped"]), st.integers(60, 4000))
+@given(st.integers(0, 10**6), st.sampled_from(["", "mixed", "pdmux", "overlapped"]), st.integers(60, 4000))
 def test_steps_empty_every_pool_within_its_capacity_and_their_books_stay_right(seed, paced, capacity):
     """Admit as the steps say, decode a token a turn, retract when memory runs out, as an engine would."""
     rng = np.random.default_rng(seed)
