@@ -1,6 +1,6 @@
 """`sglang-batch serve` with the echo engine as a worker process, which some lines kill.
 
-Flags are those of `serve`, and `--echo-log FILE --echo-seconds SECONDS`.
+Flags are those of `serve`, and `--echo-log FILE --echo-seconds SECONDS`; with `--endpoint` a server answers.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ sys.modules["sglang"] = _package
 # ruff: noqa: E402
 from sglang.batch.run.engine.supervisor import Supervisor
 from sglang.batch.serve.arguments import add_serve_arguments, check_serve
-from sglang.batch.serve.command import ServedEngine, serve_by
+from sglang.batch.serve.command import ServedEngine, serve, serve_by
 from sglang.batch.serve.store import Store
 from sglang.batch.usage import BAD_USAGE, BadUsage
 
@@ -42,7 +42,10 @@ def main() -> int:
         return ServedEngine(engine, lambda: engine.alive, options.engine_restarts, (model,), deciding)
 
     try:
-        return serve_by(check_serve(options, []), make_engine, asyncio.new_event_loop())
+        checked = check_serve(options, [])
+        if checked.remote is not None:
+            return serve(checked)
+        return serve_by(checked, make_engine, asyncio.new_event_loop())
     except BadUsage as error:
         print(f"error: {error}", file=sys.stderr)
         return BAD_USAGE
