@@ -128,36 +128,38 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here")
     options = parser.parse_args()
-    load, commit = [os.getloadavg()], provenance.commit()
+    report: dict[str, Any] = {
+        "command": f"python -m benchmark.batch_overhead {' '.join(sys.argv[1:])}".strip(),
+        "commit": provenance.commit(),
+        "seed": options.seed,
+        "machine": f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}",
+        "load_average": [os.getloadavg()],
+        "lines": options.lines,
+    }
     with tempfile.TemporaryDirectory(prefix="batch-overhead-") as name:
         root = Path(name)
         plain, greedy = root / "plain.jsonl", root / "greedy.jsonl"
         write_lines(plain, options.lines, options.seed)
-        job = _in_folder(root, partial(killed_and_continued, plain, options.lines))
+        report["job"] = _in_folder(root, partial(killed_and_continued, plain, options.lines))
+        keep(report, options.json)
         few = max(options.lines // 20, 1)
         write_lines(plain, few, options.seed)
         write_lines(greedy, few, options.seed, temperature=0)
-        load.append(os.getloadavg())
         runs: dict[str, list[dict[str, float]]] = {part: [] for part in PARTS}
         for _ in range(options.rounds):
             for part, flags in PARTS.items():
                 lines = greedy if part.startswith("greedy") else plain
                 runs[part].append(_in_folder(root, partial(undisturbed, lines, few, flags)))
-    load.append(os.getloadavg())
-    report = {
-        "command": f"python -m benchmark.batch_overhead {' '.join(sys.argv[1:])}".strip(),
-        "commit": commit,
-        "seed": options.seed,
-        "machine": f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}",
-        "load_average": {"before": load[0], "between": load[1], "after": load[2]},
-        "lines": options.lines,
-        "job": job,
-        "parts": summary(runs, few),
-        "runs": runs,
-    }
+            report |= {"parts": summary(runs, few), "runs": runs}
+            keep(report, options.json)
     show(report)
-    if options.json is not None:
-        options.json.write_text(json.dumps(report, indent=1) + "\n")
+
+
+def keep(report: dict[str, Any], path: Path | None) -> None:
+    """Write what is known by now, and how busy the machine was."""
+    report["load_average"].append(os.getloadavg())
+    if path is not None:
+        path.write_text(json.dumps(report, indent=1) + "\n")
 
 
 def summary(runs: dict[str, list[dict[str, float]]], lines: int) -> dict[str, Any]:

@@ -36,7 +36,7 @@ from sglang.batch.media import MediaGate
 from sglang.batch.records import Answer, BatchRequest, Usage, parse_lines
 from sglang.batch.run.arguments import RunArguments, add_run_arguments, check_run
 from sglang.batch.run.barrier import Barrier
-from sglang.batch.run.command import run
+from sglang.batch.run.command import collecting_rarely, run
 from sglang.batch.run.committer import Finished
 from sglang.batch.run.engine.protocol import Engine
 from sglang.batch.run.engine.supervisor import Supervisor
@@ -196,7 +196,8 @@ def main() -> int:
         return engines[0]
 
     if options.no_journal:
-        asyncio.run(without_journal(arguments, make_engine(None), Path(options.input[0])))
+        with collecting_rarely():
+            asyncio.run(without_journal(arguments, make_engine(None), Path(options.input[0])))
         code = 0
     else:
         server_args = SimpleNamespace(

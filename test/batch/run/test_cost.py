@@ -164,7 +164,7 @@ def test_requests_of_a_full_pool_are_with_the_engine_before_the_barrier_settles(
 
 def test_cycles_are_looked_for_rarely_only_while_a_job_runs() -> None:
     usual = gc.get_threshold()
-    with command._collecting_rarely():
+    with command.collecting_rarely():
         assert gc.get_threshold()[0] == command.COLLECT_AFTER > usual[0]
         assert gc.get_freeze_count() > 0
     assert gc.get_threshold() == usual

@@ -89,7 +89,7 @@ def run(
     deciding |= arguments.inputs[0].rows.flags if arguments.inputs[0].rows else {}
     try:
         with (
-            _collecting_rarely(),
+            collecting_rarely(),
             open_job(
                 arguments.files, identity=deciding, sources=arguments.inputs, how=arguments.how, say=say
             ) as job,
@@ -102,7 +102,7 @@ def run(
 
 
 @contextlib.contextmanager
-def _collecting_rarely() -> Iterator[None]:
+def collecting_rarely() -> Iterator[None]:
     """Look for garbage in cycles rarely, and not among what is imported already."""
     usual = gc.get_threshold()
     gc.freeze()
