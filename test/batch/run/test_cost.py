@@ -14,15 +14,16 @@ from journals import journal
 from stand_ins import FakeAnswerer, job, line, work
 
 from sglang.batch.input.source import find_sources
-from sglang.batch.records import Usage
+from sglang.batch.records import BatchRequest, Usage
 from sglang.batch.run import command
 from sglang.batch.run import journal as journal_module
 from sglang.batch.run.committer import CommitLimits, Committer, Finished
 from sglang.batch.run.files import JobFiles
-from sglang.batch.run.job import STRIDE
+from sglang.batch.run.job import STRIDE, BatchJob
 from sglang.batch.run.journal import Journal, Log
 from sglang.batch.run.record_log import RecordLog
 from sglang.batch.run.recovery import Continue, OpenJob, open_job
+from sglang.batch.run.tally import Tally
 
 LINES = 10_000
 
@@ -112,6 +113,38 @@ def test_lines_are_entered_and_read_in_pages_and_compared_by_one_statement(
     with opened(tmp_path):
         assert count(statements, "SELECT position, input, number, offset, length, hash, custom_id") == 1
         assert len(statements) <= 30  # whatever the number of lines
+
+
+def test_requests_in_memory_are_bounded_by_the_pool(tmp_path: Path) -> None:
+    lines, pool = 5000, 200
+    done = most = 0
+    journal(tmp_path, lines=lines).close()
+
+    def look(finished: Finished) -> None:
+        nonlocal done, most
+        done += 1
+        if done % 500 == 0:
+            most = max(most, sum(isinstance(one, BatchRequest | Finished) for one in gc.get_objects()))
+
+    async def scenario() -> None:
+        logs = {Log.ANSWERS: RecordLog(tmp_path / "answers", length=0)}
+        limits = CommitLimits(seconds=0.05, records=pool // 2)
+        batch = BatchJob(
+            FakeAnswerer(),
+            lambda commit: Committer(
+                Journal(tmp_path / "journal"),
+                logs,
+                limits=limits,
+                on_commit=lambda one: (commit(one), look(one)),
+            ),
+            tally=Tally(),
+            pool=pool,
+        )
+        await batch.run(work(line(str(i)) for i in range(lines)))
+        await batch.committer.close()
+
+    asyncio.run(scenario())
+    assert 0 < most <= 2 * (pool + 1)  # each has a request and a record; one more is being read
 
 
 def test_requests_of_a_full_pool_are_with_the_engine_before_the_barrier_settles() -> None:

@@ -45,14 +45,14 @@ def test_lines_are_read_only_as_fast_as_requests_finish() -> None:
             read += 1
             yield line(str(number))
 
-    furthest_ahead = 0
+    furthest_ahead = written = 0
 
-    def on_record(tally: Any) -> None:
-        nonlocal furthest_ahead
-        furthest_ahead = max(furthest_ahead, read - tally.done)
+    def write(record: bytes) -> None:
+        nonlocal furthest_ahead, written
+        written += 1
+        furthest_ahead = max(furthest_ahead, read - written)
 
-    job = make_job(FakeAnswerer(), lambda record: None, pool=4, on_record=on_record)
-    asyncio.run(job.run(work(lines())))
+    asyncio.run(make_job(FakeAnswerer(), write, pool=4).run(work(lines())))
     assert furthest_ahead <= 6
 
 

@@ -71,7 +71,8 @@ def run(test: Callable[[], Awaitable[None]], monkeypatch: pytest.MonkeyPatch) ->
 
 async def submitted(job: JobEngine, id: str) -> "asyncio.Future[Answer]":
     task = asyncio.ensure_future(job.answer(REQUEST, id))
-    await asyncio.sleep(0.05)  # whatever it waits for before, on the clock or not
+    for _ in range(100):  # turns of the loop, of which it takes some ten; no clock
+        await asyncio.sleep(0)
     return task
 
 

@@ -41,7 +41,6 @@ class BatchJob:
         tally: counts what is done, the work of earlier runs in it already.
         pool: requests in flight at most, which is how many the planner sees at a time.
         barrier: holds admissions until the first pool is complete; None holds nothing.
-        on_record: called after each record, for a progress bar.
     """
 
     def __init__(
@@ -52,7 +51,6 @@ class BatchJob:
         tally: Tally,
         pool: int,
         barrier: Barrier | None = None,
-        on_record: Callable[[Tally], object] = lambda tally: None,
     ) -> None:
         self.tally = tally
         self.committer = committer(self._committed)
@@ -60,7 +58,6 @@ class BatchJob:
         self._room = asyncio.Semaphore(pool)
         self._barrier = barrier or NoBarrier()
         self._barrier_open = False
-        self._on_record = on_record
         self._in_flight: dict[str, int] = {}
         self._lost: dict[str, int] = {}
         self._feeding: asyncio.Future[None] | None = None
@@ -167,6 +164,5 @@ class BatchJob:
         self._clock()
 
     def _clock(self) -> None:
-        """Bring the tally's seconds up to date and show it."""
+        """Bring the tally's seconds up to date."""
         self.tally.seconds = time.monotonic() - self.tally.started
-        self._on_record(self.tally)

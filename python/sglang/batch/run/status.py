@@ -6,6 +6,7 @@ import sqlite3
 import time
 from pathlib import Path
 
+from sglang.batch.run.eta import rate_eta
 from sglang.batch.run.files import JobFiles
 from sglang.batch.run.journal import Journal
 from sglang.batch.run.lock import holder
@@ -77,5 +78,6 @@ def _remaining(journal: Journal, done: int, left: int, now: float) -> str:
     if not starts or not left:
         return ""
     seconds, detail = starts[-1]
-    rate = (done - int(detail.split()[0])) / max(now - seconds, 1e-3)
-    return f", {left / rate:,.0f} s at {rate:,.1f} lines/s" if rate > 0 else ""
+    done -= int(detail.split()[0])
+    eta = rate_eta(now - seconds, done, left)
+    return "" if eta is None else f", {eta.text()} at {done / (now - seconds):,.1f} lines/s"
