@@ -188,3 +188,14 @@ def test_signals_of_a_service_manager_to_all_processes_let_what_runs_end(tmp_pat
     assert "engine" not in said.partition("terminated")[2], said
     assert job.computed().total() == len(job.done()), "what ran was allowed to end"
     assert_nothing_left(job)
+
+
+def test_what_a_handler_raises_is_said_as_it_was_raised(tmp_path: Path) -> None:
+    job = EchoJob(tmp_path, [request("a"), request("b", "raise")])
+    code, said = job.run(*QUICK)
+    assert code == 1, said
+    (error,) = job.records(job.errors)
+    assert (error["error"]["code"], error["error"]["message"]) == (
+        "internal_error",
+        "RuntimeError: cannot run this",
+    )

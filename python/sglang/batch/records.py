@@ -26,6 +26,10 @@ MAX_QUOTED = 80
 """Characters of a user's own value that an error message repeats."""
 
 
+class RequestFailed(Exception):
+    """What was asked of an engine raised in another process; the message names the exception."""
+
+
 @dataclass(frozen=True, slots=True)
 class BatchRequest:
     """A line that can be run; `line` is its number in the file, from 1."""
@@ -53,7 +57,8 @@ class BatchFailure:
     @classmethod
     def internal(cls, request: BatchRequest, error: Exception) -> BatchFailure:
         """Say that whoever ran the request raised `error`."""
-        return cls(request.line, request.custom_id, "internal_error", f"{type(error).__name__}: {error}")
+        words = str(error) if isinstance(error, RequestFailed) else f"{type(error).__name__}: {error}"
+        return cls(request.line, request.custom_id, "internal_error", words)
 
 
 @dataclass(frozen=True, slots=True)

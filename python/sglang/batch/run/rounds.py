@@ -198,7 +198,7 @@ class Rounds:
         if stopped and self._tally.done < self._tally.lines:
             raise Stopped(self._stops.first.result())
         if isinstance(error, EngineDied):
-            if self._restarts.in_a_row >= DOUBTS and error.suspects:
+            if error.suspects and self._restarts.in_a_row(self._tally.done) >= DOUBTS:
                 error.suspects = None
             self._note_death(error, batch.suspects(error) if note else ())
             return error

@@ -15,15 +15,20 @@ class Restarts:
 
     Args:
         most: in a row.
-
-    Attributes:
-        in_a_row: deaths since the last answer.
     """
 
     def __init__(self, most: int) -> None:
-        self.in_a_row = 0
         self._most = most
+        self._in_a_row = 0
         self._answered = 0
+
+    def in_a_row(self, answered: int) -> int:
+        """Count the deaths since the last answer.
+
+        Args:
+            answered: lines that have their record by now, over the whole run.
+        """
+        return self._in_a_row if answered == self._answered else 0
 
     def died(self, answered: int) -> float | None:
         """Take note of a death.
@@ -34,9 +39,7 @@ class Restarts:
         Returns:
             Seconds to wait before the engine is started again; None if it is not to be.
         """
-        if answered > self._answered:
-            self.in_a_row, self._answered = 0, answered
-        self.in_a_row += 1
-        if self.in_a_row > self._most:
+        self._in_a_row, self._answered = self.in_a_row(answered) + 1, answered
+        if self._in_a_row > self._most:
             return None
-        return float(min(FIRST_WAIT * 2 ** (self.in_a_row - 1), LONGEST_WAIT))
+        return float(min(FIRST_WAIT * 2 ** (self._in_a_row - 1), LONGEST_WAIT))

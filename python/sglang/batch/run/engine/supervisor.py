@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import signal
 import socket
 import subprocess
 import time
@@ -19,7 +20,7 @@ from typing import Any
 
 import msgspec
 
-from sglang.batch.records import Answer, BatchRequest
+from sglang.batch.records import Answer, BatchRequest, RequestFailed
 from sglang.batch.run.barrier import Barrier
 from sglang.batch.run.engine import flight_recorder, leftovers
 from sglang.batch.run.engine.channel import (
@@ -44,10 +45,6 @@ STOP_SECONDS = 10.0
 
 LONGEST_LOOK = 5.0
 """Seconds between two looks at an engine's progress at most."""
-
-
-class RequestFailed(Exception):
-    """What was asked of the engine raised there; in words."""
 
 
 class Supervisor:
@@ -140,6 +137,7 @@ class _Life:
         self._waiting: dict[str, asyncio.Future[Message]] = {}
         self._requests: set[str] = set()
         self._death: EngineDied | None = None
+        self._killed = False
         self._tasks: list[asyncio.Task[None]] = []
         ours, theirs = socket.socketpair()
         end, self._lifeline = os.pipe()
@@ -276,11 +274,11 @@ class _Life:
         return code
 
     async def _kill(self) -> None:
-        try:
-            # The group has the worker's number, also when only children of the worker are left in it.
-            os.killpg(self._process.pid, 9)
-        except (ProcessLookupError, PermissionError):
-            pass
+        if not self._killed:  # later the number may be another group's
+            self._killed = True
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                # The group has the worker's number, also when only children of the worker are left in it.
+                os.killpg(self._process.pid, signal.SIGKILL)
         await asyncio.to_thread(self._process.wait)
 
 
