@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -164,7 +165,10 @@ def test_an_engine_that_cannot_start_is_exit_code_3_and_leaves_no_output(
         (tmp_path / "config.json").write_text("{}")
         failing = command(tmp_path, tmp_path)
     else:
-        failing = command(tmp_path, model, "--mem-fraction-static", "0.000001")
+        torn = shutil.copytree(model, tmp_path / "torn")
+        for weights in torn.glob("*.safetensors"):
+            os.truncate(weights, weights.stat().st_size // 2)
+        failing = command(tmp_path, torn)
     done = subprocess.run(failing, stderr=subprocess.PIPE, text=True, timeout=START_SECONDS)
     assert done.returncode == 3, done.stderr
     assert "the engine did not start" in done.stderr
