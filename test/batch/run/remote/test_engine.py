@@ -5,11 +5,12 @@ import json
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 from typing import Any
 
 import pytest
+import uvloop
 from aiohttp import web
 from stand_ins import FakeCommitter, line, work
 from web import Drop, WebServer, error, serving
@@ -21,6 +22,15 @@ from sglang.batch.run.remote.arguments import Endpoint, RemoteArguments
 from sglang.batch.run.remote.engine import RemoteEngine, ServersUnavailable
 from sglang.batch.run.tally import Tally
 from sglang.batch.usage import BadUsage
+
+
+@pytest.fixture(params=[asyncio.DefaultEventLoopPolicy, uvloop.EventLoopPolicy], ids=["asyncio", "uvloop"])
+def any_loop(request: pytest.FixtureRequest) -> Iterator[None]:
+    """uvloop's clock and timers count milliseconds; importing SGLang's server switches it on."""
+    before = asyncio.get_event_loop_policy()
+    asyncio.set_event_loop_policy(request.param())
+    yield
+    asyncio.set_event_loop_policy(before)
 
 
 @pytest.fixture(autouse=True)
@@ -160,6 +170,7 @@ def test_headers_are_sent_and_never_shown() -> None:
     ],
     ids=["429", "503", "500", "502", "504", "html", "nonsense", "dropped"],
 )
+@pytest.mark.usefixtures("any_loop")
 def test_what_passes_is_tried_again(reply: Callable[[], web.Response]) -> None:
     server = WebServer(first_times(40, reply))
     with serving(server):

@@ -63,7 +63,8 @@ class Server:
         outstanding: requests that it holds.
         work: modelled seconds of what it holds and of what waits for it.
         alive: whether it gets requests.
-        resume: time of the loop's clock before which it gets none.
+        paused: ends the time in which it gets none; None when it may get some.
+        resume: time of the loop's clock at which `paused` ends it.
         refused: refusals in a row.
         heard: time of the loop's clock at which it replied last.
         told: whether the user knows that it does not see everything.
@@ -78,6 +79,7 @@ class Server:
     outstanding: int = 0
     work: float = 0.0
     alive: bool = True
+    paused: asyncio.Handle | None = field(default=None, repr=False)
     resume: float = 0.0
     refused: int = 0
     heard: float = 0.0
@@ -188,8 +190,7 @@ class Dispatcher:
                 if reply.wait is None
                 else min(reply.wait, LONGEST_RETRY_AFTER)
             )
-            server.resume = max(server.resume, now + wait)
-            self._loop.call_at(server.resume, self._wake)
+            self._pause(server, now + wait)
         else:
             self._leave(server, ticket)
 
@@ -208,6 +209,8 @@ class Dispatcher:
         if self._alone is not None:
             self._alone.cancel()
         for server in self.servers:
+            if server.paused is not None:
+                server.paused.cancel()
             if server.watching is not None:
                 server.watching.cancel()
                 with contextlib.suppress(asyncio.CancelledError):
@@ -225,14 +228,29 @@ class Dispatcher:
         self._pumping = False
         if self._held:
             return
-        now = self._loop.time()
-        self._deal(now)
-        ready = [server for server in self.servers if server.alive and now >= server.resume]
+        self._deal()
+        ready = [server for server in self.servers if server.alive and server.paused is None]
         for server in ready:
             self._send(server)
         for server in ready:
             while not server.full and not (server.plans and server.outstanding) and self._help(server):
                 self._send(server)
+
+    def _pause(self, server: Server, until: float) -> None:
+        """A server gets nothing before this time of the loop's clock, or the later one that was said before.
+
+        The timer decides when that is over, not the clock: uvloop's timers may be half a millisecond early.
+        """
+        if server.paused is not None:
+            if server.resume >= until:
+                return
+            server.paused.cancel()
+        server.resume = until
+        server.paused = self._loop.call_at(until, self._go_on, server)
+
+    def _go_on(self, server: Server) -> None:
+        server.paused = None
+        self._wake()
 
     def _send(self, server: Server) -> None:
         while not server.full and len(server.queue):
@@ -247,14 +265,14 @@ class Dispatcher:
                 f"{server.client.url} plans {server.window.limit:,} requests at a time, not all that wait"
             )
 
-    def _deal(self, now: float) -> None:
+    def _deal(self) -> None:
         """Give arrivals to servers; a few wait for more to come, so that they can be kept together."""
         living = [server for server in self.servers if server.alive]
         if not living or not self._inbox:
             return
         in_flight = len(self._inbox) + sum(s.outstanding + len(s.queue) for s in self.servers)
         # One that plans by itself always has room: it need not have the last arrivals at once.
-        idle = any(not (s.plans or s.full or len(s.queue)) and now >= s.resume for s in living)
+        idle = any(not (s.plans or s.full or len(s.queue) or s.paused) for s in living)
         if len(living) > 1 and not idle and len(self._inbox) * BATCH < in_flight:
             return
         tickets = list(self._inbox)
@@ -289,8 +307,7 @@ class Dispatcher:
         if not others:
             return False
         busy = max(others, key=lambda server: len(server.queue) / server.weight)
-        paused = self._loop.time() < busy.resume
-        tickets = busy.queue.take_back(1.0 if paused else idle.weight / (idle.weight + busy.weight))
+        tickets = busy.queue.take_back(1.0 if busy.paused else idle.weight / (idle.weight + busy.weight))
         busy.work -= sum(ticket.work for ticket in tickets)
         self._give(idle, tickets)
         return bool(tickets)
@@ -323,7 +340,9 @@ class Dispatcher:
         server.lost.clear()
         if server.plans != info.plans:
             server.plans, server.window = info.plans, self._window_for(info)
-        server.resume, server.refused, server.heard = 0.0, 0, self._loop.time()
+        if server.paused is not None:
+            server.paused.cancel()
+        server.paused, server.refused, server.heard = None, 0, self._loop.time()
         self._say(f"a server is back: {server.client.url}")
         self._count_living()
         self._wake()
