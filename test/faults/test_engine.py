@@ -163,10 +163,12 @@ def test_runner_and_worker_killed_at_once_leave_nothing_that_the_next_run_does_n
     process = job.start(*QUICK, "--echo-seconds", "0.5", "--pool", "5")
     victims = wait_for_worker(job, process)
     worker = min(victims, key=lambda p: p.pid)
-    for pid in (process.pid, worker.pid):
-        os.kill(pid, signal.SIGSTOP)
-    for pid in (process.pid, worker.pid):
-        os.kill(pid, signal.SIGKILL)
+    runner = psutil.Process(process.pid)
+    runner.suspend()
+    while runner.status() != psutil.STATUS_STOPPED:  # it might still hear of the worker's death
+        time.sleep(0.01)
+    worker.kill()
+    process.kill()
     process.wait()  # the worker's child is alive, and has the pipe that the run has spoken into
     assert engine_processes(job_id(job)) != []
     assert temporary_folder(job_id(job)).exists()

@@ -120,11 +120,17 @@ def test_requests_in_memory_are_bounded_by_the_pool(tmp_path: Path) -> None:
     done = most = 0
     journal(tmp_path, lines=lines).close()
 
+    def alive() -> int:
+        return sum(isinstance(one, BatchRequest | Finished) for one in gc.get_objects())
+
+    gc.collect()
+    of_other_tests = alive()
+
     def look(finished: Finished) -> None:
         nonlocal done, most
         done += 1
         if done % 500 == 0:
-            most = max(most, sum(isinstance(one, BatchRequest | Finished) for one in gc.get_objects()))
+            most = max(most, alive() - of_other_tests)
 
     async def scenario() -> None:
         logs = {Log.ANSWERS: RecordLog(tmp_path / "answers", length=0)}
