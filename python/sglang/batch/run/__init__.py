@@ -1,16 +1,17 @@
 """`sglang-batch run`.
 
 * `command`: job opened, SGLang up, open lines through, report out, SGLang down; `arguments`: the flags.
-* `job`: the life of a batch: open lines in, records out; `tally` counts them.
+* `rounds`: the lives of the engine one after the other; `stops`: signals that end the run.
+* `job`: open lines in, records out, while one engine lives; `tally` counts them.
+* Engines: `engine` (SGLang in processes of its own), `remote` (running servers).
 * Equal requests: `answer_key` tells them, `twins` gives them one answer.
 * On the disk: `journal` (a row per line, in SQLite; `schema`: its tables; `line_state`: what can happen to a
-  line), `record_log`
-  (answers and errors), `committer` (records reach both, in groups), `files` (names), `lock` (one run).
+  line), `record_log` (answers and errors), `committer` (records reach both, in groups), `files` (names), `lock`
+  (one run), `parquet` (answers as a table).
 * From one run to the next: `recovery` opens a job whatever was left behind, `identity` and `scan` notice what
   has changed, `finish` gives final names.
 * `lengths`: how long answers will be, by earlier ones.
 * `tune`: flags of the server that the user has not set.
-* `in_process`: SGLang in this process.
 * `barrier`: nothing is admitted before the first pool is complete.
 * `state_poller`: polls the scheduler's state during the run; `blend_history`: what that says of a run.
 * `run_progress`: what is seen of a run meanwhile; `eta`: when it will be done.
