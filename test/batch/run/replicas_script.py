@@ -11,8 +11,12 @@ from sglang.batch.records import Answer, BatchRequest
 from sglang.batch.run.engine.in_process import InProcessSGLang
 from sglang.batch.server_flags import parse_server_args, with_defaults
 
-TOPICS = ("Classify the sentence as positive or negative. ", "Translate into the language of the sea. ")
-REQUESTS = 6
+TOPICS = tuple(f"Topic {letter}: " for letter in "ABCDEFGHIJKL")
+"""Many, so that equal parts can be whole topics."""
+
+TEXT = "Classify the sentence as positive or negative. " * 12
+
+REQUESTS = 3
 """Of each topic."""
 
 PAUSE = 2.0  # seconds in which a replica that did not hear of the barrier would have answered
@@ -26,10 +30,10 @@ def requests(kind: str, count: int, **fields: Any) -> list[BatchRequest]:
             0,
             f"{kind}-{topic}-{number}",
             "/v1/completions",
-            {**body, "prompt": f"{text * 12}{kind} {number}"},
+            {**body, "prompt": f"{name}{TEXT}{kind} {number}"},
         )
         for number in range(count)
-        for topic, text in enumerate(TOPICS)
+        for topic, name in enumerate(TOPICS)
     ]
 
 
@@ -47,7 +51,8 @@ async def run(engine: InProcessSGLang) -> dict[str, Any]:
     early = sum(task.done() for task in tasks.values())
     await barrier.open()
     answers = dict(zip(tasks, await asyncio.gather(*tasks.values()), strict=True))
-    late = requests("late", 2)
+    await asyncio.sleep(PAUSE)  # until the controller has heard that they have ended
+    late = requests("late", 1)
     answers |= {request.custom_id: await engine.answer(request, request.custom_id) for request in late}
     states = await engine.internal_state()
     return {

@@ -6,16 +6,19 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
 from replicas_script import REQUESTS, TOPICS
 
 from checkpoints import make_llama
+
+pytestmark = pytest.mark.xdist_group("engines")
 
 SECONDS = 840  # for four processes that start an engine on a busy machine
 
 
 def run(model: Path, replicas: int) -> dict[str, Any]:
     script = Path(__file__).with_name("replicas_script.py")
-    flags = ["--model-path", str(model), "--dtype", "float32", "--max-total-tokens", "4096"]
+    flags = ["--model-path", str(model), "--dtype", "float32", "--max-total-tokens", "8192"]
     done = subprocess.run(
         [sys.executable, str(script), *flags, "--mem-fraction-static", "0.8", "--dp-size", str(replicas)],
         capture_output=True,
@@ -31,12 +34,15 @@ def test_two_replicas_answer_as_one_does_each_its_own_subtree(tmp_path: Path) ->
     model = make_llama(tmp_path / "llama")
     two, one = run(model, 2), run(model, 1)
     assert two["early"] == 0, "a replica did not hear of the barrier"
-    assert len(two["texts"]) == len(TOPICS) * (REQUESTS + 1 + 2)
+    assert len(two["texts"]) == len(TOPICS) * (REQUESTS + 1 + 1)
     assert two["texts"] == one["texts"]
-    assert len(two["blend"]) == len(TOPICS)
-    # A topic's pool, its two answers to one prompt and that prompt alone, and who came late.
+    # Of each topic a pool, two answers to one prompt and that prompt alone, and who came late.
     done = [blend["completions"] for blend in two["blend"]]
-    assert done[0] == done[1] >= REQUESTS + 2 + 2
-    # Dealt in turns, each replica would compute both topics.
-    assert sum(blend["cached_tokens"] for blend in two["blend"]) >= one["blend"][0]["cached_tokens"] * 0.95
-    assert min(two["late_cached"]) > 100, "who came late was not sent where its prefix is"
+    assert len(done) == 2
+    assert sum(done) >= len(TOPICS) * (REQUESTS + 2 + 1)
+    assert min(done) >= sum(done) / 3
+    # Dealt in turns, each replica would compute every topic; the last to be dealt may be for the balance.
+    assert sum(blend["cached_tokens"] for blend in two["blend"]) >= one["blend"][0]["cached_tokens"] * 0.85
+    # By chance it would be half of them.
+    found = sum(cached > 100 for cached in two["late_cached"])
+    assert found >= 0.8 * len(TOPICS), "who came late was not sent where its prefix is"
