@@ -18,7 +18,7 @@ GPU = "flops = 1e12\nbandwidth = 1e11\nmemory = 64e6\n"
 """So small that the KV cache of a tiny model is a few thousand tokens."""
 
 KEPT: list[object] = []
-"""Schedulers that have ended: one that is collected closes its sockets, and may wait for a peer for ever."""
+"""Schedulers that could not be built: one that is collected may wait for a peer of its sockets for ever."""
 
 TINY = {
     "hidden_size": 64,
@@ -32,14 +32,11 @@ TINY = {
     "torch_dtype": "bfloat16",
 }
 _EXPERTS = {"num_experts_per_tok": 2, "moe_intermediate_size": 32}
+LLAMA = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "num_hidden_layers": 4}
 MODELS: dict[str, dict[str, Any]] = {
-    "llama": {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "num_hidden_layers": 4},
-    "llama in fp8": {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
-        "num_hidden_layers": 4,
-        "quantization_config": {"quant_method": "fp8", "activation_scheme": "dynamic"},
-    },
+    "llama": LLAMA,
+    "llama in fp8": LLAMA | {"quantization_config": {"quant_method": "fp8", "activation_scheme": "dynamic"}},
+    "llama with kv in fp8": LLAMA,
     "mla": {
         "architectures": ["DeepseekV2ForCausalLM"],
         "model_type": "deepseek_v2",
@@ -91,6 +88,9 @@ MODELS: dict[str, dict[str, Any]] = {
     },
 }
 
+ARGUMENTS: dict[str, dict[str, Any]] = {"llama with kv in fp8": {"kv_cache_dtype": "fp8_e5m2"}}
+"""Of the server, beside the usual ones."""
+
 
 def run(model: str, policy: str, gpu: Path, **arguments: Any) -> dict[str, Any]:
     """Answer REQUESTS requests, half of them with a common prefix."""
@@ -108,7 +108,6 @@ def run(model: str, policy: str, gpu: Path, **arguments: Any) -> dict[str, Any]:
         chunked_prefill_size=256,
         **arguments,
     ) as scheduler:
-        KEPT.append(scheduler)
         allocator, cache = scheduler.token_to_kv_pool_allocator, scheduler.tree_cache
         for i in range(REQUESTS):
             prompt = [5] * (40 * (i % 2)) + [10 + i] * (20 + 11 * i)
@@ -142,7 +141,9 @@ def main(folder: Path, models: Iterable[str]) -> None:
         for policy in ("fcfs", "blend"):
             hardware = {"blend_hardware": str(gpu)} if policy == "blend" else {}
             try:
-                results[f"{model}, {policy}"] = run(model, policy, gpu, **hardware)
+                results[f"{model}, {policy}"] = run(
+                    model, policy, gpu, **hardware, **ARGUMENTS.get(model, {})
+                )
             except Exception as error:  # one model's failure is its own test's
                 traceback.print_exc()
                 KEPT.append(error)

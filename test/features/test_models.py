@@ -49,6 +49,11 @@ def test_weights_in_eight_bits_leave_more_kv(results: Results) -> None:
     assert check(results, "llama in fp8")["kv_capacity"] > check(results, "llama")["kv_capacity"]
 
 
+def test_kv_in_eight_bits_is_twice_as_many_tokens(results: Results) -> None:
+    capacity = check(results, "llama with kv in fp8")["kv_capacity"]
+    assert capacity == pytest.approx(2 * check(results, "llama")["kv_capacity"], rel=0.05)
+
+
 def test_a_model_of_latent_attention_is_answered(results: Results) -> None:
     """A token of the latent is smaller than one of two KV heads, so more of them fit."""
     assert check(results, "mla")["kv_capacity"] > check(results, "llama")["kv_capacity"]
