@@ -42,7 +42,7 @@ faults: setup ## Batch jobs killed at many more moments than in `make test`
 	SGLANG_BATCH_FAULTS=all $(BIN)/python -m pytest test/faults
 
 test: setup ## All tests: most of them in two processes, then those that want all cores, real servers last
-	$(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder $(TESTS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(TESTS)
 	$(BIN)/python -m pytest $(ALONE)
 
 QUICK := bench-cpu-quick

@@ -1,21 +1,31 @@
 """Two processes share the tests: a file's tests stay together, and no engine starts beside another."""
 
+from typing import Any
+
 import pytest
 
-ENGINES = "engines"
-"""The group of tests that start real engines, which choose their own ports. Their files mark themselves."""
+ENGINES = (
+    "test/batch/run/test_end_to_end.py",
+    "test/batch/run/test_endpoints.py",
+    "test/batch/run/test_replicas.py",
+)
+"""Files whose tests start real engines, which choose their own ports: one process has them all."""
 
 
-@pytest.hookimpl(tryfirst=True)
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Make what gives tests to the processes: pytest-xdist's own for files, and the engines like one file."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class EnginesTogether(LoadFileScheduling):  # type: ignore[misc]
+        def _split_scope(self, nodeid: str) -> str:
+            file: str = super()._split_scope(nodeid)
+            return "engines" if file in ENGINES else file
+
+    return EnginesTogether(config, log)
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Group tests for `--dist loadgroup`. The engines' group takes longest, so it begins first."""
-    if not hasattr(config, "workerinput"):
-        return  # one process: the order is that of the command line
-
-    def group(item: pytest.Item) -> str:
-        mark = item.get_closest_marker("xdist_group")
-        return item.path.as_posix() if mark is None else str(mark.args[0])
-
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group(group(item)))
-    items.sort(key=lambda item: group(item) != ENGINES)
+    """Let the engines begin first, since they take longest; one process keeps the command line's order."""
+    if hasattr(config, "workerinput"):
+        items.sort(key=lambda item: not item.nodeid.startswith(ENGINES))

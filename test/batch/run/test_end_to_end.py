@@ -20,8 +20,6 @@ from checkpoints import CONTEXT, make_llama
 from sglang.batch.run.engine import leftovers
 from sglang.batch.run.journal import Journal
 
-pytestmark = pytest.mark.xdist_group("engines")
-
 START_SECONDS = 300  # for an engine on a busy machine
 
 

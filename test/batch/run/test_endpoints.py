@@ -25,8 +25,6 @@ from stand_ins import line
 
 from checkpoints import CONTEXT, VOCABULARY, make_classifier, make_llama, make_qwen2_vl
 
-pytestmark = pytest.mark.xdist_group("engines")
-
 START_SECONDS = 800  # for an engine on a busy machine; pytest allows 900
 
 CHAT, COMPLETIONS, RESPONSES = "/v1/chat/completions", "/v1/completions", "/v1/responses"

@@ -6,12 +6,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import pytest
 from replicas_script import REQUESTS, TOPICS
 
 from checkpoints import make_llama
-
-pytestmark = pytest.mark.xdist_group("engines")
 
 SECONDS = 840  # for four processes that start an engine on a busy machine
 
