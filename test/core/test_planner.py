@@ -370,6 +370,7 @@ def test_steady_admissions_hold_the_roots_density():
         ({"sharing_budget": -1}, "sharing_budget must be between 0 and 1, got -1"),
         ({"replan_interval": 0}, "replan_interval must be at least 1, got 0"),
         ({"window": -1}, "window and memory must not be negative"),
+        ({"patience": -0.5}, "patience must not be negative, got -0.5"),
     ],
 )
 def test_impossible_options_are_named(options, message):

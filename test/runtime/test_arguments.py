@@ -33,6 +33,7 @@ def test_help_lists_every_flag_with_its_default(parser):
         "--blend-sharing-budget": "0.99",
         "--blend-replan-interval": "256",
         "--blend-window": "0",
+        "--blend-patience": "2.0",
         "--blend-admission-log": "off",
     }.items():
         assert flag in text
@@ -79,6 +80,7 @@ BAD = [
     ("sharing_budget", -0.1, "from 0 to 1"),
     ("replan_interval", 0, "at least 1"),
     ("window", -1, "at least 0"),
+    ("patience", -0.5, "at least 0"),
     ("hardware", "a1000", "choose one of a100-40gb"),
 ]
 

@@ -241,6 +241,18 @@ def test_higher_priority_classes_come_first_and_are_blended_inside(make_pool):
     assert {r.sampling_params.max_new_tokens for r in queue[:10]} == {4, 700}
 
 
+def test_nobody_is_offered_behind_those_of_a_class_that_are_due(make_pool):
+    pool, queue = make_pool(priority_sign=-1), mixed_queue(20)
+    for i, req in enumerate(queue):
+        req.priority = i % 2
+    pool.synchronise(queue)
+    slots = [pool.slot(req) for req in queue]
+    assert pool.choose(8, [slots[4], slots[5], slots[9]]) == [slots[5], slots[9]]
+    higher_first = pool.choose(15, [slots[4]])
+    assert sorted(higher_first[:10]) == sorted(slots[1::2])
+    assert higher_first[10:] == [slots[4]]
+
+
 def test_requests_that_arrived_after_the_plan_are_offered_in_their_class(make_pool):
     pool, queue = make_pool(priority_sign=1, replan_interval=10**6), mixed_queue(400)
     for req in queue:

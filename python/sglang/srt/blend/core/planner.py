@@ -7,7 +7,7 @@ give equal plans.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -94,7 +94,7 @@ class Planner:
         self.ledger = Ledger(cost_model, kv_capacity)
         self.table = self.ledger.table
         self.replans = 0
-        self._steps = StepMaker(self.ledger, pacer, leader_lag)
+        self._steps = StepMaker(self.ledger, pacer, leader_lag, self.options.patience)
         self._pool = SortedPool(self.table, self.options.memory)
         self._samples = Samples(self.table, np.random.default_rng(seed))
         self._window: OrderedWindow | None = None
@@ -282,7 +282,7 @@ class Planner:
         limits: StepLimits,
         *,
         first: int | None = None,
-        choose: Callable[[int], list[int]] | None = None,
+        choose: Callable[[int, Sequence[int]], list[int]] | None = None,
     ) -> Step:
         """A prefill step begins: plan again if it pays, and propose whom to admit.
 
@@ -292,7 +292,7 @@ class Planner:
             limits: of the engine.
             first: slot of the request that is proposed if the plan proposes nobody and nothing runs.
             choose: proposes so many requests instead of the plan, in an order that the plan does not know,
-                such as priorities.
+                such as priorities; it is told who is due (see `Patience`).
         """
         everything_fits = self._steps.everything_fits(limits.max_proposals)
         # Where everything fits nobody follows a plan, but what it says about a pool that has grown is shown.

@@ -39,6 +39,7 @@ class BlendOptions:
         sharing_budget: share of the possible prefix sharing that reordering must keep, in [0, 1].
         replan_interval: completed requests after which what waits is planned anew, at least 1.
         window: requests planned together, in order of arrival; 0 plans all that wait.
+        patience: admissions, per request that waited, after which those that were passed over go first.
         engine: how a pass combines prefill and decode; ``auto`` follows the server's own flags.
         admission_log: file that gets one JSON line per prefill step; None writes none.
 
@@ -51,6 +52,7 @@ class BlendOptions:
     sharing_budget: float = 0.99
     replan_interval: int = 256
     window: int = 0
+    patience: float = 2.0
     engine: str = "auto"
     admission_log: str | None = None
 
@@ -70,6 +72,8 @@ _HELP = {
     "replan_interval": "Completed requests after which the waiting requests are planned anew.",
     "window": "Plan only among this many requests in order of arrival and drain them before the next; "
     "0 plans all that wait.",
+    "patience": "Bound on waiting: after this many admissions for each request that waited, those that were "
+    "passed over go first, in order of arrival; inf never.",
     "engine": "How the engine combines prefill and decode: alternating; mixed, where prefill is spread over "
     "the decode steps that are left; pdmux, where prefill batches are made to last as long as decode steps "
     "beside them; overlapped (NanoFlow-like; not in upstream). auto is pdmux with --enable-pdmux, mixed with "
@@ -90,6 +94,11 @@ def _at_least(minimum: int) -> Check:
         return None if ok else f"must be an integer of at least {minimum}"
 
     return check
+
+
+def _not_negative(value: object) -> str | None:
+    ok = isinstance(value, (int, float)) and not isinstance(value, bool) and value >= 0
+    return None if ok else "must be a number of at least 0"
 
 
 def _known_engine(value: object) -> str | None:
@@ -113,6 +122,7 @@ _CHECKS: dict[str, Check] = {
     "sharing_budget": _between_zero_and_one,
     "replan_interval": _at_least(1),
     "window": _at_least(0),
+    "patience": _not_negative,
     "engine": _known_engine,
 }
 

@@ -9,7 +9,7 @@ deterministic, so all tensor-parallel ranks hold equal pools.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from operator import attrgetter
 
 import numpy as np
@@ -177,16 +177,22 @@ class RequestPool:
             self.order.bring_to_front(queue, step.proposals)
 
     @property
-    def choose(self) -> Callable[[int], list[int]] | None:
+    def choose(self) -> Callable[[int, Sequence[int]], list[int]] | None:
         """Proposes requests of several priority classes; None where the plan may propose."""
         return self._by_priority if len(self._classes) > 1 else None
 
-    def _by_priority(self, limit: int) -> list[int]:
-        """Waiting requests, class after class; within a class from both ends of the plan."""
+    def _by_priority(self, limit: int, due: Sequence[int] = ()) -> list[int]:
+        """Waiting requests, class after class; within a class from both ends of the plan.
+
+        Nobody is chosen behind those of a class that are due.
+        """
         table, order = self.planner.table, self.planner.order
         order = order[table.state[order] == State.WAITING]
         chosen: list[int] = []
         for priority in sorted(self._classes, key=lambda value: value * self.priority_sign):
+            late = [slot for slot in due if self._priority[slot] == priority]
+            if late:
+                return chosen + late[: limit - len(chosen)]
             members = order[self._priority[order] == priority]
             missing = self._classes[priority] - len(members)
             chosen += _both_ends(members, limit - len(chosen))

@@ -95,6 +95,7 @@ def build(scheduler: Scheduler) -> BlendParts:
             sharing_budget=options.sharing_budget,
             replan_interval=options.replan_interval,
             window=options.window,
+            patience=options.patience,
         ),
         seed=SEED,
         pacer=pacer,

@@ -29,6 +29,7 @@ class PlannerOptions:
         replan_interval: completions after which a new plan pays.
         window: plan only among this many requests in order of arrival, draining one window before the
             next begins (paper 7, deadlines); 0 is the whole pool.
+        patience: admissions, per request that waited, after which those that were passed over go first.
         group_fraction: share of the KV capacity up to which neighbours with a common prefix are one
             schedulable group.
         split: False leaves the tree whole (for ablation).
@@ -39,6 +40,7 @@ class PlannerOptions:
     sharing_budget: float = 0.99
     replan_interval: int = 256
     window: int = 0
+    patience: float = 2.0
     group_fraction: float = 1 / 16
     split: bool = True
     memory: int = 8192
@@ -51,6 +53,8 @@ class PlannerOptions:
             raise ValueError(f"replan_interval must be at least 1, got {self.replan_interval}")
         if self.window < 0 or self.memory < 0:
             raise ValueError("window and memory must not be negative")
+        if not self.patience >= 0.0:
+            raise ValueError(f"patience must not be negative, got {self.patience}")
 
 
 @dataclass(frozen=True, slots=True)

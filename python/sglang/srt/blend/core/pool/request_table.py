@@ -52,6 +52,7 @@ class RequestTable:
         memory_side: counts on the memory side, while it runs.
         preemptible: runs in KV that is promised to others, and is the first to be retracted.
         num_waiting: requests that wait.
+        arrived: requests that have ever come; the next one has this number.
         waiting_tokens, running_tokens: KV tokens of those that wait or run, when they end; nothing shared.
         waiting_rows, waiting_reads: as `WorkLeft`, of those that wait.
     """
@@ -97,7 +98,7 @@ class RequestTable:
         self._longest = self._as_long = 0  # see `longest_waiting`; how many that wait are as long
         self.waiting_tokens = self.waiting_rows = self.waiting_reads = 0.0
         self.running_tokens = 0.0
-        self._arrived = 0
+        self.arrived = 0
 
     def put(
         self,
@@ -125,12 +126,12 @@ class RequestTable:
         self.shared[slots] = 0
         self.sampled[slots] = self.preemptible[slots] = False
         self.plan_position[slots] = UNPLANNED
-        self.sequence[slots] = np.arange(self._arrived, self._arrived + n)
+        self.sequence[slots] = np.arange(self.arrived, self.arrived + n)
         hint = np.where(self.hint[slots] > 0, self.hint[slots], PRIOR_OUTPUT_TOKENS)
         estimate = np.where(self.known[slots] > 0, self.known[slots], hint)
         self.estimate[slots] = np.clip(estimate, 1, self.max_new[slots])
         self.count_waiting(slots)
-        self._arrived += n
+        self.arrived += n
         self.num_waiting += n
         return slots
 

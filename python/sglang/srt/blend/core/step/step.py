@@ -89,6 +89,7 @@ class Step:
         proposals: slots to consider, in order.
         first: slot of the request that is proposed if nobody else is and nothing runs.
         everything_fits: whether all that waits fits beside what runs: then everyone is proposed.
+        one_line: whether requests wait in one line instead of one for each side.
 
     Attributes:
         proposals, everything_fits: as given.
@@ -109,8 +110,9 @@ class Step:
         proposals: Sequence[int],
         first: int | None,
         everything_fits: bool,
+        one_line: bool,
     ) -> None:
-        self.everything_fits = everything_fits
+        self.everything_fits, self._one_line = everything_fits, one_line
         self.paced = quota is not None
         self._ledger, self._memory, self._limits = ledger, memory, limits
         self._progress = progress
@@ -121,8 +123,7 @@ class Step:
         self._surplus = surplus  # what is left of it
         self._overlaps = overlaps
         self._room: Room | None = None
-        self._passed_over = 0
-        self._first = first
+        self._passed_over, self._first = 0, first
         self.propose(proposals)
 
     # ------------------------------------------------------------- whose turn
@@ -181,8 +182,8 @@ class Step:
         return decision
 
     def _line(self, slot: int) -> Side:
-        """The side in whose line a request waits; while everything fits there is only one line."""
-        return Side.COMPUTE if self.everything_fits else self._ledger.side(slot)
+        """The side in whose line a request waits: that of the compute side where there is only one line."""
+        return Side.COMPUTE if self._one_line else self._ledger.side(slot)
 
     def _computed_by_another(self, decision: Decision, paced: bool) -> bool:
         """Whether a leader computes what a request would compute, so that it had better wait a step.

@@ -8,6 +8,7 @@ from dataclasses import replace
 from sglang.srt.blend.core.step.dual_scan import Side
 from sglang.srt.blend.core.step.ledger import Ledger, Progress
 from sglang.srt.blend.core.step.pacing import Pace, Quota
+from sglang.srt.blend.core.step.patience import Patience
 from sglang.srt.blend.core.step.step import Running, Step, StepLimits
 from sglang.srt.blend.core.step.step_memory import StepMemory
 
@@ -22,14 +23,19 @@ class StepMaker:
         ledger: who waits and runs.
         pacer: spreads prefill over the steps left; None where passes hold prefill or decode alone.
         leader_lag: steps until a prefix that is computed can be matched; see `PrefixLeaders`.
+        patience: admissions per waiting request after which one that was passed over goes first; see
+            `Patience`.
 
     Attributes:
         memory: what one step leaves to the next.
     """
 
-    def __init__(self, ledger: Ledger, pacer: Pace | None = None, leader_lag: int = 1) -> None:
+    def __init__(
+        self, ledger: Ledger, pacer: Pace | None = None, leader_lag: int = 1, patience: float = 2.0
+    ) -> None:
         self.memory = StepMemory(leader_lag)
         self._ledger, self._pacer = ledger, pacer
+        self._patience = Patience(ledger.table, patience)
 
     def everything_fits(self, max_proposals: int) -> bool:
         """Whether all that waits fits beside what runs, so that nobody need be delayed; asked once a step.
@@ -51,7 +57,7 @@ class StepMaker:
         *,
         samples: Sequence[int],
         first: int | None,
-        choose: Callable[[int], list[int]] | None,
+        choose: Callable[[int, Sequence[int]], list[int]] | None,
         everything_fits: bool,
     ) -> Step:
         """The next step; arguments as of `Planner.begin_step`.
@@ -61,13 +67,14 @@ class StepMaker:
         """
         limit = self.memory.begin_step(limits.max_proposals)
         progress = self._ledger.progress_of(running.slots)
-        quota = None if everything_fits else self._quota(progress)
+        due = [] if everything_fits else self._patience.due(self.memory.admissions)
+        quota = None if everything_fits or due else self._quota(progress)
         surplus = 0 if quota is None else int(SURPLUS * quota.tokens)
         proposals: list[int] = []
         if choose is not None and not everything_fits:
-            proposals = choose(limit)
+            proposals = choose(limit, due)
         elif not everything_fits:
-            proposals = self._proposals(limit, quota, surplus, samples)
+            proposals = due[:limit] or self._proposals(limit, quota, surplus, samples)
         return Step(
             self._ledger,
             self.memory,
@@ -80,6 +87,7 @@ class StepMaker:
             proposals=proposals,
             first=first,
             everything_fits=everything_fits,
+            one_line=everything_fits or bool(due),
         )
 
     def propose(

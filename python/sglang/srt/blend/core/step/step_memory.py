@@ -25,6 +25,7 @@ class StepMemory:
             while any may.
         draining: whether what waits is the rest of a pool that did not fit.
         reasons: how often each `Reason` was given.
+        admissions: in all steps.
     """
 
     def __init__(self, leader_lag: int = 1) -> None:
@@ -33,6 +34,7 @@ class StepMemory:
         self.longest_fit: int | None = None
         self.draining = False
         self.reasons: Counter[Reason] = Counter()
+        self.admissions = 0
         self._proposals: int | None = None
         self._admitted = 0
 
@@ -51,6 +53,7 @@ class StepMemory:
     def admitted(self) -> None:
         """One more request was admitted in this step."""
         self._admitted += 1
+        self.admissions += 1
 
     def somebody_left(self) -> None:
         """KV was given back, or the plan has changed: what did not fit may be tried again."""
