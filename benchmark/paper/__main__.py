@@ -73,7 +73,7 @@ def main() -> int:
     wanted = [record for run in runs for record in done if _same(run, record)]
     report.write_csv(out / f"{table}.csv", wanted)
     if table == "engines":
-        return _engines(out, wanted, arguments)
+        return _engines(out, wanted, arguments, len(runs) - len(wanted))
     draw(out / f"{table}.png", wanted)
     bars = _BARS.get(table, {})
     print(report.text(wanted, bars))
@@ -84,10 +84,10 @@ def main() -> int:
     return 1 if arguments.check and missed else 0
 
 
-def _engines(out: Path, records: list[dict[str, Any]], arguments: argparse.Namespace) -> int:
+def _engines(out: Path, records: list[dict[str, Any]], arguments: argparse.Namespace, missing: int) -> int:
     """Report the table of engines, which has a form of its own."""
-    command = " ".join(("python -m benchmark.paper", *sys.argv[1:]))
-    engines.write_json(out / "engines.json", records, command)
+    command = " ".join(("python -m benchmark.paper", *(a for a in sys.argv[1:] if a != "--report")))
+    engines.write_json(out / "engines.json", records, command, missing)
     engines.draw(out / "engines.png", records)
     print(engines.text(records))
     figures = engines.summary(engines.best(records))

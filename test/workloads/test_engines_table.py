@@ -83,4 +83,6 @@ def test_an_unfinished_table_is_reported_as_far_as_it_goes(tmp_path, monkeypatch
     printed = capsys.readouterr()
     assert f"{len(wanted) - len(runs)} of {len(wanted)} runs are missing" in printed.err
     assert "blend, pdmux over mixed, mean" in printed.out
-    assert (tmp_path / "engines.json").exists()
+    written = json.loads((tmp_path / "engines.json").read_text())
+    assert written["missing"] == len(wanted) - len(runs)
+    assert written["command"] == f"python -m benchmark.paper engines --out {tmp_path}"
