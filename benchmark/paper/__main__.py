@@ -3,7 +3,8 @@
     python -m benchmark.paper quick            # four traces, scaled down; what `make paper-quick` runs
     python -m benchmark.paper headline --jobs 2
     python -m benchmark.paper traces | lpm | grid | variance | azure | models | ablations | chunks
-    python -m benchmark.paper engines --scale 0.25   # by engine; a quarter of requests and answers
+    python -m benchmark.paper engines              # by engine that exists; hours
+    python -m benchmark.paper engines --scale 0.25   # its small size: 2,500 requests per trace
     python -m benchmark.paper headline --report   # print and draw again, simulate nothing
 
 Every simulation is a process of its own. Finished runs are lines of TABLE.jsonl in the output folder. Neither
@@ -28,7 +29,7 @@ from benchmark.paper.arguments import add_jobs
 from benchmark.paper.compare import Run, batches, execute
 from benchmark.paper.pictures import draw
 from benchmark.paper.published import against_paper
-from benchmark.paper.tables import TABLES
+from benchmark.paper.tables import SHORTEST_VIDEO_TOKENS, TABLES
 from tqdm import tqdm
 
 from sglang.batch.plan.schedules import simulator_processes
@@ -72,7 +73,7 @@ def main() -> int:
     wanted = [record for run in runs for record in done if _same(run, record)]
     report.write_csv(out / f"{table}.csv", wanted)
     if table == "engines":
-        return _engines(out, wanted, arguments)
+        return _engines(out, wanted, arguments, len(runs) - len(wanted))
     draw(out / f"{table}.png", wanted)
     bars = _BARS.get(table, {})
     print(report.text(wanted, bars))
@@ -83,10 +84,10 @@ def main() -> int:
     return 1 if arguments.check and missed else 0
 
 
-def _engines(out: Path, records: list[dict[str, Any]], arguments: argparse.Namespace) -> int:
+def _engines(out: Path, records: list[dict[str, Any]], arguments: argparse.Namespace, missing: int) -> int:
     """Report the table of engines, which has a form of its own."""
-    command = " ".join(("python -m benchmark.paper", *sys.argv[1:]))
-    engines.write_json(out / "engines.json", records, command)
+    command = " ".join(("python -m benchmark.paper", *(a for a in sys.argv[1:] if a != "--report")))
+    engines.write_json(out / "engines.json", records, command, missing)
     engines.draw(out / "engines.png", records)
     print(engines.text(records))
     figures = engines.summary(engines.best(records))
@@ -94,10 +95,14 @@ def _engines(out: Path, records: list[dict[str, Any]], arguments: argparse.Names
 
 
 def scaled(run: Run, scale: float) -> Run:
-    """A run with fewer requests and shorter videos, so that as many generations of them fill the cache."""
+    """A run with fewer requests and shorter videos, so that as many generations of them fill the cache.
+
+    Videos keep `SHORTEST_VIDEO_TOKENS`: no mix with shorter ones is as memory-heavy as traces 2 and 4.
+    """
     if scale == 1.0:
         return run
-    return replace(run, requests=int(run.requests * scale), video_tokens=int(run.video_tokens * scale))
+    shorter = max(int(run.video_tokens * scale), SHORTEST_VIDEO_TOKENS)
+    return replace(run, requests=int(run.requests * scale), video_tokens=min(run.video_tokens, shorter))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -108,7 +113,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("table", choices=TABLES)
     parser.add_argument("--trace", type=int, action="append", choices=(1, 2, 3, 4), help="only this one")
-    parser.add_argument("--scale", type=float, default=1.0, help="requests and lengths of videos, times this")
+    parser.add_argument(
+        "--scale",
+        type=float,
+        default=1.0,
+        help="requests, and lengths of videos down to 2,048 tokens, times this",
+    )
     add_jobs(parser)
     parser.add_argument("--out", default="benchmark/results/paper")
     parser.add_argument(

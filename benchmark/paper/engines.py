@@ -112,8 +112,12 @@ def text(records: Sequence[Record]) -> str:
     return "\n".join(out)
 
 
-def write_json(path: Path, records: Sequence[Record], command: str) -> None:
-    """Figures and best runs, with the command that gives them; every run carries its seed and commit."""
+def write_json(path: Path, records: Sequence[Record], command: str, missing: int = 0) -> None:
+    """Figures and best runs, with the command that gives them; every run carries its seed and commit.
+
+    Args:
+        missing: runs of the table that were not made.
+    """
     lines = best(records)
     rows = [
         {
@@ -125,7 +129,14 @@ def write_json(path: Path, records: Sequence[Record], command: str) -> None:
         }
         for x in lines
     ]
-    whole = {"command": command, "bars": BARS, "figures": summary(lines), "best": rows}
+    whole = {
+        "command": command,
+        "missing": missing,
+        "bars": BARS,
+        "figures": summary(lines),
+        "best": rows,
+        "runs": list(records),
+    }
     path.write_text(json.dumps(whole, indent=2) + "\n")
 
 
@@ -137,6 +148,13 @@ def draw(path: Path, records: Sequence[Record]) -> None:
     import matplotlib.pyplot as plt
 
     lines = best(records)
+    # Means of different traces would not compare.
+    everywhere = [
+        name
+        for name in dict.fromkeys(line.workload for line in lines)
+        if all(any((x.engine, x.workload) == (e, name) and x.gain for x in lines) for e in engine_names())
+    ]
+    lines = [line for line in lines if line.workload in everywhere] or lines
     base = {x.workload: x.upstream["seconds"] for x in lines if x.engine == "alternating" and x.upstream}
     engines = list(dict.fromkeys(line.engine for line in lines))
     kinds = {
@@ -161,7 +179,7 @@ def draw(path: Path, records: Sequence[Record]) -> None:
     names = [f"{e}\n(not in upstream)" if e == "overlapped" else e for e in engines]
     axes.set_xticks(range(len(engines)), names)
     axes.axhline(1.0, color="black", linewidth=0.8)
-    axes.set_ylabel("speed, mean of the traces")
+    axes.set_ylabel(f"speed, mean of {', '.join(dict.fromkeys(x.workload for x in lines))}")
     axes.set_title("Simulated; 1 is upstream's best on the alternating engine")
     axes.legend()
     figure.savefig(path, dpi=120)

@@ -1,4 +1,4 @@
-"""Three requests under SGLang's PD multiplexing loop on a simulated GPU; prints one JSON object.
+"""Three requests, and a tight pool, under SGLang's PD multiplexing loop on a simulated GPU; prints JSON.
 
 python multiplexed_program.py CONFIG      with SGLANG_PLATFORM=simulated_gpu
 """
@@ -11,7 +11,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from scenarios import known_lengths
+from scenarios import SMALL_POOL, known_lengths, pool
 
 from models import LLAMA_3_8B
 from sglang.srt.hardware_backend.simulated_gpu.simulate import simulate
@@ -34,7 +34,20 @@ def main() -> None:
     )
     columns = ("seconds", "prefill_tokens", "decode_rows", "kv_tokens")
     steps = {name: result.steps[name].tolist() for name in columns}
-    print(json.dumps({"finished": result.finished.tolist(), "ended": result.seconds, **steps}))
+    tight = SMALL_POOL | {"chunked_prefill_size": -1}
+    seconds = {}
+    for policy in ("fcfs", "blend"):
+        ran = simulate(
+            pool(0, known=False),
+            policy=policy,
+            engine="pdmux",
+            hardware="a100-80gb",
+            model_config=LLAMA_3_8B,
+            **tight,
+        )
+        seconds[policy] = ran.seconds
+    three = {"finished": result.finished.tolist(), "ended": result.seconds, **steps}
+    print(json.dumps({"pool": seconds, **three}))
 
 
 if __name__ == "__main__":

@@ -90,3 +90,7 @@ def test_turns_hold_all_work_and_all_time(ran):
     assert sum(ran["decode_rows"]) == 39 + 2
     assert max(ran["decode_rows"]) == 2
     assert sum(ran["kv_tokens"]) == sum(1024 + i for i in range(1, 40)) + 1025 + 1026
+
+
+def test_blend_answers_a_tight_pool_in_full_and_sooner_than_fcfs(ran):
+    assert 0.0 < ran["pool"]["blend"] < ran["pool"]["fcfs"]

@@ -7,7 +7,7 @@ import pytest
 from benchmark.paper import __main__ as paper
 from benchmark.paper import engines
 from benchmark.paper.__main__ import scaled
-from benchmark.paper.compare import Run
+from benchmark.paper.compare import Run, workload_of
 
 from sglang.srt.blend.core.cost.engines import engine_names
 
@@ -61,9 +61,15 @@ def test_the_result_names_its_command_and_every_runs_seed_and_commit(tmp_path):
 
 
 def test_scaling_shortens_videos_too():
-    run = Run(1, "blend", "pdmux", 1000, video_tokens=400)
-    assert scaled(run, 0.5) == Run(1, "blend", "pdmux", 500, video_tokens=200)
+    run = Run(1, "blend", "pdmux", 1000, video_tokens=8192)
+    assert scaled(run, 0.5) == Run(1, "blend", "pdmux", 500, video_tokens=4096)
     assert scaled(run, 1.0) is run
+
+
+@pytest.mark.parametrize("trace", [1, 2, 3, 4])
+def test_the_small_table_is_of_mixes_that_exist(trace):
+    runs = [scaled(run, 0.05) for run in paper.TABLES["engines"]() if run.trace == trace]
+    assert len(workload_of(runs[0])) > 300
 
 
 def test_an_unfinished_table_is_reported_as_far_as_it_goes(tmp_path, monkeypatch, capsys):
@@ -77,4 +83,6 @@ def test_an_unfinished_table_is_reported_as_far_as_it_goes(tmp_path, monkeypatch
     printed = capsys.readouterr()
     assert f"{len(wanted) - len(runs)} of {len(wanted)} runs are missing" in printed.err
     assert "blend, pdmux over mixed, mean" in printed.out
-    assert (tmp_path / "engines.json").exists()
+    written = json.loads((tmp_path / "engines.json").read_text())
+    assert written["missing"] == len(wanted) - len(runs)
+    assert written["command"] == f"python -m benchmark.paper engines --out {tmp_path}"
