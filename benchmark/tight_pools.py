@@ -130,7 +130,8 @@ def random_pool(rng: random.Random, server: Server) -> list[Request]:
         long_prompt = rng.random() < 0.4
         length = rng.randrange(1, 12)
         if long_prompt:
-            length = rng.randrange(server.capacity // 2, server.capacity - 2)
+            # SGLang itself never admits a prompt of nearly all pages.
+            length = rng.randrange(server.capacity // 2, server.capacity - 2 * server.page)
         output = rng.choice([1, 2, 4, 20]) if long_prompt else rng.randrange(1, 40)
         if deceptive and rng.random() < 0.8:
             output = rng.randrange(1, 4)
