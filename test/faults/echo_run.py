@@ -7,19 +7,13 @@ a process of its own, which some lines kill.
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import re
 import sys
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any
 
-# Upstream's package takes seconds to import, torch and all, and a test starts many runs without need of it.
-_package = ModuleType("sglang")
-_package.__path__ = importlib.util.find_spec("sglang").submodule_search_locations
-sys.modules["sglang"] = _package
-
-# ruff: noqa: E402
+import light_sglang  # noqa: F401  before all of SGLang
 from echo import Echo
 
 from sglang.batch.run.arguments import add_run_arguments, check_run

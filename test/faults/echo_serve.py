@@ -7,17 +7,11 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import importlib.util
 import sys
 from pathlib import Path
-from types import ModuleType
 
-# As in echo_run: without upstream's imports, which take seconds.
-_package = ModuleType("sglang")
-_package.__path__ = importlib.util.find_spec("sglang").submodule_search_locations
-sys.modules["sglang"] = _package
+import light_sglang  # noqa: F401  before all of SGLang
 
-# ruff: noqa: E402
 from sglang.batch.run.engine.supervisor import Supervisor
 from sglang.batch.serve.arguments import add_serve_arguments, check_serve
 from sglang.batch.serve.command import ServedEngine, serve, serve_by

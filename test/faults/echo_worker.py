@@ -3,16 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import importlib.util
 import subprocess
 import sys
-from types import ModuleType
 
-_package = ModuleType("sglang")
-_package.__path__ = importlib.util.find_spec("sglang").submodule_search_locations
-sys.modules["sglang"] = _package
-
-# ruff: noqa: E402
+import light_sglang  # noqa: F401  before all of SGLang
 from echo import Echo
 
 from sglang.batch.run.barrier import Barrier, NoBarrier
