@@ -75,7 +75,8 @@ def main() -> int:
                 return EchoHere(options.echo_log, options.echo_seconds)
             worker = [sys.executable, str(Path(__file__).with_name("echo_worker.py"))]
             flags = [options.echo_log, str(options.echo_seconds)]
-            return Supervisor(worker, flags, job=job.id, stall=arguments.stall_timeout)
+            start, stall = arguments.start_timeout, arguments.stall_timeout
+            return Supervisor(worker, flags, job=job.id, start=start, stall=stall)
 
         return run(arguments, server_args, make_engine)
     except BadUsage as error:

@@ -30,7 +30,8 @@ def main() -> int:
     def make_engine(store: Store) -> ServedEngine:
         worker = [sys.executable, str(Path(__file__).with_name("echo_worker.py"))]
         flags = [options.echo_log, str(options.echo_seconds)]
-        engine = Supervisor(worker, flags, job=store.id, stall=options.stall_timeout)
+        start, stall = options.start_timeout, options.stall_timeout
+        engine = Supervisor(worker, flags, job=store.id, start=start, stall=stall)
         model = options.echo_model
         deciding = {"--model-path": model}
         return ServedEngine(engine, lambda: engine.alive, options.engine_restarts, (model,), deciding)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import subprocess
 import sys
+import time
 
 import light_sglang  # noqa: F401  before all of SGLang
 from echo import Echo
@@ -19,6 +20,8 @@ class EchoEngine(Echo):
         log, seconds = flags
         if log == "/nowhere":
             raise EngineFailed("the engine did not start: no log")
+        if log == "/forever":
+            time.sleep(3600)
         self.loop = asyncio.new_event_loop()
         super().__init__(log, float(seconds))
         self._child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(3600)"])

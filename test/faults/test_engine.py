@@ -123,6 +123,14 @@ def test_an_engine_that_never_starts_ends_the_run_which_the_same_command_continu
     assert job.run(*QUICK)[0] == 0
 
 
+def test_a_start_that_hangs_is_given_up(tmp_path: Path) -> None:
+    job = EchoJob(tmp_path, [request("a")])
+    code, said = job.run(*QUICK, "--echo-log", "/forever", "--start-timeout", "1")
+    assert (code, "did not start within 1 s; --start-timeout" in said) == (3, True), said
+    assert_nothing_left(job)
+    assert job.run(*QUICK)[0] == 0
+
+
 def test_an_engine_that_dies_of_everything_is_given_up_and_the_same_command_continues(tmp_path: Path) -> None:
     job = EchoJob(tmp_path, [request(f"r{i}", "kill") for i in range(3)])
     code, said = job.run(*QUICK, "--engine-restarts", "0")

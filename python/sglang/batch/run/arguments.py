@@ -27,6 +27,9 @@ DEFAULT_POOL = 50_000
 ENGINE_RESTARTS = 5
 """Deaths of the engine in a row, without an answer between, that a run puts up with."""
 
+START_SECONDS = 3600.0
+"""Seconds that the engine has to start, its model to be loaded."""
+
 STALL_SECONDS = 600.0
 """Seconds without any progress after which an engine with requests counts as dead."""
 
@@ -53,6 +56,7 @@ class RunArguments:
         commits: when records are committed.
         grace: seconds that requests in flight get after a signal.
         engine_restarts: deaths of the engine in a row, without an answer between, that are put up with.
+        start_timeout: seconds that the engine has to start.
         stall_timeout: seconds without any progress after which the engine counts as dead.
         media: what requests may name beside data URLs.
         pool: requests in flight at most, at least 1.
@@ -73,6 +77,7 @@ class RunArguments:
     commits: CommitLimits
     grace: float
     engine_restarts: int
+    start_timeout: float
     stall_timeout: float
     media: MediaPolicy
     pool: int
@@ -255,6 +260,13 @@ def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
         " (default: %(default)s)",
     )
     parser.add_argument(
+        "--start-timeout",
+        type=float,
+        default=START_SECONDS,
+        metavar="SECONDS",
+        help="an engine that takes longer to load its model has not started (default: %(default)g)",
+    )
+    parser.add_argument(
         "--stall-timeout",
         type=float,
         default=STALL_SECONDS,
@@ -298,6 +310,7 @@ def check_run(options: argparse.Namespace, server: Sequence[str]) -> RunArgument
         commits=CommitLimits(options.commit_ms / 1000, options.commit_records, options.disk_patience),
         grace=options.grace,
         engine_restarts=options.engine_restarts,
+        start_timeout=options.start_timeout,
         stall_timeout=options.stall_timeout,
         media=media_policy(options),
         pool=options.pool,
@@ -325,6 +338,7 @@ def _check_values(options: argparse.Namespace) -> None:
         ("disk_patience", 0),
         ("grace", 0),
         ("engine_restarts", 0),
+        ("start_timeout", 1),
         ("stall_timeout", 1),
         ("report_simulate", 0),
     ):

@@ -117,7 +117,9 @@ def collecting_rarely() -> Iterator[None]:
 def _supervised(arguments: RunArguments, server_args: ServerArgs, job: OpenJob) -> Engine:
     if (reason := why_not(server_args)) is not None:
         say(f"requests are not kept with their prefixes: {reason}", quiet=arguments.quiet)
-    return Supervisor(WORKER, arguments.server, job=job.id, stall=arguments.stall_timeout)
+    return Supervisor(
+        WORKER, arguments.server, job=job.id, start=arguments.start_timeout, stall=arguments.stall_timeout
+    )
 
 
 def _run_open_job(

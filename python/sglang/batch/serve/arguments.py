@@ -43,6 +43,7 @@ class ServeArguments:
         lines: of a batch at most.
         pool: requests in flight at most, of all batches together.
         engine_restarts: deaths of the engine in a row, without an answer between, that are put up with.
+        start_timeout: seconds that the engine has to start.
         stall_timeout: seconds without any progress after which the engine counts as dead.
         server: flags for the server's own parser; none for a remote engine.
         remote: running servers that answer; None for an engine of the service's own.
@@ -56,6 +57,7 @@ class ServeArguments:
     lines: int
     pool: int
     engine_restarts: int
+    start_timeout: float
     stall_timeout: float
     media: MediaPolicy
     server: list[str]
@@ -128,6 +130,7 @@ def check_serve(options: argparse.Namespace, rest: Sequence[str]) -> ServeArgume
         ("max_requests", 1),
         ("pool", 1),
         ("engine_restarts", 0),
+        ("start_timeout", 1),
         ("stall_timeout", 1),
     ):
         if not getattr(options, flag) >= minimum:
@@ -148,6 +151,7 @@ def check_serve(options: argparse.Namespace, rest: Sequence[str]) -> ServeArgume
         lines=options.max_requests,
         pool=options.pool,
         engine_restarts=options.engine_restarts,
+        start_timeout=options.start_timeout,
         stall_timeout=options.stall_timeout,
         media=media_policy(options),
         server=with_defaults(rest) if remote is None else [],

@@ -111,7 +111,9 @@ def serve_by(
 
 def _own_engine(arguments: ServeArguments, store: Store) -> ServedEngine:
     server_args = parse_server_args(arguments.server, usage=USAGE)
-    engine = Supervisor(WORKER, arguments.server, job=store.id, stall=arguments.stall_timeout)
+    engine = Supervisor(
+        WORKER, arguments.server, job=store.id, start=arguments.start_timeout, stall=arguments.stall_timeout
+    )
     return ServedEngine(
         engine,
         lambda: engine.alive,

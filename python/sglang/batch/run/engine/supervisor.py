@@ -54,13 +54,17 @@ class Supervisor:
         worker: command that starts a worker, to which two file descriptors are added.
         flags: the server's.
         job: id of the job, by which leftovers are known.
+        start: seconds that an engine has to start.
         stall: seconds without any progress after which an engine with requests counts as dead.
     """
 
-    def __init__(self, worker: Sequence[str], flags: Sequence[str], *, job: str, stall: float) -> None:
+    def __init__(
+        self, worker: Sequence[str], flags: Sequence[str], *, job: str, start: float, stall: float
+    ) -> None:
         self._worker = worker
         self._flags = list(flags)
         self._job = job
+        self._start = start
         self._stall = stall
         self._life: _Life | None = None
 
@@ -78,7 +82,7 @@ class Supervisor:
         await self.stop()
         self._life = _Life(self._worker, self._job)
         try:
-            await self._life.launch(self._flags, stall=self._stall)
+            await self._life.launch(self._flags, start=self._start, stall=self._stall)
         except BaseException:
             await self.stop()
             raise
@@ -158,11 +162,15 @@ class _Life:
     def alive(self) -> bool:
         return self._death is None
 
-    async def launch(self, flags: list[str], *, stall: float) -> None:
+    async def launch(self, flags: list[str], *, start: float, stall: float) -> None:
         self._channel = await Channel.on(self._socket)
         try:
             await self._channel.send(Launch(flags))
-            message = await self._channel.receive()
+            message = await asyncio.wait_for(self._channel.receive(), start)
+        except TimeoutError:
+            raise EngineFailed(
+                f"the engine did not start within {start:g} s; --start-timeout gives it longer"
+            ) from None
         except ConnectionError:
             message = None
         if isinstance(message, NotLaunched):
