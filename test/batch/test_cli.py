@@ -97,6 +97,8 @@ def test_the_servers_help_is_reachable(capsys: pytest.CaptureFixture[str]) -> No
 def test_the_policy_is_blend_unless_the_user_or_a_config_file_says_otherwise(tmp_path: Path) -> None:
     assert "blend" in with_defaults(["--model-path", "m"])
     assert "blend" not in with_defaults(["--schedule-policy", "fcfs"])
+    assert with_defaults([], {"--a": "1", "--b": "2"})[-5:-1] == ["--a", "1", "--b", "2"]
+    assert with_defaults(["--a", "3"], {"--a": "1"})[-2:] == ["--a", "3"]
     assert "blend" not in with_defaults(["--schedule-policy=fcfs"])
     config = tmp_path / "config.yaml"
     config.write_text("schedule-policy: lpm\n")

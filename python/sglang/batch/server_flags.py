@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,18 @@ SERVER_DEFAULTS = {"--schedule-policy": "blend", "--log-level": "warning"}
 """Flags of which a batch wants another default than a server."""
 
 
-def with_defaults(server: Sequence[str]) -> list[str]:
-    """Put a batch's defaults before the server's flags, where neither they nor a `--config` file set them."""
+def with_defaults(server: Sequence[str], more: Mapping[str, str] | None = None) -> list[str]:
+    """Put a batch's defaults before the server's flags, where neither they nor a `--config` file set them.
+
+    Args:
+        more: defaults beside `SERVER_DEFAULTS`.
+    """
     given = {part.partition("=")[0] for part in server} | _config_keys(server)
     defaults = [
-        part for flag, value in SERVER_DEFAULTS.items() if flag not in given for part in (flag, value)
+        part
+        for flag, value in (SERVER_DEFAULTS | dict(more or {})).items()
+        if flag not in given
+        for part in (flag, value)
     ]
     # The engine counts cached tokens anyway; this lets them through to the usage of each response.
     return [*defaults, "--enable-cache-report", *server]

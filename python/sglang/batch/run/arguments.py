@@ -24,6 +24,9 @@ DEFAULT_POOL = 50_000
 """Requests that the planner sees at a time. Each of them takes about 30 KB of memory (22 in this process,
 8 in the scheduler; measured with prompts of 180 tokens)."""
 
+ALL_AT_ONCE = {"--blend-patience": "inf"}
+"""Default of the server's flags: nobody waits for a single answer of a batch, so no wait is bounded."""
+
 ENGINE_RESTARTS = 5
 """Deaths of the engine in a row, without an answer between, that a run puts up with."""
 
@@ -322,7 +325,7 @@ def check_run(options: argparse.Namespace, server: Sequence[str]) -> RunArgument
         report_png=options.report_png,
         report_html=options.report_html,
         report_simulate=options.report_simulate,
-        server=with_defaults(server) if remote is None else [],
+        server=with_defaults(server, ALL_AT_ONCE) if remote is None else [],
         remote=remote,
     )
 
