@@ -324,6 +324,19 @@ def test_a_chunk_is_no_larger_than_quota_free_memory_and_whole_pages():
     assert step.chunk_tokens(0, 100) == 96  # the memory side has no quota
 
 
+def test_a_prompt_that_runs_alone_goes_on_though_its_quota_is_less_than_a_page():
+    planner = paced_planner()
+    step = begin(planner)
+    dense = next(slot for slot in step.proposals if slot not in (0, 199))
+    admit(step, planner, dense)
+    page = 10**6
+    assert begin(planner, page_size=page).chunk_tokens(dense, page) == 0
+    planner.remove(0)
+    step = begin(planner, page_size=page)
+    assert step.paced
+    assert step.chunk_tokens(dense, page) == page
+
+
 # ---------------------------------------------------------------- memory
 
 

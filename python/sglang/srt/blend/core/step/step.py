@@ -118,7 +118,7 @@ class Step:
         self._progress = progress
         self._admitted: list[int] = []  # since `progress` was read
         self._used = used_tokens
-        self._idle = not len(progress.slots)
+        self._idle, self._began = not len(progress.slots), False
         self._quota = 0 if quota is None else quota.tokens  # what is left of it
         self._surplus = surplus  # what is left of it
         self._overlaps = overlaps
@@ -339,12 +339,15 @@ class Step:
     def chunk_tokens(self, slot: int | None, free_tokens: int) -> int:
         """Prompt tokens that the next chunk of a running prompt may have, whole pages.
 
+        Where nobody else runs there is nothing to pace it by, and a quota below a page would never end.
+
         Args:
             slot: the request; None if the planner does not know it.
             free_tokens: KV tokens that can be allocated now.
         """
         tokens = free_tokens
-        if self.paced and not self._idle and slot is not None and self._ledger.side(slot) is Side.COMPUTE:
+        alone = not self._began and bool(np.all(self._progress.slots == slot))
+        if self.paced and not alone and slot is not None and self._ledger.side(slot) is Side.COMPUTE:
             tokens = min(tokens, self._quota)
         return max(tokens // self._limits.page_size * self._limits.page_size, 0)
 
@@ -372,5 +375,5 @@ class Step:
         if slot is not None:
             self._admitted.append(slot)
         self._used += tokens
-        self._idle = False
+        self._idle, self._began = False, True
         self._quota = max(self._quota - prefill_tokens, 0)
