@@ -337,18 +337,15 @@ class Step:
         return side
 
     def chunk_tokens(self, slot: int | None, free_tokens: int) -> int:
-        """Prompt tokens that the next chunk of a running prompt may have, whole pages.
-
-        Where nobody else runs there is nothing to pace it by, and a quota below a page would never end.
+        """Prompt tokens that the next chunk of a running prompt may have, whole pages; paced beside others.
 
         Args:
             slot: the request; None if the planner does not know it.
             free_tokens: KV tokens that can be allocated now.
         """
-        tokens = free_tokens
-        alone = not self._began and bool(np.all(self._progress.slots == slot))
-        if self.paced and not alone and slot is not None and self._ledger.side(slot) is Side.COMPUTE:
-            tokens = min(tokens, self._quota)
+        alone = not self._began and bool(np.all(self._progress.slots == slot))  # a quota may be below a page
+        paced = self.paced and not alone and slot is not None and self._ledger.side(slot) is Side.COMPUTE
+        tokens = min(free_tokens, self._quota) if paced else free_tokens
         return max(tokens // self._limits.page_size * self._limits.page_size, 0)
 
     def continued(self, tokens_left: int, prefill_tokens: int) -> None:
