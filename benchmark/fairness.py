@@ -27,6 +27,8 @@ from benchmark.paper.models import MODELS
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from sglang.srt.blend.core.order.plan import PlannerOptions
+
 DENSE, BETWEEN, HEAVY = (1500, 8), (500, 60), (30, 400)
 """Prompt and output tokens."""
 
@@ -37,7 +39,7 @@ ENGINES = ("alternating", "mixed")
 ODD = 40
 """Every so many requests one is odd."""
 
-PATIENCE = 2.0
+PATIENCE = PlannerOptions().patience
 """The default of --blend-patience."""
 
 STREAMS = {

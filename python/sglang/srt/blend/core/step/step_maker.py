@@ -24,14 +24,18 @@ class StepMaker:
         pacer: spreads prefill over the steps left; None where passes hold prefill or decode alone.
         leader_lag: steps until a prefix that is computed can be matched; see `PrefixLeaders`.
         patience: admissions per waiting request after which one that was passed over goes first; see
-            `Patience`.
+            `Patience`; none by default.
 
     Attributes:
         memory: what one step leaves to the next.
     """
 
     def __init__(
-        self, ledger: Ledger, pacer: Pace | None = None, leader_lag: int = 1, patience: float = 2.0
+        self,
+        ledger: Ledger,
+        pacer: Pace | None = None,
+        leader_lag: int = 1,
+        patience: float = float("inf"),
     ) -> None:
         self.memory = StepMemory(leader_lag)
         self._ledger, self._pacer = ledger, pacer
