@@ -16,6 +16,7 @@ from sglang.batch.run.identity import (
     differences,
     fingerprint,
     identity,
+    weight_bytes,
 )
 
 
@@ -81,3 +82,9 @@ def test_every_deciding_flag_is_one_of_the_servers() -> None:
     parser = argparse.ArgumentParser(add_help=False)
     ServerArgs.add_cli_args(parser)
     assert set(DECIDING_FLAGS) <= {action.dest for action in parser._actions}
+
+
+def test_the_weights_are_the_safetensors_of_a_folder(model: Path, tmp_path: Path) -> None:
+    (model / "pytorch_model.bin").write_bytes(b"the same weights again")
+    assert weight_bytes(str(model)) == 3 * SMALL_FILE
+    assert weight_bytes("nobody/nothing") == 0

@@ -66,6 +66,7 @@ class RunArguments:
         learned_lengths: whether lengths of earlier answers are used and kept.
         pool_barrier: whether admissions wait until the first pool is complete.
         tune: whether flags that the user has not set are chosen.
+        policy_set: whether the user has set --schedule-policy.
         tuning: what was chosen and why; None where nothing was looked for.
         report, report_png, report_html: where the report goes as JSON, as a picture and as a page; None for
             nowhere.
@@ -87,6 +88,7 @@ class RunArguments:
     learned_lengths: bool
     pool_barrier: bool
     tune: bool
+    policy_set: bool
     quiet: bool
     report: Path | None
     report_png: Path | None
@@ -137,8 +139,9 @@ def _add_reports(parser: argparse.ArgumentParser) -> None:
         "--tune",
         choices=("auto", "off"),
         default="auto",
-        help="auto: on a GPU and with many lines, choose --enable-mixed-chunk by simulating an excerpt for a"
-        " minute at most, unless flags that matter to it are set (default: %(default)s)",
+        help="auto: on a GPU, take the --enable-mixed-chunk, --schedule-policy and --tp-size that"
+        " `sglang-batch plan` recommends for an excerpt, where there are many lines or the model may be too"
+        " large for one GPU, unless flags that matter are set; a minute at most (default: %(default)s)",
     )
     parser.add_argument("--report", type=Path, metavar="FILE", help="write the final report as JSON too")
     parser.add_argument(
@@ -320,6 +323,7 @@ def check_run(options: argparse.Namespace, server: Sequence[str]) -> RunArgument
         learned_lengths=options.learned_lengths,
         pool_barrier=options.pool_barrier,
         tune=options.tune == "auto",
+        policy_set=any(part.partition("=")[0] == "--schedule-policy" for part in server),
         quiet=options.quiet,
         report=options.report,
         report_png=options.report_png,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import contextlib
 import gc
@@ -19,7 +20,7 @@ from sglang.batch.run.committer import DiskFailed
 from sglang.batch.run.engine.protocol import Engine, EngineDied, EngineFailed
 from sglang.batch.run.engine.supervisor import Supervisor
 from sglang.batch.run.files import partial
-from sglang.batch.run.identity import FILES, identity
+from sglang.batch.run.identity import FILES, identity, weight_bytes
 from sglang.batch.run.lengths import Lengths, lengths_file
 from sglang.batch.run.picture import PictureUnavailable, draw
 from sglang.batch.run.recovery import OpenJob, open_job
@@ -28,7 +29,7 @@ from sglang.batch.run.rounds import RoundLimits, Rounds
 from sglang.batch.run.run_progress import shown_progress
 from sglang.batch.run.stops import Stopped, Stops
 from sglang.batch.run.tally import Tally
-from sglang.batch.run.tune import device_name, planned, tune
+from sglang.batch.run.tune import find_device, planned, tune
 from sglang.batch.upstream import ServerArgs
 from sglang.batch.usage import BadUsage
 from sglang.srt.blend.runtime.arguments import why_not
@@ -56,10 +57,19 @@ def tuned(arguments: RunArguments) -> RunArguments:
         arguments.server,
         arguments.files.journal,
         recommend=planned,
-        device=device_name(),
+        device=find_device(),
+        weights=weight_bytes(_model_path(arguments.server)),
+        policy_set=arguments.policy_set,
     )
     say(how.why, quiet=arguments.quiet)
     return replace(arguments, server=[*arguments.server, *how.flags], tuning=how)
+
+
+def _model_path(server: list[str]) -> str:
+    """Find the model in flags that are not parsed yet."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--model-path", "--model", default="")
+    return str(parser.parse_known_args(server)[0].model_path)
 
 
 def run(

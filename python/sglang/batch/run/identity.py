@@ -110,16 +110,36 @@ def fingerprint(model_path: str) -> str | None:
 
     A model of the Hugging Face hub is what the cache has of it; None if it is not there yet.
     """
-    folder = Path(model_path) if Path(model_path).exists() else _cached(model_path)
+    folder = _folder(model_path)
     if folder is None:
         return None
     total = hashlib.blake2b(digest_size=16)
-    for path in sorted(folder.rglob("*")) if folder.is_dir() else [folder]:
-        if path.is_file() and not any(part.startswith(".") for part in path.relative_to(folder).parts):
-            total.update(f"{path.relative_to(folder)}\0{path.stat().st_size}\0".encode())
-            for piece in _pieces(path):
-                total.update(piece)
+    for path in _files(folder):
+        total.update(f"{path.relative_to(folder)}\0{path.stat().st_size}\0".encode())
+        for piece in _pieces(path):
+            total.update(piece)
     return total.hexdigest()
+
+
+def weight_bytes(model_path: str) -> int:
+    """Count the bytes of a model's `.safetensors` files; 0 if it has none, or is not there yet."""
+    folder = _folder(model_path)
+    files = [] if folder is None else _files(folder)
+    return sum(path.stat().st_size for path in files if path.suffix == ".safetensors")
+
+
+def _folder(model_path: str) -> Path | None:
+    """Where a model's files are; a file if it is one."""
+    return Path(model_path) if Path(model_path).exists() else _cached(model_path)
+
+
+def _files(folder: Path) -> list[Path]:
+    """List the files of a model in order, hidden ones left out."""
+    return [
+        path
+        for path in (sorted(folder.rglob("*")) if folder.is_dir() else [folder])
+        if path.is_file() and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+    ]
 
 
 def _cached(model_path: str) -> Path | None:
