@@ -52,8 +52,12 @@ MODEL = {
 
 @dataclass(frozen=True)
 class Server:
-    """Sizes of a server: KV tokens, tokens of a page and of a chunk; how its passes are made."""
+    """A server's hardware, its KV tokens, tokens of a page and of a chunk, and how its passes are made.
 
+    On slow hardware blend paces prefill by fewer tokens than a page has.
+    """
+
+    hardware: str
     capacity: int
     page: int
     chunk: int
@@ -109,13 +113,36 @@ class Outcome:
         return {request for request in answered if self.ended[request][1] != other.ended[request][1]}
 
 
+ROOMY = 1_000
+"""KV tokens from which a server gets streams rather than pools of a few requests."""
+
+
 def random_server(rng: random.Random) -> Server:
-    """Sizes of a server that holds a few short prompts, or one long one."""
+    """Sizes of a server that holds a few short prompts, or one long one; or dozens of a stream."""
+    hardware = rng.choice(["a100-80gb", "cpu"])
+    if rng.random() < 0.1:
+        sizes = rng.choice([4, 16, 64]), rng.choice([64, 256])
+        capacity = rng.randrange(ROOMY, 4 * ROOMY) // 64 * 64
+        passes = rng.choice(["alternating", "mixed"])
+        return Server(hardware, capacity, *sizes, passes, rng.random() < 0.4)
     page = rng.choice([1, 1, 4, 16])
     capacity = rng.choice([rng.randrange(40, 120), rng.randrange(120, 600)])
     chunk = rng.choice([16, 32, 64])
     passes = rng.choice(["alternating", "mixed", "mixed"])
-    return Server(max(capacity // page, 5) * page, page, chunk, passes, rng.random() < 0.4)
+    return Server(hardware, max(capacity // page, 5) * page, page, chunk, passes, rng.random() < 0.4)
+
+
+def random_stream(rng: random.Random, server: Server) -> list[Request]:
+    """Requests that keep coming: three prefixes, a few prompts longer than a chunk, answers of some sizes."""
+    prefixes = [[rng.randrange(3, 400) for _ in range(rng.randrange(40, 110))] for _ in range(3)]
+    late = rng.choice([1, 5, 30, 60])
+    stream = []
+    for _ in range(60):
+        length = rng.randrange(150, 450) if rng.random() < 0.15 else rng.randrange(3, 30)
+        prompt = rng.choice(prefixes) + [rng.randrange(3, 400) for _ in range(length)]
+        output = rng.choice([20, 20, 20, 8, 40])
+        stream.append(Request(prompt, output, output, rng.random() < 0.5, rng.randrange(late)))
+    return sorted(stream, key=lambda request: request.turn)
 
 
 def random_pool(rng: random.Random, server: Server) -> list[Request]:
@@ -157,7 +184,7 @@ def serve(server: Server, policy: str, pools: Sequence[Sequence[Request]]) -> It
     ended: dict[str, tuple[str, int]] = {}
     building = simulated_scheduler(
         MODEL,
-        hardware="a100-80gb",
+        hardware=server.hardware,
         engine=server.passes,
         on_finish=lambda rid, reason, tokens: ended.update({rid: (reason, tokens)}),
         schedule_policy=policy,
@@ -168,7 +195,7 @@ def serve(server: Server, policy: str, pools: Sequence[Sequence[Request]]) -> It
         chunked_prefill_size=server.chunk,
         max_running_requests=64,
         context_length=2048,
-        **({"blend_hardware": "a100-80gb"} if policy == "blend" else {}),
+        **({"blend_hardware": server.hardware} if policy == "blend" else {}),
     )
     with building as scheduler, queue_kept():  # flushing collects garbage
         device = device_of(scheduler.tp_worker)
@@ -279,7 +306,8 @@ class Runs:
         """A server and its pools, by its number."""
         rng = random.Random(f"{self.seed} {number}")
         server = random_server(rng)
-        return server, [random_pool(rng, server) for _ in range(self.pools_of_a_server)]
+        draw = random_pool if server.capacity < ROOMY else random_stream
+        return server, [draw(rng, server) for _ in range(self.pools_of_a_server)]
 
     def run(self, number: int) -> int:
         """Run one server's pools under both policies; how many pools."""
