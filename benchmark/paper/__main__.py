@@ -5,6 +5,7 @@
     python -m benchmark.paper traces | lpm | grid | variance | azure | models | ablations | chunks
     python -m benchmark.paper engines              # by engine that exists; hours
     python -m benchmark.paper engines --scale 0.25   # its small size: 2,500 requests per trace
+    python -m benchmark.paper real                 # its jobs alone: lengths unknown, A100-40GB; an hour
     python -m benchmark.paper headline --report   # print and draw again, simulate nothing
 
 Every simulation is a process of its own. Finished runs are lines of TABLE.jsonl in the output folder. Neither
@@ -40,6 +41,7 @@ _BARS = {
     "traces": report.SCALED_BARS,
     "variance": report.VARIANCE_BARS,
 }
+_BY_ENGINE = {"engines": engines.BARS, "real": engines.JOB_BARS}
 
 
 def main() -> int:
@@ -55,7 +57,7 @@ def main() -> int:
     ]
     done = _finished(out, table, runs, None if arguments.report else commit)
     missing = [run for run in runs if not any(_same(run, record) for record in done)]
-    if arguments.report and missing and table == "engines":
+    if arguments.report and missing and table in _BY_ENGINE:
         print(f"{len(missing)} of {len(runs)} runs are missing; the best of what there is:", file=sys.stderr)
         missing = []
     if arguments.report and missing:
@@ -72,7 +74,7 @@ def main() -> int:
             lines.flush()
     wanted = [record for run in runs for record in done if _same(run, record)]
     report.write_csv(out / f"{table}.csv", wanted)
-    if table == "engines":
+    if table in _BY_ENGINE:
         return _engines(out, wanted, arguments, len(runs) - len(wanted))
     draw(out / f"{table}.png", wanted)
     bars = _BARS.get(table, {})
@@ -85,21 +87,23 @@ def main() -> int:
 
 
 def _engines(out: Path, records: list[dict[str, Any]], arguments: argparse.Namespace, missing: int) -> int:
-    """Report the table of engines, which has a form of its own."""
+    """Report a table by engine, which has a form of its own."""
+    table, bars = arguments.table, _BY_ENGINE[arguments.table]
     command = " ".join(("python -m benchmark.paper", *(a for a in sys.argv[1:] if a != "--report")))
-    engines.write_json(out / "engines.json", records, command, missing)
-    engines.draw(out / "engines.png", records)
-    print(engines.text(records))
+    engines.write_json(out / f"{table}.json", records, command, bars, missing)
+    engines.draw(out / f"{table}.png", records)
+    print(engines.text(records, bars))
     figures = engines.summary(engines.best(records))
-    return 1 if arguments.check and report.missed(figures, engines.BARS) else 0
+    return 1 if arguments.check and report.missed(figures, bars) else 0
 
 
 def scaled(run: Run, scale: float) -> Run:
     """A run with fewer requests and shorter videos, so that as many generations of them fill the cache.
 
-    Videos keep `SHORTEST_VIDEO_TOKENS`: no mix with shorter ones is as memory-heavy as traces 2 and 4.
+    Videos keep `SHORTEST_VIDEO_TOKENS`: no mix with shorter ones is as memory-heavy as traces 2 and 4. Jobs
+    keep their size.
     """
-    if scale == 1.0:
+    if scale == 1.0 or run.job:
         return run
     shorter = max(int(run.video_tokens * scale), SHORTEST_VIDEO_TOKENS)
     return replace(run, requests=int(run.requests * scale), video_tokens=min(run.video_tokens, shorter))
@@ -155,7 +159,8 @@ def _finished(out: Path, table: str, runs: list[Run], commit: str | None) -> lis
 
 
 def _same(run: Run, record: dict[str, Any]) -> bool:
-    return all(record.get(name) == value for name, value in asdict(run).items())
+    # Runs of before there were jobs do not name one.
+    return all(record.get(name, "") == value for name, value in asdict(run).items())
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ import numpy as np
 from benchmark.paper.models import MODELS
 from benchmark.paper.orders import batchllm_order, density_order
 from benchmark.workloads import PAPER_TRACES, MixTarget, synthesise
+from benchmark.workloads.jobs import make_job
 from benchmark.workloads.traces import with_video_tokens
 from numpy.typing import NDArray
 
@@ -44,6 +45,7 @@ class Run:
             prefix match, which otherwise gives up while more than 128 requests wait.
         video_tokens: mean answer of the memory trace; the paper normalises to 16K.
         variant: a name of `VARIANTS`, what is changed about the policy or about what it knows.
+        job: a name of `JOBS`, in place of a trace; its size is its own.
     """
 
     trace: int
@@ -58,6 +60,7 @@ class Run:
     density: float = 0.0
     sharing: float = 0.0
     variant: str = ""
+    job: str = ""
 
     @property
     def target(self) -> MixTarget:
@@ -66,7 +69,8 @@ class Run:
     @property
     def name(self) -> str:
         """Of the workload, for tables."""
-        return f"#{self.trace}" if self.trace else f"{self.density:.2f}/{self.sharing:.0%}"
+        mix = f"#{self.trace}" if self.trace else f"{self.density:.2f}/{self.sharing:.0%}"
+        return self.job or mix
 
 
 WRONG = {"estimates / 4": 0.25, "estimates / 2": 0.5, "estimates x 2": 2.0, "estimates x 4": 4.0}
@@ -147,6 +151,8 @@ WORK = ("prefill_tokens", "decode_rows", "kv_tokens", "prefill_pairs", "finished
 
 
 def workload_of(run: Run) -> Workload:
+    if run.job:
+        return make_job(run.job, seed=run.seed)
     workload = synthesise(
         run.target,
         run.requests,

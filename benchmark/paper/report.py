@@ -190,6 +190,8 @@ def write_csv(path: Path, records: Sequence[Record]) -> None:
 
 def name_of(record: Record) -> str:
     """Of the workload, for tables."""
+    if record.get("job"):
+        return str(record["job"])
     name = f"#{record['trace']}" if record["trace"] else f"{record['density']:.2f}/{record['sharing']:.0%}"
     extras = [
         record[field]

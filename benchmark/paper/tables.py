@@ -8,6 +8,7 @@ from itertools import product
 
 from benchmark.paper.compare import CHUNKS, PDMUX, VARIANTS, Run
 from benchmark.paper.models import MODELS
+from benchmark.workloads.jobs import JOBS
 
 FULL, SCALED, QUICK, GRID, LPM = 44_000, 10_000, 7500, 5000, 1000
 """Requests, about: a mix comes out up to a tenth smaller."""
@@ -129,7 +130,7 @@ def chunks() -> list[Run]:
 
 
 def engines() -> list[Run]:
-    """The traces, scaled, on every engine: blend, and upstream's policies with flags that may suit them.
+    """The traces, scaled, and jobs on every engine: blend, and upstream's policies with flags that may suit.
 
     Longest first is the strongest of them wherever they were compared, so it has the most flags. `lpm` is
     missing because it is `fcfs` while more than 128 requests wait.
@@ -149,10 +150,37 @@ def engines() -> list[Run]:
         replace(run, policy=policy, engine=engine, variant=variant)
         for policy, engine, variant in schedules
         for run in base
+    ] + real()
+
+
+def real() -> list[Run]:
+    """Jobs that people run, no length known, on every engine: blend against upstream's policies."""
+    schedules = [
+        *product(("blend", "lof", "dfs", "fcfs"), _ENGINES, ("",)),
+        *product(("lof", "dfs"), ("mixed", "overlapped"), ("chunks of 1024",)),
+        *product(("blend", "lof"), ("pdmux",), ("fitted",)),
+    ]
+    return [
+        Run(0, policy, engine, 0, hardware="a100-40gb", variant=variant, job=job)
+        for job in JOBS
+        for policy, engine, variant in schedules
     ]
 
 
 TABLES: dict[str, Callable[[], list[Run]]] = {
     table.__name__: table
-    for table in (traces, headline, quick, lpm, grid, variance, azure, models, ablations, chunks, engines)
+    for table in (
+        traces,
+        headline,
+        quick,
+        lpm,
+        grid,
+        variance,
+        azure,
+        models,
+        ablations,
+        chunks,
+        engines,
+        real,
+    )
 }
