@@ -4,7 +4,7 @@
 
 Each pool runs twice through SGLang's scheduler on a simulated GPU, under fcfs and under blend. Counted are
 requests that blend aborts and fcfs answers, answers with another number of tokens, pools that do
-not end, and KV that is not free when a pool has ended. A server of random sizes serves some pools one after
+not end, schedulers that crash, and KV that is not free when a pool has ended. A server of random sizes serves some pools one after
 another, because building one takes longer than a pool. Exit code 1 if blend fails anywhere; the server and
 the pool are named, and --server N runs that server alone.
 """
@@ -93,12 +93,14 @@ class Outcome:
     Attributes:
         ended: finish reason and output tokens by request.
         hung: it did not end.
+        crashed: the scheduler raised an error, such as SGLang's own where memory runs out.
         leaked: KV tokens that are not free after it.
         retracted: times that a request lost its KV.
     """
 
     ended: dict[int, tuple[str, int]] = field(default_factory=dict)
     hung: bool = False
+    crashed: bool = False
     leaked: int = 0
     retracted: int = 0
 
@@ -177,7 +179,7 @@ def random_pool(rng: random.Random, server: Server) -> list[Request]:
 
 
 def serve(server: Server, policy: str, pools: Sequence[Sequence[Request]]) -> Iterator[Outcome]:
-    """Run pools one after the other under a policy; ends early behind one that does not end."""
+    """Run pools one after the other under a policy; ends early behind one that does not end well."""
     from sglang.srt.hardware_backend.simulated_gpu.hooks import device_of
     from sglang.srt.hardware_backend.simulated_gpu.simulated_scheduler import queue_kept, simulated_scheduler
 
@@ -202,14 +204,19 @@ def serve(server: Server, policy: str, pools: Sequence[Sequence[Request]]) -> It
         for number, pool in enumerate(pools):
             ended.clear()
             retracted = device.retractions
-            hung = not _answer(scheduler, number, pool)
-            outcome = Outcome({int(rid.split("-")[1]): end for rid, end in ended.items()}, hung)
-            if not hung and scheduler.flush_cache():
+            outcome = Outcome()
+            try:
+                outcome.hung = not _answer(scheduler, number, pool)
+            except RuntimeError:
+                outcome.crashed = True
+            outcome.ended = {int(rid.split("-")[1]): end for rid, end in ended.items()}
+            over = outcome.hung or outcome.crashed
+            if not over and scheduler.flush_cache():
                 free = scheduler.token_to_kv_pool_allocator.available_size()
                 outcome.leaked = scheduler.max_total_num_tokens - int(free)
             outcome.retracted = device.retractions - retracted
             yield outcome
-            if hung:
+            if over:
                 return
 
 
@@ -240,7 +247,7 @@ def _answer(scheduler: Scheduler, number: int, pool: Sequence[Request]) -> bool:
 
 
 def outcomes(server: Server, policy: str, pools: Sequence[Sequence[Request]]) -> list[Outcome]:
-    """Run pools under a policy; after one that does not end, the rest on a server of its own."""
+    """Run pools under a policy; after one that does not end well, the rest on a server of its own."""
     done: list[Outcome] = []
     while len(done) < len(pools):
         done += serve(server, policy, pools[len(done) :])
@@ -251,17 +258,17 @@ def compare(fcfs: Outcome, blend: Outcome) -> dict[str, list[int]]:
     """What blend did wrong with a pool, by kind: requests, or tokens that leaked; nothing if all is well.
 
     A prompt within a page or two of the KV's size is never admitted by SGLang, and under fcfs nobody passes
-    it: what does not end there is not held against blend.
+    it: what does not end there is not held against blend, nor what was not answered yet where fcfs crashed.
     """
     answered = fcfs.ended.keys() - fcfs.aborted
     unanswered = fcfs.ended.keys() - blend.ended.keys()
     found = {
         "aborted": blend.aborted & answered,
         "other lengths": blend.differs(fcfs),
-        "hung" if blend.hung else "lost": unanswered,
+        ("crashed" if blend.crashed else "hung" if blend.hung else "lost"): unanswered,
         "leaked": {blend.leaked} - {0},
     }
-    return {kind: sorted(values) for kind, values in found.items() if values}
+    return {kind: sorted(values) for kind, values in found.items() if values or kind == "crashed"}
 
 
 @dataclass
@@ -282,6 +289,8 @@ class Totals:
                 "other lengths": len(blend.differs(fcfs)),
                 "hung under fcfs": fcfs.hung,
                 "hung under blend": blend.hung,
+                "crashed under fcfs": fcfs.crashed,
+                "crashed under blend": blend.crashed,
                 "tokens leaked under blend": blend.leaked,
                 "retracted by fcfs": fcfs.retracted,
                 "retracted by blend": blend.retracted,
