@@ -3,10 +3,10 @@
     python -m benchmark.tight_pools --json benchmark/results/tight_pools.json
 
 Each pool runs twice through SGLang's scheduler on a simulated GPU, under fcfs and under blend. Counted are
-requests that blend aborts and fcfs answers, answers with another number of tokens, pools that do
-not end, schedulers that crash, and KV that is not free when a pool has ended. A server of random sizes serves some pools one after
-another, because building one takes longer than a pool. Exit code 1 if blend fails anywhere; the server and
-the pool are named, and --server N runs that server alone.
+requests that blend aborts and fcfs answers, answers with another number of tokens, pools that do not end,
+schedulers that crash, and KV that is not free when a pool has ended. A server of random sizes serves some
+pools one after another, because building one takes longer than a pool. Exit code 1 if blend fails anywhere;
+the server and the pool are named, and --server N runs that server alone.
 """
 
 from __future__ import annotations
