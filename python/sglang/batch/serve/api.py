@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import re
 import sqlite3
-from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, FastAPI, Query, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import FileResponse, JSONResponse
+from fastapi.responses import FileResponse, HTMLResponse, JSONResponse, Response
 from openai.types import Batch, FileDeleted, FileObject, Model
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 
 from sglang.batch.endpoints import ENDPOINTS
 from sglang.batch.run.committer import is_full
-from sglang.batch.serve.batches import Batches
-from sglang.batch.serve.keys import Keys
+from sglang.batch.serve.metrics import registry
 from sglang.batch.serve.objects import Page, batch_object, file_object, page
-from sglang.batch.serve.store import BatchRow, CreateBatch, NotFound, Store
+from sglang.batch.serve.quotas import OverQuota, check_batch, check_upload
+from sglang.batch.serve.service import Service
+from sglang.batch.serve.status_page import PAGE_HEADERS, render
+from sglang.batch.serve.store import BatchRow, CreateBatch, NotFound
 from sglang.batch.serve.upload import BadUpload, TooLarge, receive
 
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
@@ -34,37 +36,28 @@ PAIRS, KEY, VALUE = 16, 64, 512
 """Metadata of a batch at most: pairs, characters of a key and of a value."""
 
 
-@dataclass(frozen=True)
-class Service:
-    """What the routes need.
-
-    Attributes:
-        models: by which names requests call the models.
-        started: seconds since 1970.
-        file_bytes: of an upload at most.
-    """
-
-    store: Store
-    batches: Batches
-    keys: Keys
-    models: tuple[str, ...]
-    started: int
-    file_bytes: int
-
-
 class Refused(Exception):
     """A request that is answered with an error.
 
     Attributes:
         status: as HTTP has it.
         param: the field that is wrong.
+        headers: of the reply.
     """
 
-    def __init__(self, status: int, message: str, param: str | None = None, code: str | None = None) -> None:
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        param: str | None = None,
+        code: str | None = None,
+        headers: dict[str, str] | None = None,
+    ) -> None:
         super().__init__(message)
         self.status = status
         self.param = param
         self.code = code
+        self.headers = headers
 
 
 class ExpiresAfter(BaseModel):
@@ -98,7 +91,10 @@ def _service(request: Request) -> Service:
 async def _owner(request: Request) -> str:
     owner = _service(request).keys.owner(request.headers.get("authorization"))
     if owner is None:
-        raise Refused(401, "the API key is missing or unknown", code="invalid_api_key")
+        # A browser asks for the page's key, a client has one.
+        scheme = "Basic" if request.url.path == "/" else "Bearer"
+        headers = {"WWW-Authenticate": f'{scheme} realm="sglang-batch"'}
+        raise Refused(401, "the API key is missing or unknown", code="invalid_api_key", headers=headers)
     return owner
 
 
@@ -106,6 +102,7 @@ Owner = Annotated[str, Depends(_owner)]
 Running = Annotated[Service, Depends(_service)]
 
 router = APIRouter(prefix="/v1")
+seen = APIRouter(include_in_schema=False)
 
 
 def make_app(service: Service) -> FastAPI:
@@ -113,7 +110,9 @@ def make_app(service: Service) -> FastAPI:
     app = FastAPI(title="sglang-batch serve", docs_url=None, redoc_url=None)
     app.state.service = service
     app.include_router(router)
+    app.include_router(seen)
     app.add_exception_handler(Refused, _refused)
+    app.add_exception_handler(OverQuota, _over_quota)
     app.add_exception_handler(NotFound, _not_found)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http)
@@ -128,17 +127,19 @@ def make_app(service: Service) -> FastAPI:
 @router.post("/files")
 async def upload_file(request: Request, service: Running, owner: Owner) -> FileObject:
     """Take a file in."""
+    left = check_upload(service.quotas, service.store, owner)
+    limit = service.file_bytes if left is None else min(left, service.file_bytes)
     try:
         uploaded = await receive(
             request.headers.get("content-type"),
             request.stream(),
             service.store.uploads,
-            limit=service.file_bytes,
+            limit=limit,
         )
     except BadUpload as error:
         raise Refused(400, str(error)) from error
     except TooLarge as error:
-        raise Refused(413, f"file: has more than {service.file_bytes:,} bytes", "file") from error
+        raise Refused(413, f"file: has more than the {limit:,} bytes that are left", "file") from error
     try:
         if (purpose := uploaded.fields.get("purpose")) != "batch":
             raise Refused(400, "purpose: must be batch", "purpose")
@@ -217,17 +218,18 @@ async def create_batch(service: Running, owner: Owner, body: NewBatch) -> Batch:
     if file.purpose != "batch":
         raise Refused(400, "input_file_id: the file's purpose must be batch", "input_file_id")
     kept = body.output_expires_after
-    row = service.store.create_batch(
-        owner,
-        CreateBatch(
-            input_file_id=body.input_file_id,
-            endpoint=body.endpoint,
-            completion_window=body.completion_window,
-            window=_seconds(body.completion_window),
-            metadata=body.metadata,
-            output_expires=None if kept is None else kept.seconds,
-        ),
+    wanted = CreateBatch(
+        input_file_id=body.input_file_id,
+        endpoint=body.endpoint,
+        completion_window=body.completion_window,
+        window=_seconds(body.completion_window),
+        metadata=body.metadata,
+        output_expires=None if kept is None else kept.seconds,
     )
+    row = service.store.repeated_batch(owner, wanted)
+    if row is None:
+        check_batch(service.quotas, service.store, owner, service.batches.tallies())
+        row = service.store.create_batch(owner, wanted)
     service.batches.begin(row.id)
     return _shown(service, row)
 
@@ -297,13 +299,42 @@ def _model(service: Service, name: str) -> Model:
     return Model(id=name, object="model", created=service.started, owned_by="sglang-batch")
 
 
+# What operators see.
+
+
+@seen.get("/metrics")
+async def metrics(service: Running) -> Response:
+    """Tell Prometheus how the service is doing; without a key, for it names nobody's batches."""
+    return Response(generate_latest(registry(service)), media_type=CONTENT_TYPE_LATEST)
+
+
+@seen.get("/health")
+async def health(service: Running) -> JSONResponse:
+    """Tell whether the engine is up: 200, or 503 while it starts."""
+    up = service.engine_up()
+    return JSONResponse({"engine": "up" if up else "starting"}, 200 if up else 503)
+
+
+@seen.get("/")
+async def status_page(service: Running, owner: Owner) -> HTMLResponse:
+    """Show the caller's batches as a page."""
+    return HTMLResponse(render(service, owner), headers=PAGE_HEADERS)
+
+
 # Errors.
+
+
+async def _over_quota(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, OverQuota)
+    if error.retry_after is None:
+        return _error(413, str(error), code="quota_exceeded")
+    headers = {"Retry-After": str(error.retry_after)}
+    return _error(429, str(error), None, "rate_limit_exceeded", headers)
 
 
 async def _refused(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, Refused)
-    headers = {"WWW-Authenticate": "Bearer"} if error.status == 401 else None
-    return _error(error.status, str(error), error.param, error.code, headers)
+    return _error(error.status, str(error), error.param, error.code, error.headers)
 
 
 async def _not_found(request: Request, error: Exception) -> JSONResponse:

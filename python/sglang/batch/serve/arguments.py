@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import ipaddress
+import math
+import ssl
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +14,7 @@ from sglang.batch.media import MediaPolicy, add_media_arguments, media_policy
 from sglang.batch.run.arguments import DEFAULT_POOL, add_engine_arguments
 from sglang.batch.run.remote.arguments import RemoteArguments, add_remote_arguments, check_remote
 from sglang.batch.serve.keys import Keys, read_keys
+from sglang.batch.serve.quotas import Quotas
 from sglang.batch.server_flags import with_defaults
 from sglang.batch.usage import BadUsage, check_folder
 
@@ -41,6 +44,8 @@ class ServeArguments:
         store: folder of what the service keeps.
         file_bytes: of an upload at most.
         lines: of a batch at most.
+        quotas: of each key.
+        certificate, private_key: files for TLS; None without.
         pool: requests in flight at most, of all batches together.
         engine_restarts: deaths of the engine in a row, without an answer between, that are put up with.
         start_timeout: seconds that the engine has to start.
@@ -55,6 +60,9 @@ class ServeArguments:
     keys: Keys
     file_bytes: int
     lines: int
+    quotas: Quotas
+    certificate: Path | None
+    private_key: Path | None
     pool: int
     engine_restarts: int
     start_timeout: float
@@ -102,11 +110,48 @@ def add_serve_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="requests in flight at most, of all batches together (default: %(default)s)",
     )
+    _add_quotas(parser)
+    _add_tls(parser)
     add_engine_arguments(parser)
     add_media_arguments(parser)
     add_remote_arguments(parser)
     parser.add_argument(
         "--help-server", action="store_true", help="show the server's flags, which are all accepted, and exit"
+    )
+
+
+def _add_quotas(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--max-open-batches",
+        type=int,
+        default=math.inf,
+        metavar="N",
+        help="of a key at a time; one more is answered with 429 (default: any number)",
+    )
+    parser.add_argument(
+        "--max-stored-mb",
+        type=float,
+        default=math.inf,
+        metavar="MB",
+        help="uploads and results of a key, in 10^6 bytes; an upload beyond is answered with 413"
+        " (default: any number)",
+    )
+    parser.add_argument(
+        "--max-daily-tokens",
+        type=int,
+        default=math.inf,
+        metavar="N",
+        help="tokens, in and out, of a key's batches in a day (UTC); a batch is begun while some are left,"
+        " and runs to its end (default: any number)",
+    )
+
+
+def _add_tls(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--ssl-certfile", type=Path, metavar="FILE", help="serve https with this certificate (PEM)"
+    )
+    parser.add_argument(
+        "--ssl-keyfile", type=Path, metavar="FILE", help="the certificate's private key (PEM)"
     )
 
 
@@ -129,6 +174,9 @@ def check_serve(options: argparse.Namespace, rest: Sequence[str]) -> ServeArgume
         ("max_file_mb", 0.001),
         ("max_requests", 1),
         ("pool", 1),
+        ("max_open_batches", 1),
+        ("max_stored_mb", 0.001),
+        ("max_daily_tokens", 1),
         ("engine_restarts", 0),
         ("start_timeout", 1),
         ("stall_timeout", 1),
@@ -141,6 +189,7 @@ def check_serve(options: argparse.Namespace, rest: Sequence[str]) -> ServeArgume
         raise BadUsage(
             f"--host {options.host}: anybody who reaches it could read and delete all; pass --api-keys too"
         )
+    _check_tls(options.ssl_certfile, options.ssl_keyfile)
     remote = check_remote(options, rest)
     return ServeArguments(
         store=options.store,
@@ -149,6 +198,9 @@ def check_serve(options: argparse.Namespace, rest: Sequence[str]) -> ServeArgume
         keys=keys,
         file_bytes=int(options.max_file_mb * 1e6),
         lines=options.max_requests,
+        quotas=Quotas(options.max_open_batches, options.max_stored_mb * 1e6, options.max_daily_tokens),
+        certificate=options.ssl_certfile,
+        private_key=options.ssl_keyfile,
         pool=options.pool,
         engine_restarts=options.engine_restarts,
         start_timeout=options.start_timeout,
@@ -157,6 +209,16 @@ def check_serve(options: argparse.Namespace, rest: Sequence[str]) -> ServeArgume
         server=with_defaults(rest) if remote is None else [],
         remote=remote,
     )
+
+
+def _check_tls(certificate: Path | None, key: Path | None) -> None:
+    if (certificate is None) != (key is None):
+        raise BadUsage("--ssl-certfile and --ssl-keyfile go together")
+    if certificate is not None and key is not None:
+        try:
+            ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(certificate, key)
+        except OSError as error:
+            raise BadUsage(f"--ssl-certfile {certificate} --ssl-keyfile {key}: {error}") from error
 
 
 def _loopback(host: str) -> bool:

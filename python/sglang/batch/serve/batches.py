@@ -13,6 +13,7 @@ import signal
 import sqlite3
 import sys
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, asynccontextmanager, suppress
 from dataclasses import dataclass, field
@@ -34,7 +35,8 @@ from sglang.batch.run.tally import Tally
 from sglang.batch.serve.content import check_content, input_source
 from sglang.batch.serve.objects import counts, usage
 from sglang.batch.serve.shared_engine import SharedEngine
-from sglang.batch.serve.store import OPEN, BatchRow, Counts, Store
+from sglang.batch.serve.store import BatchRow, Counts, Store
+from sglang.batch.serve.sums import OPEN
 from sglang.batch.usage import BadUsage
 
 AT_A_TIME = 64
@@ -106,12 +108,14 @@ class Batches:
 
     Attributes:
         failed: completed with the error that ends the service.
+        error_codes: lines that failed, by code, of batches that ended since the start.
     """
 
     def __init__(
         self, store: Store, engine: SharedEngine, limits: BatchLimits, say: Callable[[str], object]
     ) -> None:
         self.failed: asyncio.Future[Exception] = asyncio.get_running_loop().create_future()
+        self.error_codes: Counter[str] = Counter()
         self._store = store
         self._engine = engine
         self._limits = limits
@@ -166,6 +170,10 @@ class Batches:
         """Tell what is done of a batch whose job is open."""
         live = self._live.get(id)
         return None if live is None else live.tally
+
+    def tallies(self) -> dict[str, Tally]:
+        """Tell what is done of the batches whose jobs are open, by id."""
+        return {id: live.tally for id, live in self._live.items() if live.tally is not None}
 
     async def stop(self) -> None:
         """Stop all jobs, to be gone on with: what runs gets seconds to end."""
@@ -306,6 +314,7 @@ class Batches:
             counts=counts(tally),
             usage=usage(tally),
         )
+        self.error_codes += tally.codes
 
     def _job_files(self, batch: BatchRow) -> JobFiles:
         folder = self._store.folder(batch.id)

@@ -23,10 +23,13 @@ from sglang.batch.run.remote.arguments import RemoteArguments
 from sglang.batch.run.remote.command import remote_identity
 from sglang.batch.run.remote.engine import RemoteEngine, ServersUnavailable
 from sglang.batch.run.stops import Stops
-from sglang.batch.serve.api import Service, make_app
+from sglang.batch.serve.api import make_app
 from sglang.batch.serve.arguments import USAGE, ServeArguments
 from sglang.batch.serve.batches import Batches, BatchLimits
+from sglang.batch.serve.metrics import totals
+from sglang.batch.serve.service import Service
 from sglang.batch.serve.shared_engine import SharedEngine
+from sglang.batch.serve.speeds import EVERY, Speeds
 from sglang.batch.serve.store import Store
 from sglang.batch.server_flags import parse_server_args
 from sglang.batch.usage import BadUsage
@@ -164,25 +167,41 @@ async def _serve(
     )
     batches = Batches(store, engine, limits, say)
     batches.go_on()
-    app = make_app(
-        Service(store, batches, arguments.keys, served.models, int(time.time()), arguments.file_bytes)
+    service = Service(
+        store,
+        batches,
+        arguments.keys,
+        served.models,
+        int(time.time()),
+        arguments.file_bytes,
+        arguments.quotas,
+        lambda: engine.is_up,
+        Speeds(),
     )
     server = _Server(
         uvicorn.Config(
-            app, log_level="warning", access_log=False, timeout_graceful_shutdown=LAST_REPLIES, lifespan="off"
+            make_app(service),
+            log_level="warning",
+            access_log=False,
+            timeout_graceful_shutdown=LAST_REPLIES,
+            lifespan="off",
+            ssl_certfile=arguments.certificate,
+            ssl_keyfile=arguments.private_key,
         )
     )
     answering = asyncio.ensure_future(server.serve([listening]))
     starting = asyncio.ensure_future(_start(engine))
     sweeping = asyncio.ensure_future(_sweep(store))
+    measuring = asyncio.ensure_future(_measure(service))
     host, port = listening.getsockname()[:2]
-    say(f"listening on http://{f'[{host}]' if ':' in host else host}:{port}/v1")
+    scheme = "http" if arguments.certificate is None else "https"
+    say(f"listening on {scheme}://{f'[{host}]' if ':' in host else host}:{port}/v1")
     try:
-        ends = (stops.first, engine.failed, batches.failed, answering, sweeping)
+        ends = (stops.first, engine.failed, batches.failed, answering, sweeping, measuring)
         await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
         return _how_it_ended(stops, engine, batches)
     finally:
-        for task in (starting, sweeping):
+        for task in (starting, sweeping, measuring):
             task.cancel()
         server.should_exit = True
         await batches.stop()
@@ -200,6 +219,12 @@ async def _sweep(store: Store) -> None:
     while True:
         store.delete_expired_files()
         await asyncio.sleep(SWEEP_SECONDS)
+
+
+async def _measure(service: Service) -> None:
+    while True:
+        service.speeds.note(time.monotonic(), totals(service))
+        await asyncio.sleep(EVERY)
 
 
 def _how_it_ended(stops: Stops, engine: SharedEngine, batches: Batches) -> int:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from sglang.batch.usage import BadUsage
@@ -33,13 +35,21 @@ class Keys:
         A key's owner is its hash: its name may change, and another key with the same name sees nothing of it.
 
         Args:
-            authorization: the header, `Bearer KEY`.
+            authorization: the header: `Bearer KEY`, or a browser's `Basic ...` with the key as the password.
         """
         if self._names is None:
             return NOBODY
-        scheme, _, key = (authorization or "").partition(" ")
-        digest = hashlib.sha256(key.strip().encode()).hexdigest()
-        return digest if scheme.lower() == "bearer" and digest in self._names else None
+        digest = hashlib.sha256(_key(authorization or "").encode()).hexdigest()
+        return digest if digest in self._names else None
+
+
+def _key(authorization: str) -> str:
+    """Read the key out of a header; empty if there is none."""
+    scheme, _, value = authorization.partition(" ")
+    if scheme.lower() == "basic":
+        with suppress(ValueError):
+            return base64.b64decode(value, validate=True).decode().partition(":")[2]
+    return value.strip() if scheme.lower() == "bearer" else ""
 
 
 def read_keys(path: Path | None) -> Keys:

@@ -65,13 +65,18 @@ class SharedEngine:
         """Make what one job takes for its engine."""
         return JobEngine(self)
 
+    @property
+    def is_up(self) -> bool:
+        """Whether it is up, as far as anybody knows."""
+        return self._up and self._alive()
+
     async def up(self) -> None:
         """Return when the engine is up: at once, unless it was never started or has died.
 
         Raises:
             EngineFailed: it cannot be started, or has died too often.
         """
-        while not (self._up and self._alive()):
+        while not self.is_up:
             if self._attempt is None or self._attempt.done():
                 self._attempt = asyncio.ensure_future(self._start())
             # Whoever gives up waiting is not the only one who waits.

@@ -22,13 +22,11 @@ from typing import Any
 
 from sglang.batch.run.files import sync_folder
 from sglang.batch.run.schema import BUSY_SECONDS, transaction
+from sglang.batch.serve.sums import OPEN, Sums
 from sglang.batch.usage import BadUsage
 
 APPLICATION_ID = 0x73676273
 VERSION = 1
-
-OPEN = ("validating", "in_progress", "finalizing", "cancelling")
-"""States of a batch that something is still to be done for."""
 
 REPEAT_SECONDS = 300
 """A batch that is created again within so many seconds, with the same parameters, is the same."""
@@ -170,6 +168,11 @@ class Store:
         """An id that the store keeps, for what an engine leaves behind."""
         return str(self._db.execute("SELECT value FROM service WHERE key = 'id'").fetchone()[0])
 
+    @property
+    def sums(self) -> Sums:
+        """Sums over files and batches."""
+        return Sums(self._db)
+
     def close(self) -> None:
         """Close the database."""
         self._db.close()
@@ -279,23 +282,24 @@ class Store:
         """Tell where the files of a batch's job are; `id` is that of a row."""
         return self.batches / id
 
+    def repeated_batch(self, owner: str, request: CreateBatch) -> BatchRow | None:
+        """Find the batch that the same request has begun just before."""
+        again = self._db.execute(
+            "SELECT id FROM batch WHERE owner = ? AND request = ? AND created_at >= ?"
+            " AND status NOT IN ('cancelling', 'cancelled') ORDER BY seq DESC LIMIT 1",
+            (owner, _dump(request), int(time.time()) - REPEAT_SECONDS),
+        ).fetchone()
+        return None if again is None else self.batch(again[0])
+
     def create_batch(self, owner: str, request: CreateBatch) -> BatchRow:
-        """Begin a batch, or find the one that the same request has begun just before.
+        """Begin a batch.
 
         Its input is the file's content under a second name, so that it outlives the file.
 
         Raises:
             NotFound: the owner has no such input file.
         """
-        wanted = _dump(request)
         now = int(time.time())
-        again = self._db.execute(
-            "SELECT id FROM batch WHERE owner = ? AND request = ? AND created_at >= ?"
-            " AND status NOT IN ('cancelling', 'cancelled') ORDER BY seq DESC LIMIT 1",
-            (owner, wanted, now - REPEAT_SECONDS),
-        ).fetchone()
-        if again is not None:
-            return self.batch(again[0])
         file = self.file(owner, request.input_file_id)
         id = f"batch_{secrets.token_hex(16)}"
         folder = self.folder(id)
@@ -307,7 +311,7 @@ class Store:
             self._db.execute(
                 "INSERT INTO batch (id, owner, request, status, created_at, expires_at, counts)"
                 " VALUES (?, ?, ?, 'validating', ?, ?, ?)",
-                (id, owner, wanted, now, now + request.window, _dump(Counts())),
+                (id, owner, _dump(request), now, now + request.window, _dump(Counts())),
             )
         return self.batch(id)
 

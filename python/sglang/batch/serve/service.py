@@ -1,0 +1,36 @@
+"""What routes, metrics and the page look at."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from sglang.batch.serve.batches import Batches
+from sglang.batch.serve.keys import Keys
+from sglang.batch.serve.quotas import Quotas
+from sglang.batch.serve.speeds import Speeds
+from sglang.batch.serve.store import Store
+
+
+@dataclass(frozen=True)
+class Service:
+    """The service as it runs.
+
+    Attributes:
+        models: by which names requests call the models.
+        started: seconds since 1970.
+        file_bytes: of an upload at most.
+        quotas: of each key.
+        engine_up: tells whether the engine is up.
+        speeds: tokens per second over time.
+    """
+
+    store: Store
+    batches: Batches
+    keys: Keys
+    models: tuple[str, ...]
+    started: int
+    file_bytes: int
+    quotas: Quotas
+    engine_up: Callable[[], bool]
+    speeds: Speeds

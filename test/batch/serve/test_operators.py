@@ -1,0 +1,173 @@
+"""What operators set and see: quotas, TLS, metrics, health and the status page."""
+
+import base64
+import hashlib
+import re
+import shutil
+import ssl
+import subprocess
+from pathlib import Path
+
+import httpx
+import openai
+import pytest
+from echo_jobs import SECONDS, request
+from prometheus_client.parser import text_string_to_metric_families
+from services import EchoService, counts, create, lines, wait_for, wait_until
+
+from sglang.batch.serve.speeds import HEIGHT, WIDTH, Speeds
+from sglang.batch.serve.sums import Totals
+
+
+def metrics(service: EchoService) -> dict[tuple[str, str], float]:
+    """Samples by name and only label."""
+    text = httpx.get(root(service) + "/metrics").text
+    return {
+        (sample.name, "".join(sample.labels.values())): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+
+
+def root(service: EchoService) -> str:
+    return service.url.removesuffix("/v1")
+
+
+def write_keys(folder: Path, *keys: str) -> Path:
+    path = folder / "keys.txt"
+    path.write_text("".join(f"{hashlib.sha256(key.encode()).hexdigest()} {key}\n" for key in keys))
+    return path
+
+
+def test_metrics_count_lines_tokens_and_errors_and_only_grow(service: EchoService) -> None:
+    client = service.start()
+    batch = wait_for(client, create(client, lines(20) + request("bad", "refuse it")).id)
+    found = metrics(service)
+    assert found["sglang_batch_batches", "completed"] == 1
+    assert found["sglang_batch_lines_total", "answered"] == 20
+    assert found["sglang_batch_lines_total", "failed"] == 1
+    assert found["sglang_batch_tokens_total", "prompt"] == 200
+    assert found["sglang_batch_tokens_total", "cached"] == 80
+    assert sum(value for (name, _), value in found.items() if name == "sglang_batch_errors_total") == 1
+    assert found["sglang_batch_engine_up", ""] == 1
+    assert found["sglang_batch_stored_bytes", ""] > 1000
+    assert batch.id not in httpx.get(root(service) + "/metrics").text
+    dashboard = (Path(__file__).parents[3] / "deploy" / "grafana-dashboard.json").read_text()
+    assert set(re.findall(r"sglang_batch_\w+", dashboard)) == {name for name, _ in found}
+    service.terminate()
+    service.start()
+    again = metrics(service)
+    grown = [key for key in found if key[0].endswith("_total") and key[0] != "sglang_batch_errors_total"]
+    assert all(again[key] >= found[key] for key in grown)
+
+
+def test_a_running_batch_counts_as_it_goes(service: EchoService) -> None:
+    client = service.start("--echo-seconds", "0.2", "--pool", "5")
+    made = create(client, lines(100))
+    wait_until(client, made.id, lambda batch: counts(batch)[1] > 5)
+    found = metrics(service)
+    assert 5 < found["sglang_batch_lines_total", "answered"] < 100
+    assert found["sglang_batch_batches", "in_progress"] == 1
+
+
+def test_health_is_that_of_the_engine(service: EchoService) -> None:
+    client = service.start()
+    wait_for(client, create(client, lines(1)).id)
+    assert httpx.get(root(service) + "/health").status_code == 200
+
+
+def test_the_page_shows_a_key_its_own_batches_and_needs_no_script(
+    service: EchoService, tmp_path: Path
+) -> None:
+    service.start("--api-keys", str(write_keys(tmp_path, "mine", "yours")))
+    client = service.client("mine")
+    batch = wait_for(client, create(client, lines(3, "<b>secret</b>")).id)
+    page = httpx.get(root(service) + "/", auth=("anybody", "mine"))
+    assert page.status_code == 200
+    assert batch.id in page.text
+    assert "completed" in page.text
+    assert "<script" not in page.text
+    assert "secret" not in page.text
+    assert page.headers["content-security-policy"].startswith("default-src 'none'")
+    assert batch.id not in httpx.get(root(service) + "/", auth=("anybody", "yours")).text
+    refused = httpx.get(root(service) + "/", auth=("anybody", "wrong"))
+    assert (refused.status_code, refused.headers["www-authenticate"][:5]) == (401, "Basic")
+    broken = httpx.get(root(service) + "/", headers={"Authorization": "Basic nonsense"})
+    assert broken.status_code == 401
+    encoded = base64.b64encode(b"no colon").decode()
+    assert httpx.get(root(service) + "/", headers={"Authorization": f"Basic {encoded}"}).status_code == 401
+
+
+def test_speeds_are_differences_and_the_newest_is_at_the_right() -> None:
+    speeds = Speeds()
+    for second, tokens in ((0.0, 0), (10.0, 1000), (20.0, 1500)):
+        speeds.note(second, Totals(prompt_tokens=tokens, completion_tokens=tokens // 10))
+    assert list(speeds.samples) == [(100.0, 10.0), (50.0, 5.0)]
+    points = [tuple(map(float, point.split(","))) for point in speeds.line(0).split()]
+    assert points[-1] == (WIDTH, HEIGHT / 2)
+    assert points[0][1] == 0.0
+
+
+def test_one_batch_too_many_is_refused_until_another_has_ended(service: EchoService) -> None:
+    client = service.start("--echo-seconds", "0.3", "--pool", "2", "--max-open-batches", "1")
+    first = create(client, lines(60))
+    with pytest.raises(openai.RateLimitError) as refused:
+        create(client, lines(1, name="other"))
+    assert int(refused.value.response.headers["retry-after"]) > 0
+    assert client.batches.create(
+        input_file_id=first.input_file_id, endpoint="/v1/completions", completion_window="24h"
+    ).id == first.id, "the same request again is no further batch"  # fmt: skip
+    client.batches.cancel(first.id)
+    wait_for(client, first.id)
+    assert wait_for(client, create(client, lines(1, name="other")).id).status == "completed"
+
+
+def test_a_key_stores_no_more_than_it_may(service: EchoService) -> None:
+    client = service.start("--max-stored-mb", "0.01")
+    client.files.create(file=("a.jsonl", b"x" * 9_000), purpose="batch")
+    for size in (2_000, 500_000):
+        with pytest.raises(openai.APIStatusError) as refused:
+            client.files.create(file=("b.jsonl", b"x" * size), purpose="batch")
+        assert refused.value.status_code == 413
+    assert len(client.files.list().data) == 1
+    client.files.delete(client.files.list().data[0].id)
+    client.files.create(file=("b.jsonl", b"x" * 2_000), purpose="batch")
+
+
+def test_a_day_has_so_many_tokens(service: EchoService) -> None:
+    client = service.start("--max-daily-tokens", "100")
+    batch = wait_for(client, create(client, lines(20)).id)
+    assert batch.usage is not None
+    assert batch.usage.total_tokens >= 100, "begun while some were left, it runs to its end"
+    with pytest.raises(openai.RateLimitError) as refused:
+        create(client, lines(1, name="other"))
+    assert 0 < int(refused.value.response.headers["retry-after"]) <= 86_400
+
+
+def test_tls_is_served_with_a_certificate(service: EchoService, tmp_path: Path) -> None:
+    if shutil.which("openssl") is None:
+        pytest.skip("makes its certificate with openssl")
+    certificate, key = tmp_path / "cert.pem", tmp_path / "key.pem"
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost"]
+        + ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(key), "-out", str(certificate)],
+        check=True,
+        capture_output=True,
+    )
+    service.start("--ssl-certfile", str(certificate), "--ssl-keyfile", str(key))
+    assert re.match(r"https://127\.0\.0\.1:\d+/v1", service.url)
+    trusting = ssl.create_default_context(cafile=str(certificate))
+    assert httpx.get(service.url + "/models", verify=trusting, timeout=SECONDS).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("flags", "why"),
+    [
+        (["--ssl-certfile", "a.pem"], "go together"),
+        (["--ssl-certfile", "a.pem", "--ssl-keyfile", "b.pem"], "a.pem"),
+        (["--max-open-batches", "0"], "at least 1"),
+    ],
+)
+def test_what_cannot_be_is_one_line(flags: list[str], why: str, service: EchoService, tmp_path: Path) -> None:
+    done = subprocess.run(service.command(*flags), capture_output=True, text=True, cwd=tmp_path)
+    assert (done.returncode, why in done.stderr) == (2, True), done.stderr
