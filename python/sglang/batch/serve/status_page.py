@@ -94,8 +94,8 @@ def _when(row: BatchRow, tally: Tally | None) -> str:
     """Say when a batch ended, or how long it will take at its speed so far."""
     ends = ("completed_at", "failed_at", "cancelled_at", "expired_at")
     if ended := [row.times[name] for name in ends if row.times[name] is not None]:
-        return f"{row.status} {time.strftime('%Y-%m-%d %H:%M', time.gmtime(ended[0]))}"
+        return time.strftime("%Y-%m-%d %H:%M", time.gmtime(ended[0]))
     if tally is None or tally.done <= tally.earlier or tally.seconds <= 0:
         return "waits"
     left = (tally.lines - tally.done) * tally.seconds / (tally.done - tally.earlier)
-    return f"{duration(left)} more at its speed so far"
+    return f"{duration(left)} more"
