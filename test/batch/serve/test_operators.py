@@ -171,3 +171,16 @@ def test_tls_is_served_with_a_certificate(service: EchoService, tmp_path: Path) 
 def test_what_cannot_be_is_one_line(flags: list[str], why: str, service: EchoService, tmp_path: Path) -> None:
     done = subprocess.run(service.command(*flags), capture_output=True, text=True, cwd=tmp_path)
     assert (done.returncode, why in done.stderr) == (2, True), done.stderr
+
+
+def test_the_openapi_document_names_every_status_that_comes(service: EchoService) -> None:
+    service.start()
+    paths = httpx.get(root(service) + "/openapi.json").json()["paths"]
+    assert not {"/", "/metrics", "/health"} & paths.keys()
+    for operation in (operation for path in paths.values() for operation in path.values()):
+        assert operation["responses"].keys() == {"200", "400", "401", "404", "413", "429", "507"}
+    form = paths["/v1/files"]["post"]["requestBody"]["content"]["multipart/form-data"]["schema"]
+    assert form["required"] == ["file", "purpose"]
+    reply = httpx.get(service.url + "/files/none")
+    assert reply.status_code == 404
+    assert reply.json()["error"].keys() == {"message", "type", "param", "code"}

@@ -101,7 +101,56 @@ async def _owner(request: Request) -> str:
 Owner = Annotated[str, Depends(_owner)]
 Running = Annotated[Service, Depends(_service)]
 
-router = APIRouter(prefix="/v1")
+
+class ErrorDetail(BaseModel):
+    """What went wrong, as OpenAI's clients read it."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorReply(BaseModel):
+    """The body of a reply with an error."""
+
+    error: ErrorDetail
+
+
+ERRORS: dict[int | str, dict[str, Any]] = {
+    status: {"model": ErrorReply, "description": why}
+    for status, why in (
+        (400, "something in the request is wrong"),
+        (401, "the API key is missing or unknown"),
+        (404, "there is no such thing, or it is somebody else's"),
+        (413, "more bytes than the service or the key may have"),
+        (429, "more than the key may have now; Retry-After says when to ask again"),
+        (507, "the service's disk is full"),
+    )
+}
+
+UPLOAD = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "multipart/form-data": {
+                "schema": {
+                    "type": "object",
+                    "required": ["file", "purpose"],
+                    "properties": {
+                        "file": {"type": "string", "format": "binary"},
+                        "purpose": {"type": "string", "enum": ["batch"]},
+                        "expires_after[anchor]": {"type": "string", "enum": ["created_at"]},
+                        "expires_after[seconds]": {"type": "integer"},
+                    },
+                }
+            }
+        },
+    }
+}
+"""What an upload is in the OpenAPI document: the form is read as it comes, not by FastAPI."""
+
+router = APIRouter(prefix="/v1", responses=ERRORS)
 seen = APIRouter(include_in_schema=False)
 
 
@@ -118,13 +167,16 @@ def make_app(service: Service) -> FastAPI:
     app.add_exception_handler(HTTPException, _http)
     app.add_exception_handler(OSError, _disk)
     app.add_exception_handler(sqlite3.Error, _disk)
+    for path in app.openapi()["paths"].values():
+        for operation in path.values():
+            operation["responses"].pop("422", None)  # FastAPI's own, which `_invalid` replaces
     return app
 
 
 # Files.
 
 
-@router.post("/files")
+@router.post("/files", openapi_extra=UPLOAD)
 async def upload_file(request: Request, service: Running, owner: Owner) -> FileObject:
     """Take a file in."""
     left = check_upload(service.quotas, service.store, owner)
@@ -368,5 +420,5 @@ def _error(
     headers: dict[str, str] | None = None,
 ) -> JSONResponse:
     kind = "invalid_request_error" if status < 500 else "server_error"
-    detail: dict[str, Any] = {"message": message, "type": kind, "param": param, "code": code}
-    return JSONResponse({"error": detail}, status, headers)
+    detail = ErrorDetail(message=message, type=kind, param=param, code=code)
+    return JSONResponse(ErrorReply(error=detail).model_dump(), status, headers)
