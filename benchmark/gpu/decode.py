@@ -12,11 +12,13 @@ from benchmark.gpu.paged_decode import BLOCK, PAGE, paged_decode, plain_decode
 from benchmark.gpu.points import DECODE, Point
 from benchmark.gpu.timing import Work
 
+from sglang.batch.usage import BadUsage
+
 WAVES = 4
 """Programs for each SM that the kernel is divided into at least."""
 
-TOLERANCE = 2e-2
-"""Of an output in bfloat16, whose values are averages of standard normal ones."""
+TOLERANCE = 4e-2
+"""Of an output in bfloat16, whose values are averages of standard normal ones; a wrong kernel is off by 1."""
 
 
 class WrongKernel(Exception):
@@ -70,8 +72,13 @@ def check(machine: Machine, layer: Layer) -> float:
     """Compare the kernel with plain PyTorch on uneven lengths; the largest difference.
 
     Raises:
+        BadUsage: the kernel does not know heads of this size.
         WrongKernel: it is too large.
     """
+    if layer.head_dim < 16 or layer.head_dim & (layer.head_dim - 1):
+        raise BadUsage(
+            f"--model-path: heads of {layer.head_dim} features; the decode kernel knows powers of two from 16"
+        )
     inputs = paged_inputs(machine, layer, [1, 17, 64, 300, 1000])
     difference = float((paged_decode(**inputs, parts=3) - plain_decode(**inputs)).abs().max())
     if not difference <= TOLERANCE:

@@ -46,6 +46,7 @@ class CudaClock:
         self._flush = torch.empty(2 * cache, dtype=torch.int8, device=device)
 
     def seconds(self, work: Work, stream: Any = None) -> float:
+        torch.cuda.synchronize()  # what the work reads may still be written on another stream
         with torch.cuda.stream(stream):  # None leaves the current one
             for _ in range(WARM_UP):
                 work()
@@ -75,7 +76,7 @@ class CudaClock:
 
     @staticmethod
     def _median(spans: list[tuple[Any, Any]]) -> float:
-        torch.cuda.synchronize()
+        spans[-1][1].synchronize()
         return 1e-3 * statistics.median(begin.elapsed_time(end) for begin, end in spans)
 
 

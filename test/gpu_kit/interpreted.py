@@ -10,10 +10,10 @@ from benchmark.gpu.paged_decode import paged_decode, plain_decode
 
 CASES = [
     # query heads, KV heads, features, tokens of each request, parts
-    (4, 2, 16, [1, 17, 64, 300], 3),
-    (4, 4, 32, [65], 1),
-    (24, 1, 16, [5, 130], 7),  # more parts than the shorter request has blocks
-    (6, 2, 64, [128, 127, 129], 2),
+    (4, 2, 16, [1, 17, 150], 3),
+    (1, 1, 32, [65], 1),
+    (20, 1, 16, [5, 66], 7),  # more parts than the requests have blocks
+    (3, 1, 64, [127, 128, 129], 2),
 ]
 
 differences = []

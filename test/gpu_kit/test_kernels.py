@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,8 @@ from benchmark.gpu.decode import WrongKernel, paged_inputs
 from benchmark.gpu.layer import TINY, Layer
 from benchmark.gpu.machine import find_machine
 from benchmark.gpu.paged_decode import plain_decode
+
+from sglang.batch.usage import BadUsage
 
 ROOT = Path(__file__).resolve().parents[2]
 CPU, LAYER = find_machine("cpu"), Layer.of(TINY, 4)
@@ -44,6 +47,11 @@ def test_plain_decode_attends_to_the_pages_of_each_request_in_their_order() -> N
 
 def test_prefill_attention_is_causal_behind_cached_tokens() -> None:
     assert prefill.check(CPU, LAYER) < 1e-5
+
+
+def test_heads_that_the_decode_kernel_does_not_know_are_refused() -> None:
+    with pytest.raises(BadUsage, match="heads of 80 features"):
+        decode.check(CPU, replace(LAYER, head_dim=80))
 
 
 def test_a_kernel_that_computes_something_else_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
