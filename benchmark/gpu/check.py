@@ -193,9 +193,9 @@ def make_pool(capacity: int, demand: float, scale: float, seed: int) -> Workload
         prefix = _text(rng, tokens(SHARED)) if kind == 0 else _text(rng, 0)
         own, answer = (OWN, SHORT_ANSWER) if kind == 0 else (PROMPT, LONG_ANSWER)
         for _ in range(GROUP):
-            prompt, output = np.concatenate([prefix, _text(rng, tokens(own))]), tokens(answer)
-            requests.append((prompt, output))
-            sums[kind] += len(prompt) + output
+            request = np.concatenate([prefix, _text(rng, tokens(own))]), tokens(answer)
+            requests.append(request)
+            sums[kind] += len(request[0]) + request[1]
     order = rng.permutation(len(requests))
     prompts = [requests[i][0] for i in order]
     output = np.array([requests[i][1] for i in order], np.int32)

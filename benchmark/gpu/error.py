@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import nan
 from statistics import fmean, median
 
 import numpy as np
@@ -144,7 +145,7 @@ def errors_by_kind(points: Sequence[Point], layer: Layer, hardware: Hardware) ->
         try:
             errors = [abs(relative_error(point, layer, hardware)) for point in some]
         except NotModelled as reason:
-            found.append(KindError(kind, len(some), *[float("nan")] * 3, f"not modelled: {reason}"))
+            found.append(KindError(kind, len(some), nan, nan, nan, f"not modelled: {reason}"))
             continue
         worst = max(range(len(some)), key=errors.__getitem__)
         found.append(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from benchmark.gpu.layer import Layer
@@ -23,9 +24,9 @@ def products(machine: Machine, layer: Layer, rows: int, *, times: int = 1) -> Wo
     Weights are laid out as SGLang has them, (features out, features in), and drawn at random: products of
     zeros take less power and are faster.
     """
-    options = {"device": machine.device, "dtype": machine.dtype}
-    weights = [torch.randn(b, a, **options) for a, b in layer.matrices]  # type: ignore[arg-type]
-    inputs = [torch.randn(rows, a, **options) for a, _ in layer.matrices]  # type: ignore[arg-type]
+    options: Any = {"device": machine.device, "dtype": machine.dtype}
+    weights = [torch.randn(b, a, **options) for a, b in layer.matrices]
+    inputs = [torch.randn(rows, a, **options) for a, _ in layer.matrices]
 
     def work() -> None:
         for _ in range(times):
