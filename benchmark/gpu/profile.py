@@ -31,6 +31,9 @@ from sglang.srt.blend.core.cost.step_time import Assumptions
 SHARES = np.linspace(0.01, 1.0, 199)
 """Efficiencies and shares that are tried."""
 
+LARGE = 64 << 20
+"""Bytes from which decode attention tells the bandwidth; below, starting the kernel is most of its time."""
+
 Change = Callable[[Hardware, float], Hardware]
 
 
@@ -59,7 +62,8 @@ def fit(points: Sequence[Point], layer: Layer, machine: Machine, name: str) -> H
     source = f"measured: benchmark.gpu on {machine.name}"
     hardware = replace(known or reached(points, layer, machine), name=name, measured=True, source=source)
     hardware = replace(hardware, link=hardware.link or _known_link(known))
-    hardware = _best(hardware, points, layer, [DECODE], SHARES, _figure("bandwidth_efficiency"))
+    large = [point for point in of_kind(points, DECODE) if point.kv_tokens * layer.kv_bytes >= LARGE]
+    hardware = _best(hardware, large, layer, [DECODE], SHARES, _figure("bandwidth_efficiency"))
     hardware = _best(hardware, points, layer, [GEMM], SHARES, _figure("gemm_efficiency"))
     hardware = _best(hardware, points, layer, [PREFILL], SHARES, _assume("prefill_attention_efficiency"))
     hardware = _fit_links(hardware, points, layer)

@@ -133,6 +133,14 @@ def test_an_unknown_gpu_gets_the_rates_that_were_reached(points: list[Point]) ->
         fit(of_kind(points, GEMM), LAYER, machine("NVIDIA Z9"), "z9")
 
 
+def test_what_a_kernel_takes_to_start_does_not_count_as_bandwidth(points: list[Point]) -> None:
+    # More small pools than large ones, at 0.6 of the bandwidth.
+    small = [Point(DECODE, 1.04e-6 * n, kv_tokens=512 * n) for n in range(1, 20)]
+    slow = [*of_kind(points, DECODE), *small]
+    fitted = fit(slow, LAYER, machine("NVIDIA H100 80GB HBM3"), "mine")
+    assert fitted.bandwidth_efficiency == pytest.approx(0.9, rel=0.01)
+
+
 def test_what_was_not_measured_stays_as_the_datasheet_has_it(points: list[Point]) -> None:
     part = fit(of_kind(points, DECODE), LAYER, machine("NVIDIA H100 80GB HBM3"), "part")
     assert part.bandwidth_efficiency == pytest.approx(0.9, rel=0.01)
