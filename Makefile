@@ -14,7 +14,7 @@ LAST := test/runtime/ test/batch/
 TESTS := $(wildcard test/test_*.py) $(filter-out $(LAST) $(ALONE),$(sort $(wildcard test/*/))) $(LAST)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test faults bench-cpu-quick kernels-asan paper paper-quick lint format clean
+.PHONY: help setup demo test faults bench-cpu-quick gpu-check kernels-asan paper paper-quick lint format clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -55,6 +55,13 @@ bench-cpu-quick: setup ## Ratios of policies and kernels on this CPU, under 10 m
 		$(foreach trace,1 2 3 4,--workload trace$(trace)) --out $(QUICK)/offline \
 		$(if $(VLLM_PYTHON),--vllm-python $(VLLM_PYTHON))
 	$(BIN)/python -m benchmark.cpu.figures --steps $(QUICK)/steps/results.json --offline $(QUICK)/offline/results.json
+
+CHECK = $(BIN)/python -m benchmark.gpu.check $(if $(MODEL),--model-path $(MODEL))
+
+# Speeds first; then, where that was not skipped, answers that must be equal. See docs/gpu.md.
+gpu-check: setup ## On a GPU: real engines under each policy, MODEL=name (skipped without a GPU)
+	$(CHECK) --out gpu-check/speeds
+	@[ ! -e gpu-check/speeds/check.json ] || $(CHECK) --deterministic --policies fcfs,blend --out gpu-check/answers
 
 # Both libraries must be loaded before anything else. Leaks are not looked for: Python and PyTorch free little
 # when they exit.

@@ -52,6 +52,11 @@ class Worker:
                 start_new_session=True,  # so that its whole process group can be ended, and ctrl-C spares it
             )
 
+    @property
+    def pid(self) -> int:
+        """The worker's process, which leads the group of all it started."""
+        return self._process.pid
+
     def ready(self) -> Message:
         """Wait until the engine has started; what it says about itself."""
         return self._read()

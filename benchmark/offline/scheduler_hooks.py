@@ -1,6 +1,6 @@
-"""Two hooks in the scheduler process of a measured engine: a log of its steps, and answers of fixed length.
+"""Hooks in the scheduler of a measured engine: a log of its steps, answers of fixed length, what it holds.
 
-Both cost microseconds per step and are the same for every policy.
+They cost microseconds per step and are the same for every policy.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ OUTPUT_TOKENS = "benchmark_output_tokens"
 """Key in a request's ``custom_params``: after how many tokens its answer ends. No policy looks there, so a
 length is as unknown to it as with a model that decides by itself."""
 
+_INTERNAL_STATE = "sglang.srt.managers.scheduler_components.internal_state"
+
 
 def run_scheduler(log: str, *args: Any, **kwargs: Any) -> Any:
     """Upstream's scheduler process with the hooks; `log` is the file of the steps."""
@@ -29,7 +31,7 @@ def run_scheduler(log: str, *args: Any, **kwargs: Any) -> Any:
 
 
 def hooks(log: str) -> tuple[Hook, ...]:
-    """Both hooks; the file `log` stays open as long as the process lives."""
+    """All hooks; the file `log` stays open as long as the process lives."""
     steps = StepLog(open(log, "a", buffering=1))  # noqa: SIM115
     return (
         Hook(
@@ -43,6 +45,12 @@ def hooks(log: str) -> tuple[Hook, ...]:
             end_answer,
             HookType.AROUND,
             "a random model ends no answer where the workload says",
+        ),
+        Hook(
+            f"{_INTERNAL_STATE}.SchedulerInternalStateController.get_internal_state",
+            tell_held_tokens,
+            HookType.AFTER,
+            "upstream tells how large its KV pool is, but not what is left of it",
         ),
     )
 
@@ -59,6 +67,13 @@ def end_answer(original: Callable[..., Any], req: Any, *args: Any, **kwargs: Any
         return original(req, *args, **kwargs)
     finally:
         params.max_new_tokens, params.ignore_eos = seen
+
+
+def tell_held_tokens(output: Any, controller: Any, *_: Any, **__: Any) -> Any:
+    """After ``get_internal_state``: add the KV tokens that are neither free nor cached."""
+    stats = controller.scheduler.pool_stats_observer.get_pool_stats()
+    output.internal_state["kv_tokens_held"] = stats.full_num_used
+    return output
 
 
 class StepLog:

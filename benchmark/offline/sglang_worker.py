@@ -43,12 +43,10 @@ class MeasuredEngine:
         """Answer the pool with an empty cache.
 
         Raises:
-            RuntimeError: the cache could not be emptied, or an answer has another length than it should.
+            RuntimeError: as of `answer`, or an answer has another length than it should.
         """
-        if not self._engine.flush_cache().success:
-            raise RuntimeError("the cache could not be emptied: requests are still running")
         self._file.readlines()
-        seconds, answers = self._engine.loop.run_until_complete(self._answer(pool))
+        seconds, answers = self.answer(pool)
         usage = [answer["meta_info"] for answer in answers]
         check_lengths(pool, [info["completion_tokens"] for info in usage])
         return {
@@ -57,6 +55,17 @@ class MeasuredEngine:
             "retractions": sum(info["num_retractions"] for info in usage),
             **summarise_steps(self._file.readlines()),
         }
+
+    def answer(self, pool: Pool) -> tuple[float, list[Any]]:
+        """Seconds from the first admission to the last answer, and upstream's answers, with an empty cache.
+
+        Raises:
+            RuntimeError: the cache could not be emptied.
+        """
+        if not self._engine.flush_cache().success:
+            raise RuntimeError("the cache could not be emptied: requests are still running")
+        answered: tuple[float, list[Any]] = self._engine.loop.run_until_complete(self._answer(pool))
+        return answered
 
     async def _answer(self, pool: Pool) -> tuple[float, list[Any]]:
         from sglang.batch.run.barrier import SchedulerBarrier

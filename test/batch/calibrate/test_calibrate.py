@@ -13,7 +13,7 @@ from sglang.batch.calibrate import measure as measuring
 from sglang.batch.calibrate.calibration import Calibration, to_toml
 from sglang.batch.calibrate.measure import gemm_rates, layer_matrices, measure
 from sglang.batch.usage import BadUsage
-from sglang.srt.blend.core.cost.hardware import load_hardware
+from sglang.srt.blend.core.cost.hardware import Hardware, load_hardware
 from sglang.srt.blend.core.cost.model_shape import ModelShape
 from sglang.srt.blend.runtime.arguments import BlendOptions
 from sglang.srt.hardware_backend.portable_cpu.srt_platform import PortableCpuPlatform
@@ -51,6 +51,27 @@ def test_the_written_profile_is_one_that_blend_hardware_accepts(tmp_path: Path) 
     assert profile.bandwidth == pytest.approx(7e9, rel=1e-3)
     assert profile.measured
     assert profile.source.endswith('a "CPU", 2 threads')
+
+
+def test_a_written_profile_has_every_figure_that_was_measured(tmp_path: Path) -> None:
+    profile = Hardware(
+        "gpu",
+        9.89e14,
+        3.35e12,
+        8e10,
+        0.71,
+        0.88,
+        132,
+        9.0,
+        4.5e11,
+        3.1e10,
+        {"interference": 0.2},
+        True,
+        "here",
+    )
+    path = tmp_path / "gpu.toml"
+    path.write_text(to_toml(profile, "a table", what="a GPU"))
+    assert load_hardware(str(path)) == profile
 
 
 def test_reached_rates_are_not_reduced_again() -> None:

@@ -48,6 +48,10 @@ def test_measured_profile_from_a_file(tmp_path):
             r"gemm_efficiency must be in",
         ),
         ("flops =", "not TOML"),
+        (
+            "flops = 1.0\nbandwidth = 1.0\nmemory = 1.0\n[assumed]\noverhead = 1.0\n",
+            "assumed 'overhead' is unknown; choose among prefill_attention_efficiency",
+        ),
         ("flop = 1.0\n", "flop"),
     ],
 )

@@ -1,6 +1,7 @@
 """PD multiplexing: what work takes on a part of a GPU, two streams against one clock, and configs."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -35,6 +36,12 @@ def times(**assumed: float) -> PdmuxTimes:
 def pool(prompt: int, output: int, requests: int = 1000) -> PoolWork:
     each = np.ones(requests)
     return PoolWork.of(prompt * each, output * each, 0 * each)
+
+
+def test_the_knee_of_bandwidth_follows_what_an_sm_was_measured_to_read() -> None:
+    measured = replace(A100, sm_bandwidth=0.9 * A100.bandwidth / 54)
+    assert PdmuxTimes(StepTimeModel(SHAPE, measured)).bandwidth(54) == pytest.approx(0.9)
+    assert times().bandwidth(54) > 0.9
 
 
 @pytest.mark.parametrize("name", ["a100-40gb", "h100", "l4", "l40s"])

@@ -1,5 +1,7 @@
 """The step-time model against measurements, and what must hold of it whatever was measured."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -16,7 +18,7 @@ from sglang.srt.blend.core.cost.engines import (
     practical_optimum,
 )
 from sglang.srt.blend.core.cost.gemm_profile import GemmProfile, find_gemm_profile, gemm_profiles
-from sglang.srt.blend.core.cost.hardware import load_hardware
+from sglang.srt.blend.core.cost.hardware import Hardware, load_hardware
 from sglang.srt.blend.core.cost.model_shape import ModelShape
 from sglang.srt.blend.core.cost.step_time import Assumptions, StepTimeModel, StepWork, causal_pairs
 
@@ -122,6 +124,18 @@ def test_tensor_parallelism_divides_the_work_but_adds_communication():
 def test_tensor_parallelism_without_a_known_link_is_refused():
     with pytest.raises(ValueError, match=r"'l4'.*link"):
         model("l4", tensor_parallel=2)
+
+
+def test_a_profile_of_ones_own_says_its_link_and_what_was_measured_in_place_of_assumptions():
+    mine = Hardware("mine", 1e15, 3e12, 8e10, link=1e11, assumed={"all_reduce_latency": 5e-6})
+    shape = ModelShape.from_config(LLAMA_3_8B, tensor_parallel=2)
+    m = StepTimeModel(shape, mine)
+    assert m.assumptions == Assumptions.default(all_reduce_latency=5e-6)
+    once = 100 * shape.hidden * 2 / (1e11 * m.assumptions.all_reduce_efficiency) + 5e-6
+    assert float(m.all_reduce(100)) == pytest.approx(2 * shape.layers * once)
+    stated = Assumptions.default(interference=0.3)
+    assert StepTimeModel(shape, mine, assumptions=stated).assumptions == stated
+    assert hash(mine) == hash(replace(mine))
 
 
 def test_unknown_engine_and_assumption_name_the_choices():

@@ -63,16 +63,30 @@ class Calibration:
         return "\n".join(lines)
 
 
-def to_toml(profile: Hardware, table: str) -> str:
-    """Write the file that `load_hardware` reads, with the measurements as a comment."""
-    comment = "".join(f"#   {line}\n" for line in table.splitlines())
+def to_toml(
+    profile: Hardware, table: str, *, what: str = "this machine's CPU, timed by sglang-batch calibrate"
+) -> str:
+    """Write the file that `load_hardware` reads, with the measurements as a comment.
+
+    Args:
+        what: ends the first line, which says whose profile it is and where it comes from.
+    """
+    comment = "".join(f"#   {line}".rstrip() + "\n" for line in table.splitlines())
+    optional = "".join(
+        f"{name} = {value:.4g}\n"
+        for name in ("multiprocessors", "compute_capability", "link", "sm_bandwidth")
+        if (value := getattr(profile, name))
+    )
+    assumed = "".join(f"{name} = {value:.4g}\n" for name, value in profile.assumed.items())
     return (
-        f"# Hardware profile of this machine's CPU, timed by sglang-batch calibrate.\n{comment}"
+        f"# Hardware profile of {what}.\n{comment}"
         f"flops = {profile.flops:.4g}\n"
         f"bandwidth = {profile.bandwidth:.4g}\n"
         f"memory = {profile.memory:.4g}\n"
-        f"gemm_efficiency = {profile.gemm_efficiency}\n"
-        f"bandwidth_efficiency = {profile.bandwidth_efficiency}\n"
+        f"gemm_efficiency = {profile.gemm_efficiency:.4g}\n"
+        f"bandwidth_efficiency = {profile.bandwidth_efficiency:.4g}\n"
+        f"{optional}"
         "measured = true\n"
         f"source = {json.dumps(profile.source)}\n"
+        + (f"\n[assumed]  # measured here, in place of gpu_kernels.toml\n{assumed}" if assumed else "")
     )

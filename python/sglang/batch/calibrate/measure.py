@@ -10,8 +10,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from tqdm import tqdm
-
 from sglang.batch.calibrate.calibration import Calibration
 from sglang.batch.usage import BadUsage
 
@@ -78,6 +76,7 @@ def measure(
         tokens: rows of the products.
     """
     import torch
+    from tqdm import tqdm
 
     if threads:
         torch.set_num_threads(threads)

@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from sglang.srt.blend.core.cost.hardware import Hardware
 from sglang.srt.blend.core.cost.pdmux import PdmuxTimes, side_by_side, sm_step
-from sglang.srt.blend.core.cost.step_time import StepTimeModel, StepWork, causal_pairs
+from sglang.srt.blend.core.cost.step_time import StepParts, StepTimeModel, StepWork, causal_pairs
 
 Floats = NDArray[np.float64]
 
@@ -34,14 +34,21 @@ def mixed(model: StepTimeModel, work: StepWork) -> Floats:
 
 
 def overlapped(model: StepTimeModel, work: StepWork) -> Floats:
-    """Seconds of a step in one pass that hides compute behind memory traffic, or the reverse.
+    """Seconds of a step in one pass that hides compute behind memory traffic, or the reverse."""
+    return overlap(model.parts(work), model.assumptions.interference)
+
+
+def overlap(parts: StepParts, interference: float) -> Floats:
+    """Seconds of parts that run at once.
 
     The longer of compute and memory traffic (weights and KV: one bus), plus the part of the shorter
     that interference keeps from being hidden. Never worse than not overlapping.
+
+    Args:
+        interference: that share, in [0, 1].
     """
-    parts = model.parts(work)
     hidden = np.minimum(parts.compute, parts.decode_attention)
-    together = np.maximum(parts.compute, parts.memory) + model.assumptions.interference * hidden
+    together = np.maximum(parts.compute, parts.memory) + interference * hidden
     return np.minimum(together, parts.compute + parts.decode_attention) + parts.overhead
 
 

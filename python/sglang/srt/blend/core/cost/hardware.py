@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import tomllib
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import cache
 from importlib import resources
 from pathlib import Path
 from typing import Any
+
+from sglang.srt.blend.core.cost.gemm_profile import kernel_figures
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +22,8 @@ class Hardware:
     '312 TFLOP/s, 2039 GB/s'
 
     Raises:
-        ValueError: a rate or the memory is not positive, or an efficiency outside (0, 1].
+        ValueError: a rate or the memory is not positive, an efficiency outside (0, 1], or an assumption
+            unknown.
 
     Attributes:
         name: of the profile, or what the file calls it.
@@ -31,6 +35,9 @@ class Hardware:
         multiprocessors: streaming multiprocessors (SMs) of an NVIDIA GPU, which its datasheet or architecture
             paper gives; 0 where they cannot be divided or are not known.
         compute_capability: of an NVIDIA GPU, as in 9.0; 0 where not known.
+        link: bytes/s in one direction between GPUs of a node; 0 takes `links` of gpu_kernels.toml.
+        sm_bandwidth: bytes/s that one SM reads where more SMs add little; 0 takes that of gpu_kernels.toml.
+        assumed: what was measured in place of the assumptions in gpu_kernels.toml, by their names there.
         measured: the figures were timed on the machine, not read from a datasheet.
         source: where the figures come from.
     """
@@ -43,17 +50,27 @@ class Hardware:
     bandwidth_efficiency: float = 0.85
     multiprocessors: int = 0
     compute_capability: float = 0.0
+    link: float = 0.0
+    sm_bandwidth: float = 0.0
+    assumed: Mapping[str, float] = field(default_factory=dict, hash=False)
     measured: bool = False
     source: str = ""
 
     def __post_init__(self) -> None:
-        for field in ("flops", "bandwidth", "memory"):
-            value = getattr(self, field)
+        for name in ("flops", "bandwidth", "memory"):
+            value = getattr(self, name)
             if not isinstance(value, int | float) or not value > 0:
-                raise ValueError(f"hardware profile {self.name!r}: {field} must be positive, got {value!r}")
-        for field in ("gemm_efficiency", "bandwidth_efficiency"):
-            if not 0 < getattr(self, field) <= 1:
-                raise ValueError(f"hardware profile {self.name!r}: {field} must be in (0, 1]")
+                raise ValueError(f"hardware profile {self.name!r}: {name} must be positive, got {value!r}")
+        for name in ("gemm_efficiency", "bandwidth_efficiency"):
+            if not 0 < getattr(self, name) <= 1:
+                raise ValueError(f"hardware profile {self.name!r}: {name} must be in (0, 1]")
+        known = kernel_figures()["assumed"]
+        for name in self.assumed:
+            if name not in known:
+                raise ValueError(
+                    f"hardware profile {self.name!r}: assumed {name!r} is unknown; "
+                    f"choose among {', '.join(known)}"
+                )
 
 
 @cache

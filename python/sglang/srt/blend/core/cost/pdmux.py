@@ -204,7 +204,8 @@ class PdmuxTimes:
         self.turn = times.assumptions.step_overhead + assumed["scheduling"]
         self.launch: float = assumed["layer_launch"]
         total = times.hardware.multiprocessors
-        knee = KNEE_BANDWIDTH * times.hardware.bandwidth / assumed["sm_bandwidth"] / total
+        sm_bandwidth = times.hardware.sm_bandwidth or assumed["sm_bandwidth"]
+        knee = KNEE_BANDWIDTH * times.hardware.bandwidth / sm_bandwidth / total
         self._knee = min(knee, KNEE_BANDWIDTH)
         self.total = total
 

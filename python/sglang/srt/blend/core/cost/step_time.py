@@ -142,7 +142,8 @@ class StepTimeModel:
     Args:
         shape: one rank's share, as `ModelShape.from_config(..., tensor_parallel=n)` gives it.
         hardware: one rank's accelerator.
-        assumptions: to see what depends on them; None takes the stated ones.
+        assumptions: to see what depends on them; None takes those that the hardware profile replaces from
+            there and the others as stated.
 
     Raises:
         ValueError: more than one rank, and the rate of the links between them is not known.
@@ -157,7 +158,7 @@ class StepTimeModel:
     ) -> None:
         self.shape = shape
         self.hardware = hardware
-        self.assumptions = assumptions or Assumptions.default()
+        self.assumptions = assumptions or Assumptions.default(**hardware.assumed)
         self._layer_params = (shape.gemm_params - shape.head_params) / shape.layers
         self.profile: GemmProfile | None = None
         if abs(shape.weight_bytes / shape.gemm_params - 2.0) < 0.02:
@@ -174,11 +175,11 @@ class StepTimeModel:
         self._weight_rate = hardware.bandwidth * (
             figures["weights"]["bandwidth_efficiency"] if measured else hardware.bandwidth_efficiency
         )
-        self._link = figures["links"].get(hardware.name)
+        self._link = hardware.link or figures["links"].get(hardware.name)
         if shape.tensor_parallel > 1 and self._link is None:
             raise ValueError(
                 f"hardware profile {hardware.name!r}: no link rate between its GPUs is known, so tensor "
-                "parallelism cannot be modelled; add it to [links] in gpu_kernels.toml"
+                "parallelism cannot be modelled; add link = BYTES_PER_SECOND to the profile"
             )
 
     def parts(self, work: StepWork) -> StepParts:
