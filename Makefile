@@ -14,7 +14,7 @@ LAST := test/runtime/ test/batch/
 TESTS := $(wildcard test/test_*.py) $(filter-out $(LAST) $(ALONE),$(sort $(wildcard test/*/))) $(LAST)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test faults bench-cpu-quick kernels-asan paper paper-quick lint format clean
+.PHONY: help setup demo test test-versions faults bench-cpu-quick kernels-asan paper paper-quick lint format clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -44,6 +44,12 @@ faults: setup ## Batch jobs killed at many more moments than in `make test`
 test: setup ## All tests: most of them in two processes, then those that want all cores, real servers last
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(TESTS)
 	$(BIN)/python -m pytest $(ALONE)
+
+# The oldest and the newest of the range in pyproject.toml; constraints.txt pins the last.
+SGLANG_VERSIONS ?= 0.5.22 0.5.23
+
+test-versions: setup ## What touches SGLang, under each supported version of it (300 MB for each other one, kept)
+	@for version in $(SGLANG_VERSIONS); do test/versions/run.sh $(VENV) $$version || exit 1; done
 
 QUICK := bench-cpu-quick
 QUICK_POLICIES := --only fcfs $(foreach policy,fcfs lof blend,--only "$(policy), mixed chunk")
@@ -82,5 +88,5 @@ format: setup ## Rewrite files in the project's style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-clean: ## Remove the virtual environment and caches
-	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis
+clean: ## Remove the virtual environments and caches
+	rm -rf $(VENV) $(VENV)-sglang-* .mypy_cache .pytest_cache .ruff_cache .hypothesis
