@@ -48,7 +48,7 @@ test: setup ## All tests: most of them in two processes, then those that want al
 # The oldest and the newest of the range in pyproject.toml; constraints.txt pins the last.
 SGLANG_VERSIONS ?= 0.5.22 0.5.23
 
-test-versions: setup ## What touches SGLang, under each supported version of it (300 MB for each other one, kept)
+test-versions: setup ## What touches SGLang, under each supported version of it (120 MB for each other one, kept)
 	@for version in $(SGLANG_VERSIONS); do test/versions/run.sh $(VENV) $$version || exit 1; done
 
 QUICK := bench-cpu-quick
