@@ -14,7 +14,7 @@ LAST := test/runtime/ test/batch/
 TESTS := $(wildcard test/test_*.py) $(filter-out $(LAST) $(ALONE),$(sort $(wildcard test/*/))) $(LAST)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test faults bench-cpu-quick gpu-check kernels-asan paper paper-quick lint format clean
+.PHONY: help setup demo test test-versions faults bench-cpu-quick gpu-check kernels-asan paper paper-quick lint format clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -45,6 +45,12 @@ test: setup ## All tests: most of them in two processes, then those that want al
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(TESTS)
 	$(BIN)/python -m pytest $(ALONE)
 
+# The oldest and the newest of the range in pyproject.toml; constraints.txt pins the last.
+SGLANG_VERSIONS ?= 0.5.22 0.5.23
+
+test-versions: setup ## What touches SGLang, under each supported version of it (120 MB for each other one, kept)
+	@for version in $(SGLANG_VERSIONS); do test/versions/run.sh $(VENV) $$version || exit 1; done
+
 QUICK := bench-cpu-quick
 QUICK_POLICIES := --only fcfs $(foreach policy,fcfs lof blend,--only "$(policy), mixed chunk")
 
@@ -74,7 +80,7 @@ paper-quick: setup ## The paper's four traces, scaled down, on a simulated GPU (
 	$(BIN)/python -m benchmark.paper quick --jobs 2 --check --out build/paper-quick
 
 paper: setup ## The paper's tables in full, simulated (hours); results in benchmark/results/paper
-	for table in headline traces lpm variance azure models ablations chunks engines grid; do $(BIN)/python -m benchmark.paper $$table --jobs 2 || exit 1; done
+	for table in headline traces lpm variance azure models ablations chunks real engines grid; do $(BIN)/python -m benchmark.paper $$table --jobs 2 || exit 1; done
 	$(BIN)/python -m benchmark.paper.data_parallel --jobs 2
 	$(BIN)/python -m benchmark.paper.resources --jobs 2
 	$(BIN)/python -m benchmark.paper.time_model
@@ -89,5 +95,5 @@ format: setup ## Rewrite files in the project's style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-clean: ## Remove the virtual environment and caches
-	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis
+clean: ## Remove the virtual environments and caches
+	rm -rf $(VENV) $(VENV)-sglang-* .mypy_cache .pytest_cache .ruff_cache .hypothesis

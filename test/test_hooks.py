@@ -20,7 +20,8 @@ def modules() -> Iterator[tuple[str, Path]]:
 
 
 MODULES = dict(modules())
-TABLES = re.findall(r"^\* `([\w.]+)\.\w+`", INSTALLER.read_text(), re.MULTILINE)
+TABLES = tuple(dict.fromkeys(re.findall(r"^\* `([\w.]+)\.\w+`", INSTALLER.read_text(), re.MULTILINE)))
+"""Modules with tables of hooks."""
 
 
 def made_in(file: Path) -> list[ast.Call]:

@@ -94,7 +94,7 @@ def test_an_explicit_memory_fraction_sizes_the_cache_alone(model: str) -> None:
 def test_a_container_limit_bounds_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     platform = PortableCpuPlatform()
     assert 0 < platform.get_current_memory_usage() < platform.get_device_total_memory()
-    monkeypatch.setattr("sglang.srt.utils.common.get_instance_memory_status", lambda path: 12345)
+    monkeypatch.setattr("sglang.srt.blend.runtime.versions.memory_limit", lambda: 12345)
     assert platform.get_device_total_memory() == 12345
 
 

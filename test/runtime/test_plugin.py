@@ -10,9 +10,15 @@ import sys
 import pytest
 
 from sglang.srt.blend.runtime import plugin
-from sglang.srt.blend.runtime.compatibility import REQUIRED, UnsupportedSGLang, problems, require
+from sglang.srt.blend.runtime.compatibility import (
+    REQUIRED,
+    UnsupportedSGLang,
+    imported_symbols,
+    problems,
+    require,
+)
 
-SYMBOLS = [*plugin.TARGETS, *(symbol for symbol, _ in REQUIRED)]
+SYMBOLS = [*plugin.TARGETS, *(symbol for symbol, _ in REQUIRED), *imported_symbols("sglang.srt.blend")]
 
 
 def run_python(code: str, *argv: str, **environment: str) -> subprocess.CompletedProcess[str]:

@@ -10,13 +10,10 @@ import subprocess
 from collections.abc import Mapping
 from importlib import metadata
 
-from packaging.requirements import Requirement
-
 from sglang.batch.doctor.finding import Finding
 from sglang.srt.blend.runtime import installer
-from sglang.srt.blend.runtime.compatibility import REQUIRED, problems
-
-PACKAGE = "sglang-blend"
+from sglang.srt.blend.runtime.compatibility import OURS, REQUIRED, imported_symbols, problems
+from sglang.srt.blend.runtime.versions import PACKAGE, adapted, outside_range, required_sglang
 
 SHOWN = ("torch", "transformers", "numba", "numpy")
 """Packages whose versions matter when something goes wrong."""
@@ -24,6 +21,7 @@ SHOWN = ("torch", "transformers", "numba", "numpy")
 # By name, since the platforms are looked at here and nothing is built on them.
 HOOK_TABLES: Mapping[str, str] = {
     "blend policy": "sglang.srt.blend.runtime.plugin.HOOKS",
+    "data parallel": "sglang.srt.blend.runtime.plugin.CONTROLLER_HOOKS",
     "portable CPU": "sglang.srt.hardware_backend.portable_cpu.hooks.HOOKS",
     "simulated GPU": "sglang.srt.hardware_backend.simulated_gpu.hooks.HOOKS",
 }
@@ -53,7 +51,10 @@ def hooks(tables: Mapping[str, str] = HOOK_TABLES) -> list[Finding]:
             found.append(_looked_up(user, [str(error)], 0))
         else:
             found.append(_looked_up(user, problems(targets, ()), len(targets)))
-    return [*found, _looked_up("symbols beside", problems((), REQUIRED), len(REQUIRED))]
+    imported = [symbol for package in OURS for symbol in imported_symbols(package)]
+    found.append(_looked_up("methods", problems((), REQUIRED), len(REQUIRED)))
+    found.append(_looked_up("imports", problems(imported, ()), len(set(imported))))
+    return [*found, Finding("hooks", "adapters", "; ".join(adapted()) or "none needed")]
 
 
 def _looked_up(name: str, missing: list[str], count: int) -> Finding:
@@ -80,16 +81,7 @@ def _version(name: str) -> str:
 
 def _sglang() -> Finding:
     """Compare SGLang's version with the requirement in our own metadata."""
-    wanted = required_sglang()
-    installed = _version("sglang")
-    if installed in wanted.specifier:
-        return Finding("versions", "SGLang", installed)
-    return Finding(
-        "versions", "SGLang", f"{installed}, made for {wanted.specifier}", f'pip install "{wanted}"'
-    )
-
-
-def required_sglang() -> Requirement:
-    """Read which SGLang this package requires."""
-    wanted = (Requirement(text) for text in metadata.requires(PACKAGE) or ())
-    return next(one for one in wanted if one.name == "sglang")
+    untested, wanted = outside_range(), required_sglang()
+    if not untested:
+        return Finding("versions", "SGLang", f"{_version('sglang')}, tested with {wanted.specifier}")
+    return Finding("versions", "SGLang", untested, f'pip install "{wanted}"')

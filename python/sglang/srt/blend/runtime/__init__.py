@@ -1,7 +1,7 @@
 """Translators onto SGLang's seams: the decisions are `core`'s.
 
 * `plugin`: the hooks on upstream, each with its reason; `installer`: puts these and the platforms' in place;
-  `compatibility`: what upstream must have.
+  `compatibility`: what upstream must have; `versions`: where the supported versions of it differ.
 * `startup`: what a scheduler gets when it starts with the policy; `arguments`: the `--blend-*` flags.
 * `parts`: one scheduler's planner and translators together.
 * `policy`: the order of the waiting queue; `queue_order`: where each request stands in it.

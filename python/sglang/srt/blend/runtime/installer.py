@@ -2,8 +2,8 @@
 
 Every hook of ours stands, with its reason, in one of these tables:
 
-* `sglang.srt.blend.runtime.plugin.HOOKS`: the scheduler's; `CONTROLLER_HOOKS` there: the data-parallel
-  controller's.
+* `sglang.srt.blend.runtime.plugin.HOOKS`: the scheduler's.
+* `sglang.srt.blend.runtime.plugin.CONTROLLER_HOOKS`: the data-parallel controller's.
 * `sglang.srt.hardware_backend.portable_cpu.hooks.HOOKS`: the portable CPU's; `decoder_hooks` adds those on
   the decoders of a loaded model.
 * `sglang.srt.hardware_backend.simulated_gpu.hooks.HOOKS`: the simulated GPU's.

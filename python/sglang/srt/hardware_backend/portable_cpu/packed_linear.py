@@ -14,6 +14,7 @@ from typing import Any, cast
 
 import torch
 
+from sglang.srt.blend.runtime import versions
 from sglang.srt.hardware_backend.portable_cpu.kernels import CompiledKernels, get_kernels
 from sglang.srt.layers.quantization.unquant import UnquantizedEmbeddingMethod, UnquantizedLinearMethod
 
@@ -53,8 +54,6 @@ def pack_weights(model: torch.nn.Module) -> int:
 
     None are where ``SGLANG_CPU_KERNELS=off``, or memory or the CPU does not allow it.
     """
-    from sglang.srt.utils.common import get_free_cpu_memory
-
     head = getattr(model, "lm_head", None) if _head_is_plain(model) else None
     layers: list[tuple[torch.nn.Module, Any]] = []
     for module in filter(_packable, model.modules()):
@@ -64,7 +63,7 @@ def pack_weights(model: torch.nn.Module) -> int:
         elif module is head and method in (UnquantizedEmbeddingMethod, PackedHeadMethod):
             layers.append((module, PackedHeadMethod))
     needed = sum(_weight(module).nbytes for module, _ in layers if not hasattr(module, _PACKED))
-    if needed > _MEMORY_SHARE * get_free_cpu_memory():
+    if needed > _MEMORY_SHARE * versions.free_memory():
         logger.info("Weights are not packed: the copy would take %.1f GB.", needed / 1e9)
         return 0
     for module, method in layers:

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from sglang.srt.blend.runtime import versions
 from sglang.srt.hardware_backend.portable_cpu.kernel_build import KernelState, kernel_state
 from sglang.srt.hardware_backend.portable_cpu.kernel_registration import (
     add_attention_backend_choice,
@@ -64,17 +65,13 @@ class PortableCpuPlatform(CpuDeviceMixin, SRTPlatform):
 
     def get_device_total_memory(self, device_id: int = 0) -> int:
         """Bytes of memory this process may use: the machine's, or its container's limit if lower."""
-        from sglang.srt.utils.common import get_instance_memory_status
-
         total = super().get_device_total_memory(device_id)
-        limit = get_instance_memory_status("/sys/fs/cgroup/memory.max")
+        limit = versions.memory_limit()
         return total if limit is None else min(total, limit)
 
     def get_current_memory_usage(self, device: torch.device | None = None) -> float:
         """Bytes in use, so that total - usage is what a new allocation can get."""
-        from sglang.srt.utils.common import get_free_cpu_memory
-
-        return float(self.get_device_total_memory() - get_free_cpu_memory())
+        return float(self.get_device_total_memory() - versions.free_memory())
 
     def get_default_attention_backend(self) -> str:
         return ATTENTION_BACKEND
