@@ -67,17 +67,22 @@ def problems(
 ) -> list[str]:
     """Every symbol that is missing or has lost a parameter, one line each; imports their modules.
 
+    What belongs to a missing one is missing, too, and not named.
+
     Args:
         required: symbols with parameters; None for all that the blend policy needs.
     """
     needed: dict[str, tuple[str, ...]] = dict.fromkeys(hook_targets, ())
     needed |= dict(_all_of_the_policy() if required is None else required)
-    found = []
-    for symbol, parameters in needed.items():
+    found: list[str] = []
+    missing: list[str] = []
+    for symbol, parameters in sorted(needed.items()):  # owners come before what belongs to them
         try:
             target = pkgutil.resolve_name(symbol)
         except (ImportError, AttributeError):
-            found.append(f"{symbol} does not exist")
+            if not any(symbol.startswith(f"{owner}.") for owner in missing):
+                missing.append(symbol)
+                found.append(f"{symbol} does not exist")
             continue
         lost = [name for name in parameters if name not in inspect.signature(target).parameters]
         if lost:
