@@ -73,7 +73,6 @@ class Planner:
         speculation: what a decoding step yields; one token of each request by default.
 
     Attributes:
-        speculation: of the ledger; whoever sees what steps yield tells it.
         ledger: who waits and runs, and what each counts for.
         table: the ledger's table, the one owner of request state.
         replans: plans made.
@@ -96,15 +95,12 @@ class Planner:
         self.kv_capacity = kv_capacity
         self.options = options or PlannerOptions()
         self.ledger = Ledger(cost_model, kv_capacity, speculation)
-        self.speculation = self.ledger.speculation
-        self.table = self.ledger.table
-        self.replans = 0
+        self.table, self.speculation = self.ledger.table, self.ledger.speculation
+        self.replans = self._completions = self._unplanned = 0
         self._steps = StepMaker(self.ledger, pacer, leader_lag, self.options.patience)
         self._pool = SortedPool(self.table, self.options.memory)
         self._samples = Samples(self.table, np.random.default_rng(seed))
         self._window: OrderedWindow | None = None
-        self._completions = 0
-        self._unplanned = 0
         self._largest_plan = 0  # requests
         self._largest_sharing = self._largest_density = 0.0
 

@@ -283,15 +283,13 @@ class Step:
             unheld_tokens: of the request that asks; the engine holds them while it looks.
         """
         ledger, table, progress = self._ledger, self._ledger.table, self._running()
-        slots, remaining = progress.slots, progress.remaining
+        slots, remaining = progress.slots, progress.remaining + self._late
         released = progress.context - table.shared[slots]
-        work = ledger.work_left(remaining, progress.context)
+        work = ledger.work_left(progress.remaining, progress.context)
         reserve = work.compute_reserve(ledger.kv_capacity) if self.paced else ledger.scanner.compute_share()
         margin = 0 if self.everything_fits else int(DEVIATIONS * table.spread(slots, released))
         room = Room(
-            Holders(
-                slots, remaining + self._late, released, table.memory_side[slots], table.preemptible[slots]
-            ),
+            Holders(slots, remaining, released, table.memory_side[slots], table.preemptible[slots]),
             used=self._used + unheld_tokens,
             ahead=self._ahead,
             margin=margin,
