@@ -29,6 +29,7 @@ from sglang.srt.blend.core.step.dual_scan import Side
 from sglang.srt.blend.core.step.ledger import Ledger
 from sglang.srt.blend.core.step.pacing import Pace
 from sglang.srt.blend.core.step.partition import Partition
+from sglang.srt.blend.core.step.speculation import Speculation
 from sglang.srt.blend.core.step.step import Running, Step, StepLimits
 from sglang.srt.blend.core.step.step_maker import StepMaker
 from sglang.srt.blend.core.step.verdict import Reason
@@ -69,6 +70,7 @@ class Planner:
         seed: of the sampling.
         pacer: spreads prefill over the steps left; None where passes hold prefill or decode alone.
         leader_lag: steps until a prefix that is computed can be matched; see `PrefixLeaders`.
+        speculation: what a decoding step yields; one token of each request by default.
 
     Attributes:
         ledger: who waits and runs, and what each counts for.
@@ -85,21 +87,20 @@ class Planner:
         seed: int = 0,
         pacer: Pace | None = None,
         leader_lag: int = 1,
+        speculation: Speculation | None = None,
     ) -> None:
         if kv_capacity <= 0:
             raise ValueError(f"kv_capacity must be positive, got {kv_capacity}")
         self.cost_model = cost_model
         self.kv_capacity = kv_capacity
         self.options = options or PlannerOptions()
-        self.ledger = Ledger(cost_model, kv_capacity)
-        self.table = self.ledger.table
-        self.replans = 0
+        self.ledger = Ledger(cost_model, kv_capacity, speculation)
+        self.table, self.speculation = self.ledger.table, self.ledger.speculation
+        self.replans = self._completions = self._unplanned = 0
         self._steps = StepMaker(self.ledger, pacer, leader_lag, self.options.patience)
         self._pool = SortedPool(self.table, self.options.memory)
         self._samples = Samples(self.table, np.random.default_rng(seed))
         self._window: OrderedWindow | None = None
-        self._completions = 0
-        self._unplanned = 0
         self._largest_plan = 0  # requests
         self._largest_sharing = self._largest_density = 0.0
 
@@ -223,7 +224,7 @@ class Planner:
         table.shared[window.slots] = window.density.shared
         table.forget_waiting()
         table.count_waiting(self._pool.prompts.slots[table.state[self._pool.prompts.slots] == State.WAITING])
-        self.ledger.scanner.load(window.scan, self.ledger.density_left())
+        self.ledger.scanner.load(window.scan, self.ledger.density_left(), self.speculation.accept_length)
         self._rebuild_index()
         self._steps.memory.somebody_left()
         if table.num_waiting >= self._largest_plan:
@@ -288,7 +289,7 @@ class Planner:
 
         Args:
             running: the requests that hold KV.
-            used_tokens: KV tokens that they hold, shared prefixes counted once.
+            used_tokens: KV tokens that they hold, those ahead included, shared prefixes counted once.
             limits: of the engine.
             first: slot of the request that is proposed if the plan proposes nobody and nothing runs.
             choose: proposes so many requests instead of the plan, in an order that the plan does not know,

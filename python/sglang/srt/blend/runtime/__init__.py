@@ -6,6 +6,7 @@
 * `parts`: one scheduler's planner and translators together.
 * `policy`: the order of the waiting queue; `queue_order`: where each request stands in it.
 * `prefill_adder`: who is admitted in a prefill step.
+* `speculation`: what steps yield and what is allocated ahead, under speculative decoding.
 * `pool`: upstream's requests and the planner's slots.
 * `replicas`: which data-parallel replica gets a request.
 * `model_config`: upstream's model config as the cost model wants it; `encoder_cost`, `token_ids`: the same of

@@ -15,7 +15,8 @@ def internal_state(blend: BlendParts) -> dict[str, object]:
     ``decisions`` says how often each `Reason` was given, ``cached_prefixes`` are the `heaviest_prefixes`, a
     dict each; None where cached prefixes carry no annotations. ``outlook`` is the `Outlook` as a dict, None
     where step times cannot be modelled, and ``engine`` how it takes passes to be made; ``lengths`` are
-    `WorkDone.lengths` as (expected, real, answers).
+    `WorkDone.lengths` as (expected, real, answers), and ``accept_length`` the tokens that a step yields for
+    each running request.
     """
     core = annotated_core(blend.policy.tree_cache)
     prefixes = None if core is None else [asdict(prefix) for prefix in heaviest_prefixes(core)]
@@ -27,6 +28,7 @@ def internal_state(blend: BlendParts) -> dict[str, object]:
         "cached_prefixes": prefixes,
         "engine": None if blend.clock is None else blend.clock.engine,
         "outlook": None if outlook is None else asdict(outlook),
+        "accept_length": blend.planner.speculation.accept_length,
         "lengths": [[*sizes, answers] for sizes, answers in sorted(pool.done.lengths.items())],
     }
 

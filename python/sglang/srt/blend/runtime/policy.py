@@ -8,6 +8,7 @@ from sglang.srt.blend.core.step.step import Step, StepLimits
 from sglang.srt.blend.runtime.admission_log import AdmissionLog
 from sglang.srt.blend.runtime.pool import RequestPool
 from sglang.srt.blend.runtime.request import Request
+from sglang.srt.blend.runtime.speculation import observe, tokens_to_come
 from sglang.srt.managers.schedule_policy import SchedulePolicy
 from sglang.srt.mem_cache.base_prefix_cache import BasePrefixCache
 
@@ -67,6 +68,7 @@ class BlendSchedulePolicy(SchedulePolicy):
         pool = self.pool
         self.log.end_step()
         pool.synchronise(waiting_queue)
+        observe(pool.planner.speculation, pool.holding().values())
         self.step = pool.planner.begin_step(
             pool.holders(),
             self.used_tokens(),
@@ -77,6 +79,11 @@ class BlendSchedulePolicy(SchedulePolicy):
         pool.bring_to_front(waiting_queue, self.step)
 
     def used_tokens(self) -> int:
-        """KV tokens that running requests hold, shared prefixes counted once."""
+        """KV tokens that running requests hold or take with their next step, shared prefixes counted once.
+
+        Without speculative decoding, the token of the next step is left out.
+        """
+        planner = self.pool.planner
         free = self.allocator.available_size() + self.tree_cache.evictable_size()
-        return self.pool.planner.kv_capacity - int(free)
+        to_come = tokens_to_come(planner.speculation, self.pool.holding().values())
+        return planner.kv_capacity - int(free) + to_come

@@ -23,6 +23,7 @@ from sglang.srt.blend.runtime.encoder_cost import EncoderCost, media_tokens
 from sglang.srt.blend.runtime.queue_order import QueueOrder
 from sglang.srt.blend.runtime.radix.namespaces import Namespaces
 from sglang.srt.blend.runtime.request import Request
+from sglang.srt.blend.runtime.speculation import observe
 from sglang.srt.blend.runtime.token_ids import fold
 
 EXPECTED_OUTPUT = "blend_expected_output"
@@ -128,6 +129,7 @@ class RequestPool:
         slot = self.slot(req)
         if slot not in self.running:
             return
+        observe(self.planner.speculation, [req])
         if req.finished():
             if not _aborted(req):
                 self.planner.observe(slot, len(req.output_ids))
@@ -152,11 +154,15 @@ class RequestPool:
         self.order.drop(slot)
         self._discard(slot)
 
+    def holding(self) -> dict[int, Request]:
+        """The requests that hold KV, by slot, in order of admission."""
+        if not self._released:
+            return self.running
+        return {slot: req for slot, req in self.running.items() if slot not in self._released}
+
     def holders(self) -> Running:
-        """The requests that hold KV, and how far they are."""
-        running = self.running
-        if self._released:
-            running = {slot: req for slot, req in running.items() if slot not in self._released}
+        """The same, and how far they are."""
+        running = self.holding()
         n = len(running)
         return Running(
             slots=np.fromiter(running, np.int64, n),

@@ -33,6 +33,7 @@ class BlendPrefillAdder(PrefillAdder):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._forecasts = self.blend.policy.limits.forecasts
+        self._ahead = self.blend.planner.speculation.ahead
         self._constructing = True
         super().__init__(*args, **kwargs)
         self._constructing = False
@@ -138,9 +139,9 @@ class BlendPrefillAdder(PrefillAdder):
     def _check_prefill_budget(
         self, req: Request, *, total_tokens: int, **arguments: Any
     ) -> tuple[bool, int | None]:
-        """Of the output that upstream's total includes, only the first token is needed now."""
+        """Of the output in upstream's total, only the first token and those ahead are needed now."""
         if self._forecasts:
-            total_tokens -= max(_reserved_output(req) - 1, 0)
+            total_tokens -= max(_reserved_output(req) - 1 - self._ahead, 0)
         allowed: tuple[bool, int | None] = super()._check_prefill_budget(
             req, total_tokens=total_tokens, **arguments
         )
@@ -150,7 +151,7 @@ class BlendPrefillAdder(PrefillAdder):
         self, prefix_len: int, extend_input_len: int, max_new_tokens: int, *args: Any, **kwargs: Any
     ) -> None:
         if self._forecasts:
-            max_new_tokens = 0
+            max_new_tokens = min(max_new_tokens, self._ahead)
         super()._update_prefill_budget(prefix_len, extend_input_len, max_new_tokens, *args, **kwargs)
 
     def _get_running_request_total_token_offset(self, req: Request) -> int:
@@ -162,7 +163,7 @@ class BlendPrefillAdder(PrefillAdder):
         slot = self.blend.pool.slot(req)
         if slot == UNKNOWN:
             return int(super()._get_running_request_total_token_offset(req))
-        return self._step.steps_left(slot)
+        return self._step.tokens_left(slot)
 
 
 def _result(decision: Decision) -> AddReqResult:

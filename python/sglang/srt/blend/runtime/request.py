@@ -62,6 +62,18 @@ class FinishReason(Protocol):
         """The reason as the API reports it; ``type`` is ``stop``, ``length`` or ``abort``."""
 
 
+class HeldKV(Protocol):
+    """The KV of a request that runs.
+
+    Attributes:
+        kv_committed_len: tokens of it that hold content.
+        kv_allocated_len: tokens for which it has been allocated, as many or more.
+    """
+
+    kv_committed_len: int
+    kv_allocated_len: int
+
+
 class Request(Protocol):
     """A request in upstream's scheduler.
 
@@ -82,10 +94,14 @@ class Request(Protocol):
         multimodal_inputs: media of the prompt; None without any.
         sampling_params: how the answer is sampled and what ends it.
         finished_reason: why the answer ended; None while it has not.
+        kv: what it holds.
+        spec_verify_ct: steps that verified drafts for it, ever; 0 without speculative decoding.
+        spec_num_correct_drafts: drafts that they accepted.
         blend_slot: the request's slot in the planner's `RequestTable`; set when the pool first sees the
             request, and kept after the slot went to another, so only `RequestPool.slot` reads it.
         blend_pool: the `RequestPool` that holds it; upstream's retraction asks it who may be preempted.
         blend_expected: output tokens expected when it was admitted last; None where the request fixes them.
+        blend_verified: ``spec_num_correct_drafts`` and ``spec_verify_ct`` when they were observed last.
     """
 
     rid: str
@@ -103,9 +119,13 @@ class Request(Protocol):
     multimodal_inputs: MultimodalInputs | None
     sampling_params: SamplingParams
     finished_reason: FinishReason | None
+    kv: HeldKV
+    spec_verify_ct: int
+    spec_num_correct_drafts: int
     blend_slot: int
     blend_pool: object
     blend_expected: int | None
+    blend_verified: tuple[int, int]
 
     @property
     def extend_len(self) -> int: ...

@@ -32,6 +32,7 @@ from sglang.srt.blend.runtime.prefill_adder import adder_class
 from sglang.srt.blend.runtime.prometheus import PrometheusGauges
 from sglang.srt.blend.runtime.radix import cache as radix_cache
 from sglang.srt.blend.runtime.radix.namespaces import Namespaces
+from sglang.srt.blend.runtime.speculation import speculation_of
 from sglang.srt.managers.schedule_policy import PrefillAdder
 from sglang.srt.mem_cache.prefill_budget import PrefillBudget
 from sglang.srt.runtime_context import get_disagg, get_exec, get_parallel
@@ -100,6 +101,7 @@ def build(scheduler: Scheduler) -> BlendParts:
         seed=SEED,
         pacer=pacer,
         leader_lag=2 if scheduler.enable_overlap else 1,
+        speculation=speculation_of(scheduler),
     )
     namespaces = Namespaces()
     pool = RequestPool(
@@ -131,7 +133,7 @@ def build(scheduler: Scheduler) -> BlendParts:
         gauges=gauges,
         adder_class=PrefillAdder,
         annotated=radix_cache.attach_planner(scheduler.tree_cache, planner, cost_model, namespaces),
-        clock=None if times is None else PoolClock(times, engine, capacity),
+        clock=None if times is None else PoolClock(times, engine, capacity, planner.speculation),
     )
     blend.adder_class = adder_class(blend)
     return blend
@@ -151,10 +153,15 @@ def _limits(scheduler: Scheduler) -> StepLimits:
 
 
 def _engine(scheduler: Scheduler, name: str) -> str:
-    """How the engine combines the parts of a step; `auto` looks at its flags."""
+    """How the engine combines the parts of a step; `auto` looks at its flags.
+
+    Under speculative decoding a step that prefills yields one token of each request, whatever is drafted. So
+    prefill is not spread over the steps.
+    """
     if name != "auto":
         return name
-    mixed = "mixed" if scheduler.is_mixed_chunk else "alternating"
+    spread = scheduler.is_mixed_chunk and scheduler.spec_algorithm.is_none()
+    mixed = "mixed" if spread else "alternating"
     return "pdmux" if scheduler.server_args.enable_pdmux else mixed
 
 

@@ -51,10 +51,12 @@ class RequestTable:
         sampled: run early to learn its length.
         memory_side: counts on the memory side, while it runs.
         preemptible: runs in KV that is promised to others, and is the first to be retracted.
-        num_waiting: requests that wait.
+        num_waiting, num_running: requests that wait or run.
         arrived: requests that have ever come; the next one has this number.
         waiting_tokens, running_tokens: KV tokens of those that wait or run, when they end; nothing shared.
-        waiting_rows, waiting_reads: as `WorkLeft`, of those that wait.
+        waiting_rows, waiting_reads: tokens to prefill or decode of those that wait, and KV tokens that they
+            read for their output, once for each of its tokens.
+        waiting_output: output tokens among these rows.
     """
 
     _COLUMNS = (
@@ -94,9 +96,9 @@ class RequestTable:
         self.store = TokenStore()
         for name, kind in self._COLUMNS:
             setattr(self, name, np.zeros(0, kind))
-        self.num_waiting = 0
+        self.num_waiting = self.num_running = 0
         self._longest = self._as_long = 0  # see `longest_waiting`; how many that wait are as long
-        self.waiting_tokens = self.waiting_rows = self.waiting_reads = 0.0
+        self.waiting_tokens = self.waiting_rows = self.waiting_reads = self.waiting_output = 0.0
         self.running_tokens = 0.0
         self.arrived = 0
 
@@ -198,6 +200,7 @@ class RequestTable:
     def start_running(self, slot: int, *, shared: int) -> None:
         """A request, already out of the totals, was admitted beside so many tokens of its prompt."""
         self.state[slot] = State.RUNNING
+        self.num_running += 1
         self.running_tokens += self.final_tokens(slot)
         self.shared[slot] = shared
 
@@ -213,6 +216,7 @@ class RequestTable:
             self.num_waiting -= 1
             self._count_one(slot, -1)
         elif state is State.RUNNING:
+            self.num_running -= 1
             self.running_tokens -= self.final_tokens(slot)
         return state
 
@@ -222,7 +226,7 @@ class RequestTable:
 
     def forget_waiting(self) -> None:
         """Start the totals of what waits again; `count_waiting` follows."""
-        self.waiting_tokens = self.waiting_rows = self.waiting_reads = 0.0
+        self.waiting_tokens = self.waiting_rows = self.waiting_reads = self.waiting_output = 0.0
         self._longest = self._as_long = 0
 
     def count_waiting(self, slots: Ints) -> None:
@@ -231,6 +235,7 @@ class RequestTable:
         self.waiting_tokens += float((prompt + output).sum())
         self.waiting_rows += float((prompt - self.shared[slots] + output).sum())
         self.waiting_reads += float((output * (prompt + (output + 1) / 2)).sum())
+        self.waiting_output += float(output.sum())
         self._note_longest(output)
 
     @property
@@ -255,6 +260,7 @@ class RequestTable:
         self.waiting_tokens += sign * float(prompt + output)
         self.waiting_rows += sign * float(prompt - self.shared.item(slot) + output)
         self.waiting_reads += sign * (output * (prompt + (output + 1) / 2))
+        self.waiting_output += sign * float(output)
         if sign < 0 and output == self._longest:
             self._as_long -= 1
 

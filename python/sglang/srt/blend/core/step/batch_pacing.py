@@ -11,7 +11,7 @@ import numpy as np
 
 from sglang.srt.blend.core.cost.pdmux import PdmuxConfig, PdmuxTimes
 from sglang.srt.blend.core.cost.step_time import StepWork
-from sglang.srt.blend.core.step.pacing import LATE, Quota, WorkLeft
+from sglang.srt.blend.core.step.pacing import Quota, WorkLeft
 
 _LARGEST = 16384
 """Tokens of a batch that are considered; upstream's default of --max-prefill-tokens."""
@@ -58,4 +58,4 @@ class BatchPacer:
         turns = max(float(np.ceil(lasts[least] / turn)), 1.0)
         fitting = np.flatnonzero(lasts <= turns * turn)
         tokens = self._tokens[max(int(fitting.max(initial=0)), least)]
-        return Quota(int(tokens), left.density, late=LATE * left.steps(self._capacity))
+        return Quota(int(tokens), left.density, late=left.late(self._capacity))

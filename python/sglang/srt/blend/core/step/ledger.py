@@ -14,6 +14,7 @@ from sglang.srt.blend.core.step.dual_scan import Side
 from sglang.srt.blend.core.step.pacing import WorkLeft
 from sglang.srt.blend.core.step.partition import share_tokens
 from sglang.srt.blend.core.step.scanner import DualScanner
+from sglang.srt.blend.core.step.speculation import Speculation
 
 Ints = NDArray[np.int64]
 
@@ -38,16 +39,21 @@ class Ledger:
 
     Args:
         kv_capacity: KV tokens that requests may hold together.
+        speculation: what a decoding step yields; one token of each request by default.
 
     Attributes:
+        speculation: as given.
         table: the owner of every request's state.
         scanner: both ends of the last plan, and the share of each side that is in use.
         index: which cached prefixes waiting requests need, and when.
     """
 
-    def __init__(self, cost_model: CostModel, kv_capacity: int) -> None:
+    def __init__(
+        self, cost_model: CostModel, kv_capacity: int, speculation: Speculation | None = None
+    ) -> None:
         self.cost_model = cost_model
         self.kv_capacity = kv_capacity
+        self.speculation = speculation or Speculation()
         self.table = RequestTable()
         self.scanner = DualScanner(kv_capacity)
         self.index = PendingIndex()
@@ -130,7 +136,9 @@ class Ledger:
 
     def fits_entirely(self) -> bool:
         """Whether everything that waits fits beside what runs, to its end: then nobody need be delayed."""
-        return self.table.waiting_tokens + self.table.running_tokens <= self.kv_capacity
+        table = self.table
+        ahead = self.speculation.ahead * (table.num_waiting + table.num_running)
+        return table.waiting_tokens + table.running_tokens + ahead <= self.kv_capacity
 
     def progress_of(self, slots: Ints) -> Progress:
         """How far running requests (n,) are, as far as the table knows."""
@@ -149,15 +157,17 @@ class Ledger:
             remaining: (n,) output tokens that each running request has yet to produce.
             context: (n,) KV tokens that each of them reads per step now.
         """
-        table = self.table
+        table, speculation = self.table, self.speculation
+        output = table.waiting_output + float(remaining.sum())
         rows = table.waiting_rows + float(remaining.sum())
         reads = table.waiting_reads + float((remaining * (context + (remaining + 1) / 2)).sum())
         return WorkLeft(
-            rows=rows,
-            kv_reads=reads,
-            longest=float(max(table.longest_waiting, remaining.max(initial=0))),
+            rows=rows + (speculation.rows(output) - output),
+            kv_reads=speculation.steps(reads),
+            longest=speculation.steps(float(max(table.longest_waiting, remaining.max(initial=0)))),
             density=self.cost_model.work_density(rows, reads),
             compute=self.scanner.demand,
+            accept_length=speculation.accept_length,
         )
 
     def density_left(self) -> float:

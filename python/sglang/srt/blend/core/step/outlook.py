@@ -17,6 +17,7 @@ from sglang.srt.blend.core.cost.engines import PoolWork, practical_optimum
 from sglang.srt.blend.core.cost.step_time import StepTimeModel
 from sglang.srt.blend.core.pool.request_table import RequestTable, State
 from sglang.srt.blend.core.step.pacing import WorkLeft
+from sglang.srt.blend.core.step.speculation import Speculation
 from sglang.srt.blend.core.step.step import Running
 
 Ints = NDArray[np.int64]
@@ -95,14 +96,19 @@ class PoolClock:
     Args:
         engine: how it combines the parts of a pass; see `engines`.
         kv_capacity: tokens.
+        speculation: what a decoding step yields, by default one token of each request. What a draft model
+            does is not modelled.
 
     Attributes:
         engine: the same.
     """
 
-    def __init__(self, times: StepTimeModel, engine: str, kv_capacity: int) -> None:
+    def __init__(
+        self, times: StepTimeModel, engine: str, kv_capacity: int, speculation: Speculation | None = None
+    ) -> None:
         self.engine = engine
         self._times, self._capacity = times, kv_capacity
+        self._speculation = speculation or Speculation()
 
     def outlook(self, table: RequestTable, done: WorkDone, running: Running) -> Outlook:
         """Say how far a pool is; O(n) for n requests that wait or run.
@@ -123,27 +129,39 @@ class PoolClock:
             ahead = _ahead(table, running, remaining, PoolWork.of(prompt, expected, shared))
             to_come = np.concatenate([expected, remaining])
             left.append(self.seconds(ahead, _longest(table, slots, to_come, beyond)))
-        shape, hardware = self._times.shape, self._times.hardware
-        flop = 2.0 * shape.gemm_params * (behind.prefill_tokens + behind.decode_rows)
-        flop += 4.0 * shape.attention_width * shape.layers * (behind.prefill_pairs + behind.kv_tokens)
+        compute, memory = self._peak_seconds(self._in_steps(behind))
         return Outlook(
             done=self.seconds(behind, longest_done),
             left=left[0],
             left_high=max(left),
             estimated=_estimated(table, slots, np.concatenate([output, remaining])),
-            compute=flop / hardware.flops,
-            memory=behind.kv_tokens * shape.kv_bytes_per_token / hardware.bandwidth,
+            compute=compute,
+            memory=memory,
         )
+
+    def _peak_seconds(self, work: PoolWork) -> tuple[float, float]:
+        """Seconds of the hardware's peak FLOP/s that work takes, and of its peak bandwidth for KV alone."""
+        shape, hardware = self._times.shape, self._times.hardware
+        flop = 2.0 * shape.gemm_params * (work.prefill_tokens + work.decode_rows)
+        flop += 4.0 * shape.attention_width * shape.layers * (work.prefill_pairs + work.kv_tokens)
+        return flop / hardware.flops, work.kv_tokens * shape.kv_bytes_per_token / hardware.bandwidth
+
+    def _in_steps(self, work: PoolWork) -> PoolWork:
+        """Work that was counted a row and a read of the KV for each token, as steps do it."""
+        rows, kv_tokens = self._speculation.rows(work.decode_rows), self._speculation.steps(work.kv_tokens)
+        return replace(work, decode_rows=rows, kv_tokens=kv_tokens)
 
     def seconds(self, work: PoolWork, longest: int) -> float:
         """Modelled seconds of a pool's work in passes as full as the cache allows.
 
         Args:
-            longest: output tokens of the longest answer, each of which takes a pass.
+            work: a row and a read of the KV for each token.
+            longest: output tokens of the longest answer, which takes the passes that yield them.
         """
         if work.prefill_tokens + work.decode_rows <= 0:
             return 0.0
-        left = WorkLeft(rows=0.0, kv_reads=work.kv_tokens, longest=longest, density=0.0)
+        work, steps = self._in_steps(work), self._speculation.steps(longest)
+        left = WorkLeft(rows=0.0, kv_reads=work.kv_tokens, longest=steps, density=0.0)
         passes = math.ceil(left.steps(self._capacity))
         seconds = practical_optimum(self._times, self.engine, work, min_steps=passes)
         return seconds + passes * self._times.assumptions.step_overhead

@@ -57,9 +57,10 @@ class WorkLeft:
     Attributes:
         rows: prompt tokens to compute and output tokens to decode.
         kv_reads: KV tokens that decoding will read, summed over steps.
-        longest: output tokens of the longest answer to come; it takes a step for each.
+        longest: steps that the longest answer to come takes.
         density: Comp / Mem of all of it.
         compute: of those that wait and are at least as dense as that.
+        accept_length: output tokens that a step yields for each request.
     """
 
     rows: float
@@ -67,6 +68,7 @@ class WorkLeft:
     longest: float
     density: float
     compute: Demand = Demand()
+    accept_length: float = 1.0
 
     def read_steps(self, kv_capacity: float) -> float:
         """Passes that it takes to read all KV with a cache as full as it is on average."""
@@ -75,6 +77,10 @@ class WorkLeft:
     def steps(self, kv_capacity: float) -> float:
         """Passes that this takes at least, 1 or more."""
         return max(self.longest, self.read_steps(kv_capacity), 1.0)
+
+    def late(self, kv_capacity: float) -> float:
+        """Output tokens from which on an answer would end last if it waited."""
+        return LATE * self.steps(kv_capacity) * self.accept_length
 
     def prefill_steps(self, kv_capacity: float) -> float:
         """Passes among which to spread prefill, 1 or more: its last ones must end before the last pass."""
@@ -182,7 +188,7 @@ class Pacer:
         return self._weights + float(self._times.decode_attention(kv_tokens))
 
     def quota(self, left: WorkLeft, *, decode_rows: int, kv_tokens: float) -> Quota:
-        """Prefill for a step that decodes `decode_rows` requests with `kv_tokens` of KV.
+        """Prefill for a step that computes `decode_rows` to decode requests with `kv_tokens` of KV.
 
         Whole tiles, decode rows included; the remainder is owed to the next step.
         """
@@ -201,7 +207,7 @@ class Pacer:
             whole = max(float(sizes[np.searchsorted(sizes, wanted, side="right") - 1]), float(begun))
         # A step cannot decode less; what it does beyond its rows is not made up for by a later pause.
         self._owed = max(wanted - max(whole, decode_rows), 0.0)
-        return Quota(max(int(whole) - decode_rows, 0), left.density, late=LATE * steps)
+        return Quota(max(int(whole) - decode_rows, 0), left.density, late=left.late(self._capacity))
 
     def _sizes(self, kv_tokens: float) -> NDArray[np.float64]:
         """Rows of which a step should have one number, increasing from 0."""

@@ -20,8 +20,8 @@ class Holders:
 
     Attributes:
         slots: requests.
-        remaining: steps until each is expected to give its KV back, 1 or more.
-        released: KV tokens that each alone holds now.
+        remaining: output tokens until each is expected to give its KV back, 1 or more.
+        released: KV tokens that each alone holds now, those `ahead` left out.
         memory_side: whether each counts on the memory side.
         preemptible: whether each runs in KV that is promised to others.
     """
@@ -41,7 +41,7 @@ class Outlook:
     memory: KVForecast
 
     def add(self, side: Side, new_tokens: int, remaining: int) -> None:
-        """A request of a side takes `new_tokens` of KV now and ends in `remaining` steps."""
+        """A request of a side takes `new_tokens` of KV now and ends `remaining` output tokens later."""
         self.everybody.add(new_tokens, remaining)
         if side is Side.MEMORY:
             self.memory.add(new_tokens, remaining)
@@ -62,6 +62,7 @@ class Room:
     Args:
         holders: who runs. Preemptible ones count for nobody else; those that fit after all are kept.
         used: KV tokens held now, shared prefixes counted once.
+        ahead: KV tokens that each request holds beyond those that it has generated; part of `used`.
         margin: KV tokens by which use may turn out higher than estimates say.
         reserve: KV tokens that the memory side leaves to the compute side.
         outlasting: output tokens; an answer of that many or more outlasts all other work.
@@ -77,13 +78,14 @@ class Room:
         holders: Holders,
         *,
         used: int,
+        ahead: int,
         margin: int,
         reserve: int,
         outlasting: float,
         capacity: int,
         page_size: int,
     ) -> None:
-        self._used, self._margin, self._reserve = used, margin, reserve
+        self._used, self._ahead, self._margin, self._reserve = used, ahead, margin, reserve
         self._outlasting, self._capacity, self._page_size = outlasting, capacity, page_size
         preemptible = holders.preemptible
         # Without preemptible requests: they leave when others need their room.
@@ -97,27 +99,28 @@ class Room:
             held, left = int(holders.released[i]), int(holders.remaining[i])
             if self.fits(Side.MEMORY, held, left):
                 self.kept.append(int(holders.slots[i]))
-                self._promised.add(Side.MEMORY, held, left)
+                self._promised.add(Side.MEMORY, held + ahead, left)
 
     def fits(self, side: Side, new_tokens: int, remaining: int) -> bool:
         """Whether KV use stays within bounds until a request ends that is added now.
 
         Args:
-            new_tokens: KV tokens that it takes now.
-            remaining: steps until its end.
+            new_tokens: KV tokens that it takes now, those ahead left out.
+            remaining: output tokens until its end.
         """
         return all(
-            forecast.peak_with(new_tokens, remaining) <= tokens
+            forecast.peak_with(new_tokens + self._ahead, remaining) <= tokens
             for forecast, tokens in self._bounds(side, remaining)
         )
 
     def longest(self, new_tokens: int) -> int:
-        """Steps that a memory-side request of `new_tokens` may take at most to fit; negative if none may."""
+        """Output tokens that a memory-side request of `new_tokens` may have to fit; negative if none may."""
+        new_tokens += self._ahead
         return min(forecast.longest(new_tokens, tokens) for forecast, tokens in self._bounds(Side.MEMORY, 0))
 
     def longest_visit(self, new_tokens: int) -> int:
-        """Steps that a preemptible request of `new_tokens` could stay beside everybody."""
-        tokens = self._tokens(self._crowded)
+        """Output tokens for which a preemptible request of `new_tokens` could stay beside everybody."""
+        new_tokens, tokens = new_tokens + self._ahead, self._tokens(self._crowded)
         return min(
             self._crowded.everybody.longest(new_tokens, tokens),
             self._crowded.memory.longest(new_tokens, tokens - self._reserve),
@@ -133,9 +136,9 @@ class Room:
         alone = self._crowded is self._promised
         if preemptible and alone:
             self._crowded = self._promised.copy()
-        self._crowded.add(side, new_tokens, remaining)
+        self._crowded.add(side, new_tokens + self._ahead, remaining)
         if not preemptible and not alone:
-            self._promised.add(side, new_tokens, remaining)
+            self._promised.add(side, new_tokens + self._ahead, remaining)
 
     def _bounds(self, side: Side, remaining: int) -> list[tuple[KVForecast, int]]:
         """Forecasts that one more request of a side must keep within so many KV tokens."""
@@ -151,7 +154,7 @@ class Room:
 
     def _outlook(self, holders: Holders, present: NDArray[np.bool_]) -> Outlook:
         """The outlook of some of the holders, as if the others had given their KV back."""
-        remaining, released = holders.remaining, holders.released
+        remaining, released = holders.remaining, holders.released + self._ahead
         memory, compute = present & holders.memory_side, present & ~holders.memory_side
         held = self._used - int(released[~present].sum())
         return Outlook(

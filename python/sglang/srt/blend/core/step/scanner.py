@@ -51,11 +51,12 @@ class DualScanner:
 
     # ---------------------------------------------------------------- the order
 
-    def load(self, order: ScanOrder, dense: float | None = None) -> None:
+    def load(self, order: ScanOrder, dense: float | None = None, accept_length: float = 1.0) -> None:
         """Start over with a new order of waiting requests; running requests keep their accounts.
 
         Args:
             dense: density from which on requests count as compute side in `demand`; by default the root's.
+            accept_length: output tokens that a step yields for each request.
         """
         n = len(order.slots)
         self._order, self.num_waiting = order, n
@@ -66,7 +67,7 @@ class DualScanner:
         self._proposed = {}
         dense = self.root_density if dense is None else dense
         self._dense_share = np.where(order.density >= dense, order.share, 0.0)
-        self._dense_token_steps = self._dense_share * (order.output + IDLE_STEPS)
+        self._dense_token_steps = self._dense_share * (order.output / accept_length + IDLE_STEPS)
         self.demand = Demand(float(self._dense_share.sum()), float(self._dense_token_steps.sum()))
 
     @property

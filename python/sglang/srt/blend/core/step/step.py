@@ -81,7 +81,7 @@ class Step:
         ledger: who waits and runs; `admitted` writes to it.
         memory: what earlier steps have left.
         progress: of the requests that hold KV, in order of admission.
-        used_tokens: KV tokens that they hold, shared prefixes counted once.
+        used_tokens: KV tokens that they hold, those ahead included, shared prefixes counted once.
         limits: of the engine.
         quota: what the compute side should prefill; None leaves it to the engine's limits.
         surplus: prompt tokens that are proposed beyond the quota, to replace those who wait for a prefix.
@@ -115,6 +115,7 @@ class Step:
         self.everything_fits, self._one_line = everything_fits, one_line
         self.paced = quota is not None
         self._ledger, self._memory, self._limits = ledger, memory, limits
+        self._ahead, self._late = ledger.speculation.ahead, ledger.speculation.tokens(LATE_STEPS)
         self._progress = progress
         self._admitted: list[int] = []  # since `progress` was read
         self._used = used_tokens
@@ -221,7 +222,7 @@ class Step:
         if cut and self._would_trap_somebody(decision.slot):
             return self._side_is_full(decision, Reason.NO_ROOM)
         room = self._room = self._room or self._look_ahead(decision.unheld_tokens)
-        if room.fits(side, decision.new_tokens, self.steps_left(decision.slot)):
+        if room.fits(side, decision.new_tokens, self.tokens_left(decision.slot)):
             return decision.because(Verdict.ADMIT, Reason.FITS)
         if side is Side.MEMORY and self._worth_preemption(room, decision.new_tokens):
             return decision.because(Verdict.ADMIT_PREEMPTIBLE, Reason.WORTH_PREEMPTION)
@@ -231,7 +232,7 @@ class Step:
         """Whether somebody who runs might never end beside a prompt that is computed in chunks."""
         table, slots = self._ledger.table, self._running().slots
         prompt = table.store.length.item(slot) + table.generated.item(slot)
-        at_worst = int((table.store.length[slots] + table.max_new[slots]).max(initial=0))
+        at_worst = int((table.store.length[slots] + table.max_new[slots]).max(initial=0)) + self._ahead
         page_size, capacity = self._limits.page_size, self._ledger.kv_capacity
         return not both_end(prompt, at_worst, page_size=page_size, capacity=capacity)
 
@@ -250,7 +251,7 @@ class Step:
             memory.longest_fit = 0
             if self._room is not None:
                 longest = self._room.longest(decision.new_tokens + decision.unheld_tokens)
-                memory.longest_fit = max(longest - LATE_STEPS, 0)
+                memory.longest_fit = max(longest - self._late, 0)
         if memory.longest_fit == 0 and len(memory.full_sides) == len(Side):
             return decision.because(Verdict.ENOUGH, reason)
         return self._pass_over(decision, Verdict.SIDE_FULL, reason)
@@ -263,17 +264,17 @@ class Step:
         """
         if self._overlaps:
             return False
-        steps = room.longest_visit(new_tokens)
-        if steps <= LATE_STEPS:
+        tokens = room.longest_visit(new_tokens)
+        if tokens <= self._late:
             return False
         cost = self._ledger.cost_model
-        saved = steps * cost.weight_time / (room.requests + 1)
-        return saved > PREEMPTION_GAIN * float(cost.prefix_comp(new_tokens + steps))
+        saved = self._ledger.speculation.steps(tokens) * cost.weight_time / (room.requests + 1)
+        return saved > PREEMPTION_GAIN * float(cost.prefix_comp(new_tokens + tokens))
 
-    def steps_left(self, slot: int) -> int:
-        """Steps until a request is expected to give its KV back if it runs from now on."""
+    def tokens_left(self, slot: int) -> int:
+        """Output tokens until a request is expected to give its KV back if it runs from now on."""
         table = self._ledger.table
-        return max(table.expected(slot) - table.generated.item(slot), 1) + LATE_STEPS
+        return max(table.expected(slot) - table.generated.item(slot), 1) + self._late
 
     def _look_ahead(self, unheld_tokens: int) -> Room:
         """The room beside everybody who runs, made when it is first asked for.
@@ -281,21 +282,19 @@ class Step:
         Args:
             unheld_tokens: of the request that asks; the engine holds them while it looks.
         """
-        ledger, table = self._ledger, self._ledger.table
-        progress = self._running()
-        slots, remaining = progress.slots, progress.remaining
+        ledger, table, progress = self._ledger, self._ledger.table, self._running()
+        slots, remaining = progress.slots, progress.remaining + self._late
         released = progress.context - table.shared[slots]
-        work = ledger.work_left(remaining, progress.context)
+        work = ledger.work_left(progress.remaining, progress.context)
         reserve = work.compute_reserve(ledger.kv_capacity) if self.paced else ledger.scanner.compute_share()
         margin = 0 if self.everything_fits else int(DEVIATIONS * table.spread(slots, released))
         room = Room(
-            Holders(
-                slots, remaining + LATE_STEPS, released, table.memory_side[slots], table.preemptible[slots]
-            ),
+            Holders(slots, remaining, released, table.memory_side[slots], table.preemptible[slots]),
             used=self._used + unheld_tokens,
+            ahead=self._ahead,
             margin=margin,
             reserve=int(reserve),
-            outlasting=work.read_steps(ledger.kv_capacity),
+            outlasting=work.read_steps(ledger.kv_capacity) * work.accept_length,
             capacity=ledger.kv_capacity,
             page_size=self._limits.page_size,
         )
@@ -328,7 +327,7 @@ class Step:
         if line is Side.MEMORY and longest is not None and table.expected(slot) > longest:
             memory.longest_fit = None
         if self._room is not None:
-            self._room.add(line, tokens, self.steps_left(slot), preemptible=preemptible)
+            self._room.add(line, tokens, self.tokens_left(slot), preemptible=preemptible)
         side = self._ledger.admit(slot, shared_tokens)
         table.preemptible[slot] = preemptible
         memory.admitted()
@@ -371,6 +370,7 @@ class Step:
         """A request takes KV and prefills; prefill of any side is prefill of this step."""
         if slot is not None:
             self._admitted.append(slot)
+            self._used += self._ahead
         self._used += tokens
         self._idle, self._began = False, True
         self._quota = max(self._quota - prefill_tokens, 0)

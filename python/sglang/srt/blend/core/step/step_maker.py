@@ -139,6 +139,6 @@ class StepMaker:
             return None
         return self._pacer.quota(
             self._ledger.work_left(progress.remaining, progress.context),
-            decode_rows=len(progress.slots),
+            decode_rows=self._ledger.speculation.draft_tokens * len(progress.slots),
             kv_tokens=float(progress.context.sum()),
         )
