@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from pools import mixed_pool, planner_for, pool, random_pool
 from sglang.srt.blend.core.order.plan import PlannerOptions
 from sglang.srt.blend.core.pool.pending_index import NEVER
+from sglang.srt.blend.core.pool.request_table import State
 from sglang.srt.blend.core.step.dual_scan import Side
 
 seeds = st.integers(0, 10**6)
@@ -287,19 +288,36 @@ def test_a_server_that_never_needs_a_plan_does_not_grow():
 def test_steps_left_are_those_of_the_longest_that_still_waits():
     planner = planner_for(pool([[i] for i in range(4)], [9, 7, 7, 3]))
     planner.replan()
-    none = np.zeros(0, np.int64)
-    longest = [planner.ledger.work_left(none, none).longest]
+    none = planner.ledger.progress_of(np.zeros(0, np.int64))
+    longest = [planner.ledger.work_left(none).longest]
     for slot in range(4):
         planner.admit(slot)
-        longest.append(planner.ledger.work_left(none, none).longest)
+        longest.append(planner.ledger.work_left(none).longest)
     assert longest == [9, 7, 7, 3, 0]
     planner.ledger.progress(np.array([1, 3]), np.array([2, 1]))
     for slot, left in ((3, 2), (1, 5)):
         planner.retract(slot)
-        assert planner.ledger.work_left(none, none).longest == left
+        assert planner.ledger.work_left(none).longest == left
     pool([[9], [8]], [5, 4]).add_to(planner)
     planner.remove(1)
-    assert planner.ledger.work_left(none, none).longest == 5
+    assert planner.ledger.work_left(none).longest == 5
+
+
+def test_a_shared_prefix_is_held_once_and_read_by_all_who_share_it():
+    planner = planner_for(pool([[7] * 99 + [i] for i in range(10)], 20))
+    planner.replan()
+
+    def left():
+        running = np.flatnonzero(planner.table.state == State.RUNNING)
+        return planner.ledger.work_left(planner.ledger.progress_of(running))
+
+    own = 20 * (1 + 21 / 2)  # a prompt's last token and the answer, once for each token of the answer
+    for _ in ("waiting", "running"):
+        assert left().kv_reads == 10 * (20 * 99 + own)
+        assert left().kv_held == 20 * 99 + 10 * own
+        assert left().full_steps(1000) == pytest.approx((20 * 99 + 10 * own) / 700)
+        for slot in planner.propose(10):
+            planner.admit(slot, planner.table.shared.item(slot))
 
 
 def test_stale_counts_arrivals_and_answers():

@@ -152,8 +152,7 @@ def test_a_pool_that_fits_without_its_drafts_alone_does_not_fit_entirely():
 def work_left(speculation, *, outputs=(400, 100)):
     planner = planner_for(pool([[i] * 500 for i in range(40)], [*outputs] * 20), kv_capacity=10**7)
     with_speculation(planner, speculation).replan()
-    nobody = np.zeros(0, np.int64)
-    return planner.ledger.work_left(nobody, nobody)
+    return planner.ledger.work_left(planner.ledger.progress_of(np.zeros(0, np.int64)))
 
 
 @pytest.mark.parametrize("accept_length", [2, 4])

@@ -57,6 +57,7 @@ class RequestTable:
         waiting_rows, waiting_reads: tokens to prefill or decode of those that wait, and KV tokens that they
             read for their output, once for each of its tokens.
         waiting_output: output tokens among these rows.
+        waiting_held: KV tokens that they hold, once for each output token; what they share is held by others.
     """
 
     _COLUMNS = (
@@ -98,7 +99,8 @@ class RequestTable:
             setattr(self, name, np.zeros(0, kind))
         self.num_waiting = self.num_running = 0
         self._longest = self._as_long = 0  # see `longest_waiting`; how many that wait are as long
-        self.waiting_tokens = self.waiting_rows = self.waiting_reads = self.waiting_output = 0.0
+        self.waiting_tokens = self.waiting_rows = self.waiting_reads = 0.0
+        self.waiting_output = self.waiting_held = 0.0
         self.running_tokens = 0.0
         self.arrived = 0
 
@@ -226,7 +228,8 @@ class RequestTable:
 
     def forget_waiting(self) -> None:
         """Start the totals of what waits again; `count_waiting` follows."""
-        self.waiting_tokens = self.waiting_rows = self.waiting_reads = self.waiting_output = 0.0
+        self.waiting_tokens = self.waiting_rows = self.waiting_reads = 0.0
+        self.waiting_output = self.waiting_held = 0.0
         self._longest = self._as_long = 0
 
     def count_waiting(self, slots: Ints) -> None:
@@ -236,6 +239,7 @@ class RequestTable:
         self.waiting_rows += float((prompt - self.shared[slots] + output).sum())
         self.waiting_reads += float((output * (prompt + (output + 1) / 2)).sum())
         self.waiting_output += float(output.sum())
+        self.waiting_held += float((output * (prompt - self.shared[slots] + (output + 1) / 2)).sum())
         self._note_longest(output)
 
     @property
@@ -261,6 +265,7 @@ class RequestTable:
         self.waiting_rows += sign * float(prompt - self.shared.item(slot) + output)
         self.waiting_reads += sign * (output * (prompt + (output + 1) / 2))
         self.waiting_output += sign * float(output)
+        self.waiting_held += sign * (output * (prompt - self.shared.item(slot) + (output + 1) / 2))
         if sign < 0 and output == self._longest:
             self._as_long -= 1
 

@@ -150,20 +150,23 @@ class Ledger:
             remaining=np.maximum(table.expected_many(slots) - generated, 1),
         )
 
-    def work_left(self, remaining: Ints, context: Ints) -> WorkLeft:
+    def work_left(self, progress: Progress) -> WorkLeft:
         """What running and waiting requests will still do.
 
         Args:
-            remaining: (n,) output tokens that each running request has yet to produce.
-            context: (n,) KV tokens that each of them reads per step now.
+            progress: of those that run.
         """
+        remaining, context = progress.remaining, progress.context
         table, speculation = self.table, self.speculation
         output = table.waiting_output + float(remaining.sum())
         rows = table.waiting_rows + float(remaining.sum())
         reads = table.waiting_reads + float((remaining * (context + (remaining + 1) / 2)).sum())
+        own = context - table.shared[progress.slots]
+        held = table.waiting_held + float((remaining * (own + (remaining + 1) / 2)).sum())
         return WorkLeft(
             rows=rows + (speculation.rows(output) - output),
             kv_reads=speculation.steps(reads),
+            kv_held=speculation.steps(held),
             longest=speculation.steps(float(max(table.longest_waiting, remaining.max(initial=0)))),
             density=self.cost_model.work_density(rows, reads),
             compute=self.scanner.demand,
@@ -176,7 +179,7 @@ class Ledger:
         running = np.flatnonzero(table.state == State.RUNNING)
         generated = table.generated[running]
         remaining = np.maximum(table.expected_many(running) - generated, 0)
-        return self.work_left(remaining, table.store.length[running] + generated).density
+        return self.work_left(Progress(running, table.store.length[running] + generated, remaining)).density
 
     def _check(self) -> None:
         """The scanner and the index agree with the table about who waits and who runs."""

@@ -60,6 +60,8 @@ class WorkLeft:
         longest: steps that the longest answer to come takes.
         density: Comp / Mem of all of it.
         compute: of those that wait and are at least as dense as that.
+        kv_held: KV tokens that they will hold, summed over steps; a shared prefix, which all its requests
+            read, is held once. None is as many as are read.
         accept_length: output tokens that a step yields for each request.
     """
 
@@ -68,15 +70,16 @@ class WorkLeft:
     longest: float
     density: float
     compute: Demand = Demand()
+    kv_held: float | None = None
     accept_length: float = 1.0
 
-    def read_steps(self, kv_capacity: float) -> float:
-        """Passes that it takes to read all KV with a cache as full as it is on average."""
-        return self.kv_reads / (_FILL * kv_capacity)
+    def full_steps(self, kv_capacity: float) -> float:
+        """Passes that it takes to hold all KV as long as it is read, with a cache as full as on average."""
+        return (self.kv_reads if self.kv_held is None else self.kv_held) / (_FILL * kv_capacity)
 
     def steps(self, kv_capacity: float) -> float:
         """Passes that this takes at least, 1 or more."""
-        return max(self.longest, self.read_steps(kv_capacity), 1.0)
+        return max(self.longest, self.full_steps(kv_capacity), 1.0)
 
     def late(self, kv_capacity: float) -> float:
         """Output tokens from which on an answer would end last if it waited."""

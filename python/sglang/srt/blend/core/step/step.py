@@ -285,7 +285,7 @@ class Step:
         ledger, table, progress = self._ledger, self._ledger.table, self._running()
         slots, remaining = progress.slots, progress.remaining + self._late
         released = progress.context - table.shared[slots]
-        work = ledger.work_left(progress.remaining, progress.context)
+        work = ledger.work_left(progress)
         reserve = work.compute_reserve(ledger.kv_capacity) if self.paced else ledger.scanner.compute_share()
         margin = 0 if self.everything_fits else int(DEVIATIONS * table.spread(slots, released))
         room = Room(
@@ -294,7 +294,7 @@ class Step:
             ahead=self._ahead,
             margin=margin,
             reserve=int(reserve),
-            outlasting=work.read_steps(ledger.kv_capacity) * work.accept_length,
+            outlasting=work.full_steps(ledger.kv_capacity) * work.accept_length,
             capacity=ledger.kv_capacity,
             page_size=self._limits.page_size,
         )
