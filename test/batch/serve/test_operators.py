@@ -1,20 +1,30 @@
 """What operators set and see: quotas, TLS, metrics, health and the status page."""
 
 import base64
+import datetime
 import hashlib
+import ipaddress
 import re
-import shutil
 import ssl
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import httpx
 import openai
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.x509.oid import NameOID
 from echo_jobs import SECONDS, request
+from fastapi.testclient import TestClient
 from prometheus_client.parser import text_string_to_metric_families
 from services import EchoService, counts, create, lines, wait_for, wait_until
 
+from sglang.batch.serve.api import make_app
 from sglang.batch.serve.speeds import HEIGHT, WIDTH, Speeds
 from sglang.batch.serve.sums import Totals
 
@@ -74,6 +84,8 @@ def test_health_is_that_of_the_engine(service: EchoService) -> None:
     client = service.start()
     wait_for(client, create(client, lines(1)).id)
     assert httpx.get(root(service) + "/health").status_code == 200
+    starting: Any = SimpleNamespace(engine_up=lambda: False)
+    assert TestClient(make_app(starting)).get("/health").status_code == 503
 
 
 def test_the_page_shows_a_key_its_own_batches_and_needs_no_script(
@@ -144,16 +156,22 @@ def test_a_day_has_so_many_tokens(service: EchoService) -> None:
     assert 0 < int(refused.value.response.headers["retry-after"]) <= 86_400
 
 
+def write_certificate(certificate: Path, key: Path) -> None:
+    """A certificate for 127.0.0.1 that signs itself, and its key."""
+    secret = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
+    now = datetime.datetime.now(datetime.UTC)
+    address = x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))])
+    builder = x509.CertificateBuilder(name, name, secret.public_key(), x509.random_serial_number())
+    builder = builder.not_valid_before(now - datetime.timedelta(days=1))
+    builder = builder.not_valid_after(now + datetime.timedelta(days=1)).add_extension(address, critical=False)
+    certificate.write_bytes(builder.sign(secret, hashes.SHA256()).public_bytes(Encoding.PEM))
+    key.write_bytes(secret.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+
+
 def test_tls_is_served_with_a_certificate(service: EchoService, tmp_path: Path) -> None:
-    if shutil.which("openssl") is None:
-        pytest.skip("makes its certificate with openssl")
     certificate, key = tmp_path / "cert.pem", tmp_path / "key.pem"
-    subprocess.run(
-        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost"]
-        + ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(key), "-out", str(certificate)],
-        check=True,
-        capture_output=True,
-    )
+    write_certificate(certificate, key)
     service.start("--ssl-certfile", str(certificate), "--ssl-keyfile", str(key))
     assert re.match(r"https://127\.0\.0\.1:\d+/v1", service.url)
     trusting = ssl.create_default_context(cafile=str(certificate))

@@ -191,7 +191,7 @@ async def upload_file(request: Request, service: Running, owner: Owner) -> FileO
     except BadUpload as error:
         raise Refused(400, str(error)) from error
     except TooLarge as error:
-        raise Refused(413, f"file: has more than the {limit:,} bytes that are left", "file") from error
+        raise Refused(413, f"file: has more than {limit:,} bytes", "file") from error
     try:
         if (purpose := uploaded.fields.get("purpose")) != "batch":
             raise Refused(400, "purpose: must be batch", "purpose")

@@ -35,7 +35,6 @@ class Shown:
     id: str
     status: str
     endpoint: str
-    model: str
     total: int
     answered: int
     failed: int
@@ -82,7 +81,6 @@ def _shown(row: BatchRow, tally: Tally | None) -> Shown:
         id=row.id,
         status=row.status,
         endpoint=row.request.endpoint,
-        model=row.model or "",
         total=total,
         answered=answered,
         failed=failed,
