@@ -181,9 +181,10 @@ def ablations(records: Sequence[Record]) -> dict[str, dict[str, float]]:
 
 
 def write_csv(path: Path, records: Sequence[Record]) -> None:
+    """Write records, of which older ones may lack columns."""
     if records:
         with path.open("w", newline="") as file:
-            writer = csv.DictWriter(file, list(records[0]))
+            writer = csv.DictWriter(file, list(dict.fromkeys(name for record in records for name in record)))
             writer.writeheader()
             writer.writerows(records)
 

@@ -41,7 +41,7 @@ def test_engines_of_upstream_come_first_each_with_its_strongest_runs():
 
 
 def test_figures_are_of_the_best_and_the_bound_says_what_is_out_of_reach():
-    figures = engines.summary(engines.best(TABLE))
+    figures = engines.summary(TABLE)
     assert figures["blend over upstream's best, pdmux, mean"] == 1.25
     assert figures["blend, pdmux over mixed, mean"] == 1.0
     assert figures["the same if pdmux reached its bound"] == pytest.approx(80 / 64)
@@ -49,6 +49,13 @@ def test_figures_are_of_the_best_and_the_bound_says_what_is_out_of_reach():
     assert "NanoFlow-like; not in upstream" in text
     assert "bar 1.20   (simulated)" in text
     assert "bar 1.10, missed" in text
+
+
+def test_jobs_do_not_count_among_traces():
+    jobs = [{**run, "trace": 0, "job": "agents", "seconds": 2 * run["seconds"]} for run in TABLE[:-1]]
+    figures = engines.summary(TABLE + jobs)
+    assert figures["blend over upstream's best, pdmux, mean"] == 1.25
+    assert figures["jobs: blend over upstream's best, pdmux, mean"] == pytest.approx(100 / 90)
 
 
 def test_the_result_names_its_command_and_every_runs_seed_and_commit(tmp_path):

@@ -287,3 +287,8 @@ def test_a_mix_that_cannot_be_ends_with_what_is_wrong(monkeypatch, tmp_path, mod
     monkeypatch.setattr("sys.argv", ["table", *arguments])
     with pytest.raises(SystemExit, match="error: density 1.4 with sharing 0.35: no mix"):
         module.main()
+
+
+def test_a_csv_holds_records_that_lack_later_columns(tmp_path):
+    report.write_csv(tmp_path / "t.csv", [{"trace": 1}, {"trace": 0, "job": "agents"}])
+    assert (tmp_path / "t.csv").read_text().split() == ["trace,job", "1,", "0,agents"]
