@@ -9,8 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sglang.batch.plan.prompts import BadLine, Prompts
-from sglang.srt.blend.core.pool.request_table import PRIOR_OUTPUT_TOKENS
 from sglang.srt.blend.core.pool.workload import Workload
+
+OPEN_OUTPUT_TOKENS = 512
+"""Of an answer that nothing is known of, not even a cap."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,7 @@ def assume_answers(prompts: Prompts, *, output_tokens: int | None, longest: int)
         )
         for i in np.flatnonzero(~fits)
     )
-    open_tokens = output_tokens or PRIOR_OUTPUT_TOKENS
+    open_tokens = output_tokens or OPEN_OUTPUT_TOKENS
     cap, known = prompts.cap, prompts.known
     likely = np.where(cap > 0, np.minimum(cap, output_tokens or cap), open_tokens)
     room = np.maximum(longest - length, 1)

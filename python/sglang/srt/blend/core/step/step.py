@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sglang.srt.blend.core.step.dual_scan import Side
+from sglang.srt.blend.core.step.forecast import PARTS
 from sglang.srt.blend.core.step.leaders import NO_PREFIX, PrefixKeys
 from sglang.srt.blend.core.step.ledger import Ledger, Progress
 from sglang.srt.blend.core.step.pacing import Quota
@@ -35,7 +36,7 @@ Ints = NDArray[np.int64]
 LATE_STEPS = 2
 """Steps by which the scheduler sees an ended request later than its output length tells."""
 
-DEVIATIONS = 3.0
+DEVIATIONS = 2.0
 """Standard deviations of what running requests will hold that stay free, for retractions compute twice."""
 
 PREEMPTION_GAIN = 1.5
@@ -263,11 +264,10 @@ class Step:
         if self._overlaps:
             return False
         steps = room.longest_visit(new_tokens)
-        if steps <= LATE_STEPS:
-            return False
         cost = self._ledger.cost_model
         saved = steps * cost.weight_time / (room.requests + 1)
-        return saved > PREEMPTION_GAIN * float(cost.prefix_comp(new_tokens + steps))
+        again = float(cost.prefix_comp(max(new_tokens + steps, 0)))
+        return steps > LATE_STEPS and saved > PREEMPTION_GAIN * again
 
     def steps_left(self, slot: int) -> int:
         """Steps until a request is expected to give its KV back if it runs from now on."""
@@ -280,19 +280,21 @@ class Step:
         Args:
             unheld_tokens: of the request that asks; the engine holds them while it looks.
         """
-        ledger, table = self._ledger, self._ledger.table
-        progress = self._running()
-        slots, remaining = progress.slots, progress.remaining
-        released = progress.context - table.shared[slots]
-        work = ledger.work_left(remaining, progress.context)
+        ledger, table, progress = self._ledger, self._ledger.table, self._running()
+        slots, work = progress.slots, ledger.work_left(progress)
         reserve = work.compute_reserve(ledger.kv_capacity) if self.paced else ledger.scanner.compute_share()
-        margin = 0 if self.everything_fits else int(DEVIATIONS * table.spread(slots, released))
+        holders = Holders(
+            slots,
+            progress.remaining + LATE_STEPS,
+            ends=np.maximum(table.ends(slots, PARTS), 1) + LATE_STEPS,
+            released=progress.context - table.shared[slots],
+            memory_side=table.memory_side[slots],
+            preemptible=table.preemptible[slots],
+        )
         room = Room(
-            Holders(
-                slots, remaining + LATE_STEPS, released, table.memory_side[slots], table.preemptible[slots]
-            ),
+            holders,
             used=self._used + unheld_tokens,
-            margin=margin,
+            deviations=0.0 if self.everything_fits else DEVIATIONS,
             reserve=int(reserve),
             outlasting=work.read_steps(ledger.kv_capacity),
             capacity=ledger.kv_capacity,
