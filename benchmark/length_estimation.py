@@ -145,7 +145,7 @@ class _ObservedPlans:
             replan(planner)
             self._note(planner.table)
 
-        Planner.replan = observed  # type: ignore[method-assign]
+        Planner.replan = observed  # type: ignore[assignment, method-assign]
         return self.calibration
 
     def __exit__(self, *_: object) -> None:

@@ -103,8 +103,7 @@ class Planner:
         self._window: OrderedWindow | None = None
         self._completions = 0
         self._unplanned = 0
-        self._steps_begun = self._looked_at = 0  # since many arrived, and when the last plan was made
-        self._open = False  # whether lengths of what waits were unknown at the last plan
+        self._steps_begun, self._looked_at, self._open = 0, 0, False  # see `stale`
         self._largest_plan = 0  # requests
         self._largest_sharing = self._largest_density = 0.0
 
@@ -191,6 +190,7 @@ class Planner:
         if generated is not None:
             self.ledger.progress(np.array([slot]), np.array([generated]))
         self.ledger.retract(slot)
+        self._steps.memory.retractions += 1
         self._steps.memory.somebody_left()
         self._unplanned += 1
 

@@ -36,7 +36,7 @@ Ints = NDArray[np.int64]
 LATE_STEPS = 2
 """Steps by which the scheduler sees an ended request later than its output length tells."""
 
-DEVIATIONS = 2.0
+DEVIATIONS = 2.5
 """Standard deviations of what running requests will hold that stay free, for retractions compute twice."""
 
 PREEMPTION_GAIN = 1.5
@@ -223,7 +223,7 @@ class Step:
         room = self._room = self._room or self._look_ahead(decision.unheld_tokens)
         if room.fits(side, decision.new_tokens, self.steps_left(decision.slot)):
             return decision.because(Verdict.ADMIT, Reason.FITS)
-        if side is Side.MEMORY and self._worth_preemption(room, decision.new_tokens):
+        if side is Side.MEMORY and self._worth_preemption(room, decision):
             return decision.because(Verdict.ADMIT_PREEMPTIBLE, Reason.WORTH_PREEMPTION)
         return self._side_is_full(decision, Reason.NO_ROOM)
 
@@ -255,19 +255,20 @@ class Step:
             return decision.because(Verdict.ENOUGH, reason)
         return self._pass_over(decision, Verdict.SIDE_FULL, reason)
 
-    def _worth_preemption(self, room: Room, new_tokens: int) -> bool:
+    def _worth_preemption(self, room: Room, decision: Decision) -> bool:
         """Whether a request should begin in room that it has to leave to others before it ends.
 
         Until then its rows share what a step costs however few it has. What it holds when it leaves is
         computed once more. Not where prefill and steps hide behind each other: nothing is fixed there.
         """
-        if self._overlaps:
+        table, new_tokens = self._ledger.table, decision.new_tokens
+        known = table.known.item(decision.slot) > 0
+        if self._overlaps or not (known or self._memory.may_preempt(int(table.preemptible.sum()))):
             return False
-        steps = room.longest_visit(new_tokens)
+        steps = max(room.longest_visit(new_tokens), 0)
         cost = self._ledger.cost_model
         saved = steps * cost.weight_time / (room.requests + 1)
-        again = float(cost.prefix_comp(max(new_tokens + steps, 0)))
-        return steps > LATE_STEPS and saved > PREEMPTION_GAIN * again
+        return steps > LATE_STEPS and saved > PREEMPTION_GAIN * float(cost.prefix_comp(new_tokens + steps))
 
     def steps_left(self, slot: int) -> int:
         """Steps until a request is expected to give its KV back if it runs from now on."""
@@ -365,8 +366,7 @@ class Step:
     def preempted(self, slots: Sequence[int], used_tokens: int) -> None:
         """The engine has taken KV from running requests; these (n,) still run and hold so many tokens."""
         self._progress = self._ledger.progress_of(np.array(slots, np.int64))
-        self._admitted, self._used, self._room = [], used_tokens, None
-        self._idle = not len(slots)
+        self._admitted, self._used, self._room, self._idle = [], used_tokens, None, not len(slots)
 
     def _runs(self, slot: int | None, tokens: int, prefill_tokens: int) -> None:
         """A request takes KV and prefills; prefill of any side is prefill of this step."""
