@@ -33,8 +33,8 @@ $(STAMP):
 	@rm -f $(VENV)/.installed-*
 	@touch $@
 
-demo: setup ## Answer the 40 requests of examples/demo.jsonl with a real model, a few minutes
-	$(BIN)/sglang-batch run -i examples/demo.jsonl -o demo-results.jsonl --overwrite --model-path smollm2 \
+demo: setup ## Answer the 40 requests of examples/demo.jsonl with a real model (interrupted, it goes on the next time)
+	$(BIN)/sglang-batch run -i examples/demo.jsonl -o demo-results.jsonl --model-path smollm2 \
 		--dtype float32 --max-total-tokens 4096 --log-level error --report demo-report.json
 
 faults: setup ## Batch jobs killed at many more moments than in `make test`

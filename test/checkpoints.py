@@ -1,4 +1,4 @@
-"""Random checkpoints that real servers load in a second: a Llama and a Qwen2-VL.
+"""Random checkpoints that real servers load in a second: a Llama, a classifier, a Qwen2-VL.
 
 They have a tokenizer, a chat template and, for Qwen2-VL, an image processor, so every request of the
 OpenAI API can be sent to them. Weights are seeded: the same folder content every time.
@@ -12,6 +12,7 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     LlamaConfig,
+    LlamaForSequenceClassification,
     PretrainedConfig,
     PreTrainedTokenizerFast,
     Qwen2Config,
@@ -107,6 +108,14 @@ def _make_decoder(config_class: type[PretrainedConfig], folder: Path, layers: in
             torch.nn.init.normal_(parameter, std=0.3)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    return folder
+
+
+def make_classifier(folder: Path, *, labels: int = 3, seed: int = 0) -> Path:
+    """Write `make_llama`'s decoder with a head that tells `labels` classes apart, LABEL_0 and so on."""
+    config = AutoConfig.from_pretrained(make_llama(folder, seed=seed), num_labels=labels)
+    torch.manual_seed(seed)
+    LlamaForSequenceClassification(config).save_pretrained(folder)
     return folder
 
 

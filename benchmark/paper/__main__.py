@@ -3,6 +3,7 @@
     python -m benchmark.paper quick            # four traces, scaled down; what `make paper-quick` runs
     python -m benchmark.paper headline --jobs 2
     python -m benchmark.paper traces | lpm | grid | variance | azure | models | ablations | chunks
+    python -m benchmark.paper engines --scale 0.25   # by engine; a quarter of requests and answers
     python -m benchmark.paper headline --report   # print and draw again, simulate nothing
 
 Every simulation is a process of its own. Finished runs are lines of TABLE.jsonl in the output folder. Neither
@@ -17,12 +18,12 @@ import argparse
 import json
 import sys
 from concurrent.futures import as_completed
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from benchmark import provenance
-from benchmark.paper import report
+from benchmark.paper import engines, report
 from benchmark.paper.arguments import add_jobs
 from benchmark.paper.compare import Run, batches, execute
 from benchmark.paper.pictures import draw
@@ -46,7 +47,11 @@ def main() -> int:
     out.mkdir(parents=True, exist_ok=True)
     table, commit = arguments.table, provenance.commit()
     file = out / f"{table}.jsonl"
-    runs = [run for run in TABLES[table]() if not arguments.trace or run.trace in arguments.trace]
+    runs = [
+        scaled(run, arguments.scale)
+        for run in TABLES[table]()
+        if not arguments.trace or run.trace in arguments.trace
+    ]
     done = _finished(out, table, runs, None if arguments.report else commit)
     missing = [run for run in runs if not any(_same(run, record) for record in done)]
     if arguments.report and missing:
@@ -63,6 +68,8 @@ def main() -> int:
             lines.flush()
     wanted = [record for run in runs for record in done if _same(run, record)]
     report.write_csv(out / f"{table}.csv", wanted)
+    if table == "engines":
+        return _engines(out, wanted, arguments)
     draw(out / f"{table}.png", wanted)
     bars = _BARS.get(table, {})
     print(report.text(wanted, bars))
@@ -73,6 +80,23 @@ def main() -> int:
     return 1 if arguments.check and missed else 0
 
 
+def _engines(out: Path, records: list[dict[str, Any]], arguments: argparse.Namespace) -> int:
+    """Report the table of engines, which has a form of its own."""
+    command = " ".join(("python -m benchmark.paper", *sys.argv[1:]))
+    engines.write_json(out / "engines.json", records, command)
+    engines.draw(out / "engines.png", records)
+    print(engines.text(records))
+    figures = engines.summary(engines.best(records))
+    return 1 if arguments.check and report.missed(figures, engines.BARS) else 0
+
+
+def scaled(run: Run, scale: float) -> Run:
+    """A run with fewer requests and shorter videos, so that as many generations of them fill the cache."""
+    if scale == 1.0:
+        return run
+    return replace(run, requests=int(run.requests * scale), video_tokens=int(run.video_tokens * scale))
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m benchmark.paper",
@@ -81,6 +105,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("table", choices=TABLES)
     parser.add_argument("--trace", type=int, action="append", choices=(1, 2, 3, 4), help="only this one")
+    parser.add_argument("--scale", type=float, default=1.0, help="requests and lengths of videos, times this")
     add_jobs(parser)
     parser.add_argument("--out", default="benchmark/results/paper")
     parser.add_argument(

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,10 +19,15 @@ from numpy.typing import ArrayLike, NDArray
 from sglang.srt.blend.core.cost.cost_model import CostModel
 from sglang.srt.blend.core.cost.engines import PoolWork, load_engine, practical_optimum
 from sglang.srt.blend.core.cost.hardware import load_hardware
+from sglang.srt.blend.core.cost.kv_capacity import kv_capacity
 from sglang.srt.blend.core.cost.model_shape import ModelShape
+from sglang.srt.blend.core.cost.pdmux import PdmuxTimes
+from sglang.srt.blend.core.cost.pdmux_choice import choose_config
 from sglang.srt.blend.core.cost.step_time import StepTimeModel, StepWork
 from sglang.srt.blend.core.pool.output_length import LengthEstimator
 from sglang.srt.blend.core.pool.workload import Workload
+from sglang.srt.blend.runtime.pdmux_config import write_pdmux_config
+from sglang.srt.hardware_backend.simulated_gpu.srt_platform import STATIC_MEMORY_FRACTION
 
 if TYPE_CHECKING:
     from sglang.srt.hardware_backend.simulated_gpu.simulate import SimulationResult
@@ -70,6 +77,16 @@ CHUNK = 8192
 CHUNKS = {f"chunks of {chunk}": {"chunked_prefill_size": chunk} for chunk in (1024, 2048, 4096, 16384)}
 """Variants of the baselines: see `tables.chunks`."""
 
+FITTED = "fitted"
+"""Begins the name of variants in which the GPU is divided as `choose_config` says for the pool."""
+
+PDMUX: dict[str, dict[str, Any]] = {
+    "batches of 4096": {"max_prefill_tokens": 4096},
+    FITTED: {},
+    f"{FITTED}, batches of 4096": {"max_prefill_tokens": 4096},
+}
+"""Variants of the pdmux engine; without one it has upstream's divisions and batches of 16,384 tokens."""
+
 VARIANTS: dict[str, dict[str, Any]] = {
     "": {},
     "no split": {"blend_sharing_budget": 1.0},
@@ -82,6 +99,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "one end": {},
     **{name: {} for name in WRONG},
     **CHUNKS,
+    **PDMUX,
 }
 """Server arguments of each variant. "known lengths" tells the policy every output length; "one end" is its
 order without partition and second scanner, first come first served from the compute side."""
@@ -172,17 +190,40 @@ def simulated(run: Run) -> tuple[Workload, SimulationResult]:
     if policy == "lpm-unlimited":
         # Upstream serves first come first while more than this many wait.
         schedule_policy.WAITING_QUEUE_PREFIX_MATCH_MAX, policy = len(workload), "lpm"
-    result = simulate(
-        workload,
-        policy=policy,
-        engine=run.engine,
-        hardware=run.hardware,
-        model_config=model.config,
-        tensor_parallel=model.tensor_parallel,
-        seed=run.seed,
-        **{"chunked_prefill_size": CHUNK, **VARIANTS[run.variant]},
-    )
+    with tempfile.TemporaryDirectory() as folder:
+        result = simulate(
+            workload,
+            policy=policy,
+            engine=run.engine,
+            hardware=run.hardware,
+            model_config=model.config,
+            tensor_parallel=model.tensor_parallel,
+            seed=run.seed,
+            **{"chunked_prefill_size": -1 if run.engine == "pdmux" else CHUNK, **VARIANTS[run.variant]},
+            **_fitted(run, workload, Path(folder)),
+        )
     return workload, result
+
+
+def _fitted(run: Run, workload: Workload, folder: Path) -> dict[str, str]:
+    """Server arguments for the division that suits the pool, written to a file; none for other variants."""
+    if not run.variant.startswith(FITTED):
+        return {}
+    cost, path = cost_model(run), folder / "pdmux.yaml"
+    chosen = choose_config(
+        PdmuxTimes(StepTimeModel(cost.shape, cost.hardware)),
+        pool_work(workload, cost),
+        kv_capacity=kv_capacity(cost.shape, cost.hardware, STATIC_MEMORY_FRACTION),
+        longest=int(workload.output.max()),
+    )
+    write_pdmux_config(path, chosen.config)
+    return {"pdmux_config_path": str(path)}
+
+
+def pool_work(workload: Workload, cost: CostModel) -> PoolWork:
+    """What a trace does if every shared prefix is computed once."""
+    order = workload.depth_first_order()
+    return PoolWork.of(workload.prompt[order], workload.output[order], workload.tree(cost).lcp)
 
 
 def wrong_by(factor: float) -> Callable[..., NDArray[np.float64]]:
@@ -204,14 +245,15 @@ def execute(runs: tuple[Run, ...]) -> list[Row]:
     cost = cost_model(runs[0])
     workload, result = simulated(runs[0])
     statistics = workload.statistics(cost)
-    order = workload.depth_first_order()
-    pool = PoolWork.of(workload.prompt[order], workload.output[order], workload.tree(cost).lcp)
+    pool = pool_work(workload, cost)
     times, longest = StepTimeModel(cost.shape, cost.hardware), int(workload.output.max())
     passes = max(longest, math.ceil(pool.kv_tokens / result.kv_capacity))
     work = StepWork(**{name: result.steps[name] for name in WORK})
     rows = []
     for one in runs:
-        seconds = float(load_engine(one.engine)(times, work).sum())
+        seconds = result.seconds
+        if one.engine != "pdmux":  # whose turns depend on what was launched before
+            seconds = float(load_engine(one.engine)(times, work).sum())
         rows.append(
             Row(
                 run=one,

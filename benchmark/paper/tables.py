@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from itertools import product
 
-from benchmark.paper.compare import CHUNKS, VARIANTS, Run
+from benchmark.paper.compare import CHUNKS, PDMUX, VARIANTS, Run
 from benchmark.paper.models import MODELS
 
 FULL, SCALED, QUICK, GRID, LPM = 44_000, 10_000, 7500, 5000, 1000
@@ -117,7 +117,7 @@ def ablations() -> list[Run]:
     """Traces 1 and 2, scaled: blend without one of its parts, or told more or less."""
     base = [run for run in _scaled() if run.trace in (1, 2) and run.engine == "overlapped"]
     blend = [run for run in base if run.policy == "blend"]
-    variants = [variant for variant in VARIANTS if variant and variant not in CHUNKS]
+    variants = [variant for variant in VARIANTS if variant and variant not in (*CHUNKS, *PDMUX)]
     return base + [replace(run, variant=variant) for variant in variants for run in blend]
 
 
@@ -127,7 +127,24 @@ def chunks() -> list[Run]:
     return base + [replace(run, variant=variant) for variant in CHUNKS for run in base]
 
 
+def engines() -> list[Run]:
+    """The traces, scaled, on every engine: blend, and upstream's policies with flags that may suit them."""
+    base = [run for run in _scaled() if run.policy == "dfs" and run.engine == "mixed"]
+    schedules = [
+        *product(("fcfs", "dfs", "lof", "blend"), ("alternating",), ("",)),
+        *product(("dfs", "lof"), ("mixed", "overlapped"), ("", "chunks of 1024")),
+        *product(("blend",), ("mixed", "overlapped"), ("",)),
+        *product(("fcfs", "dfs", "lof"), ("pdmux",), ("", *PDMUX)),
+        *product(("blend",), ("pdmux",), ("", "fitted")),
+    ]
+    return [
+        replace(run, policy=policy, engine=engine, variant=variant)
+        for run in base
+        for policy, engine, variant in schedules
+    ]
+
+
 TABLES: dict[str, Callable[[], list[Run]]] = {
     table.__name__: table
-    for table in (traces, headline, quick, lpm, grid, variance, azure, models, ablations, chunks)
+    for table in (traces, headline, quick, lpm, grid, variance, azure, models, ablations, chunks, engines)
 }

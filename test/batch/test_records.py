@@ -31,7 +31,7 @@ nearly_valid = st.fixed_dictionaries(
     optional={
         "custom_id": st.sampled_from(["a", "b", ""]) | json_values,
         "method": st.sampled_from(["POST", "GET"]) | json_values,
-        "url": st.sampled_from([*ENDPOINTS, "/v1/embeddings"]) | json_values,
+        "url": st.sampled_from([*ENDPOINTS, "/v1/images"]) | json_values,
         "body": st.dictionaries(st.sampled_from(["prompt", "stream", "n"]), json_values) | json_values,
     },
 ).map(lambda record: json.dumps(record).encode())
@@ -59,11 +59,17 @@ def test_every_line_that_is_not_blank_gets_exactly_one_output_line(lines: list[b
     [
         ({"method": "GET"}, "invalid_method"),
         ({"method": None}, "invalid_method"),
-        ({"url": "/v1/embeddings"}, "invalid_url"),
+        ({"url": "/v1/images"}, "invalid_url"),
         ({"url": 3}, "invalid_url"),
         ({"body": None}, "invalid_body"),
         ({"body": "prompt"}, "invalid_body"),
         ({"body": {"prompt": "x", "stream": True}}, "stream_not_supported"),
+        ({"url": "/v1/embeddings", "body": {"input": "x", "stream": True}}, "stream_not_supported"),
+        ({"url": "/v1/responses", "body": {"input": "x", "background": True}}, "background_not_supported"),
+        (
+            {"url": "/v1/responses", "body": {"input": "x", "previous_response_id": "resp_1"}},
+            "previous_response_id_not_supported",
+        ),
         ({"custom_id": None}, "missing_custom_id"),
         ({"custom_id": 7}, "missing_custom_id"),
         ({"custom_id": ""}, "missing_custom_id"),

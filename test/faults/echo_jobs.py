@@ -16,9 +16,9 @@ from sglang.batch.run.journal import Journal, Log
 SECONDS = 120
 
 
-def request(custom_id: str, prompt: str | None = None) -> bytes:
-    """An input line."""
-    body = {"prompt": prompt if prompt is not None else custom_id}
+def request(custom_id: str, prompt: str | None = None, **body: Any) -> bytes:
+    """An input line; `body` has further fields of its body."""
+    body = {"prompt": prompt if prompt is not None else custom_id, **body}
     fields = {"custom_id": custom_id, "method": "POST", "url": "/v1/completions", "body": body}
     return json.dumps(fields).encode() + b"\n"
 
@@ -91,9 +91,7 @@ class EchoJob:
             assert journal.check() == []
             done = set()
             for log, path in ((Log.ANSWERS, self.output), (Log.ERRORS, self.errors)):
-                spans = list(
-                    journal.spans(log, by_position=True)
-                )
+                spans = list(journal.spans(log, by_position=True))
                 partial = Path(f"{path}.partial")
                 raw = (partial if partial.exists() else path).read_bytes() if spans else b""
                 for position, span in spans:

@@ -1,17 +1,16 @@
 """`sglang-batch run` with an engine that repeats what it is asked, and notes in a file what it computes.
 
-Flags are those of `run`, and `--echo-log FILE --echo-seconds SECONDS`.
+Flags are those of `run`, and `--echo-log FILE --echo-seconds SECONDS`; with `--echo-worker` the engine is in
+a process of its own, which some lines kill.
 """
 
 from __future__ import annotations
 
 import argparse
-import asyncio
 import importlib.util
-import json
-import os
-import random
+import re
 import sys
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -21,44 +20,41 @@ _package.__path__ = importlib.util.find_spec("sglang").submodule_search_location
 sys.modules["sglang"] = _package
 
 # ruff: noqa: E402
-from sglang.batch.records import Answer, BatchRequest, Usage
+from echo import Echo
+
 from sglang.batch.run.arguments import add_run_arguments, check_run
 from sglang.batch.run.barrier import Barrier, NoBarrier
 from sglang.batch.run.command import run
+from sglang.batch.run.engine.protocol import Engine
+from sglang.batch.run.engine.supervisor import Supervisor
+from sglang.batch.run.recovery import OpenJob
 from sglang.batch.usage import BAD_USAGE, BadUsage
 
 
-class EchoEngine:
-    """Answers with the prompt after a random time of up to `seconds`."""
+class EchoHere:
+    """The echo engine in this process: quick to start, and it never dies."""
 
     def __init__(self, log: str, seconds: float) -> None:
-        self.loop = asyncio.new_event_loop()
-        self._log = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-        self._seconds = seconds
-        self._random = random.Random(1)
+        self._echo = Echo(log, seconds)
+        self.answer = self._echo.answer
 
-    async def answer(self, request: BatchRequest, request_id: str) -> Answer:
-        await asyncio.sleep(self._random.uniform(0, self._seconds))
-        prompt = str(request.body.get("prompt"))
-        os.write(self._log, f"{request.custom_id}\n".encode())
-        if prompt.startswith("refuse") and "ECHO_FORGIVES" not in os.environ:
-            body = {"object": "error", "message": "refused", "type": "BadRequestError", "code": 400}
-            return Answer(400, json.dumps(body).encode(), code="BadRequestError", message="refused")
-        if prompt.startswith("raise"):
-            raise RuntimeError("cannot run this")
-        return Answer(200, json.dumps({"echo": prompt}).encode(), Usage(10, 4, 2))
-
-    def install_signal_handlers(self) -> None:
+    async def start(self) -> None:
         pass
 
     def barrier(self) -> Barrier:
         return NoBarrier()
 
     async def internal_state(self) -> list[dict[str, Any]]:
-        return [{"memory_usage": {"token_capacity": 4000}}]
+        return await self._echo.internal_state()
 
-    def shutdown(self) -> None:
-        self.loop.close()
+    async def stop(self) -> None:
+        pass
+
+
+def say_peak_memory() -> None:
+    """Not the resource module's figure, in which the memory of whoever started this process is, too."""
+    status = Path("/proc/self/status").read_text()
+    print("echo: peak memory", re.findall(r"VmHWM:\s+(\d+ kB)", status)[0], file=sys.stderr)
 
 
 def main() -> int:
@@ -66,6 +62,7 @@ def main() -> int:
     add_run_arguments(parser)
     parser.add_argument("--echo-log", required=True)
     parser.add_argument("--echo-seconds", type=float, default=0.0)
+    parser.add_argument("--echo-worker", action="store_true")
     parser.add_argument("--model-path", default="echo")
     parser.add_argument("--dtype")
     options = parser.parse_args()
@@ -78,10 +75,20 @@ def main() -> int:
     )
     try:
         arguments = check_run(options, [])
-        return run(arguments, server_args, lambda _: EchoEngine(options.echo_log, options.echo_seconds))
+
+        def make_engine(job: OpenJob) -> Engine:
+            if not options.echo_worker:
+                return EchoHere(options.echo_log, options.echo_seconds)
+            worker = [sys.executable, str(Path(__file__).with_name("echo_worker.py"))]
+            flags = [options.echo_log, str(options.echo_seconds)]
+            return Supervisor(worker, flags, job=job.id, stall=arguments.stall_timeout)
+
+        return run(arguments, server_args, make_engine)
     except BadUsage as error:
         print(f"error: {error}", file=sys.stderr)
         return BAD_USAGE
+    finally:
+        say_peak_memory()
 
 
 if __name__ == "__main__":

@@ -73,6 +73,59 @@ def test_an_unwritable_cache_names_the_variable(monkeypatch: pytest.MonkeyPatch,
         kernel_build.load_namespace("generic")
 
 
+@pytest.mark.parametrize("writable", ["cache", "folder", "library"])
+def test_what_others_can_write_is_not_loaded(
+    writable: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("SGLANG_CPU_KERNEL_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(kernel_build, "_build_key", lambda isa: "key")
+    folder = tmp_path / "cache" / "generic-key"
+    folder.mkdir(parents=True)
+    library = folder / "sglang_cpu_generic.so"
+    library.write_bytes(b"")
+    (folder / "complete.json").write_text("{}")
+    paths = {"cache": folder.parent, "folder": folder, "library": library}
+    for path in paths.values():
+        path.chmod(0o755)
+    kernel_build.load_namespace.cache_clear()
+    with pytest.raises(kernel_build.KernelBuildError, match="cannot load .* delete"):
+        kernel_build.load_namespace("generic")
+    paths[writable].chmod(0o775)
+    with pytest.raises(
+        kernel_build.KernelBuildError, match=f"{paths[writable]} can be written by others.*KERNEL_CACHE"
+    ):
+        kernel_build.load_namespace("generic")
+
+
+@pytest.mark.parametrize("how", ["another user's", "a link"])
+def test_what_is_not_the_users_is_not_loaded(
+    how: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("SGLANG_CPU_KERNEL_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(kernel_build, "_build_key", lambda isa: "key")
+    kernel_build.load_namespace.cache_clear()
+    if how == "a link":
+        (tmp_path / "cache").mkdir(mode=0o700)
+        (tmp_path / "cache" / "generic-key").symlink_to(tmp_path)
+    else:
+        user = os.geteuid()
+        monkeypatch.setattr(os, "geteuid", lambda: user + 1)
+    with pytest.raises(kernel_build.KernelBuildError, match="is not this user's own"):
+        kernel_build.load_namespace("generic")
+
+
+def test_a_new_cache_is_the_users_alone_whatever_the_umask(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("SGLANG_CPU_KERNEL_CACHE", str(tmp_path / "new" / "cache"))
+    before = os.umask(0)
+    try:
+        folder = kernel_build._private_folder("generic-key")
+    finally:
+        os.umask(before)
+    assert [path.stat().st_mode & 0o777 for path in (folder, folder.parent)] == [0o700, 0o700]
+
+
 def start_loader(source: Path, cache: Path) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-c", LOADER, str(source)],

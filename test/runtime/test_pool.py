@@ -15,7 +15,13 @@ from sglang.srt.blend.core.order.plan import PlannerOptions
 from sglang.srt.blend.core.planner import Planner
 from sglang.srt.blend.core.step.step import StepLimits
 from sglang.srt.blend.runtime.encoder_cost import EncoderCost, media_tokens
-from sglang.srt.blend.runtime.pool import UNKNOWN, RequestPool, known_output
+from sglang.srt.blend.runtime.pool import (
+    EXPECTED_OUTPUT,
+    UNKNOWN,
+    RequestPool,
+    expected_output,
+    known_output,
+)
 from sglang.srt.blend.runtime.token_ids import fold
 
 LLAMA_8B = ModelShape(gemm_params=7.5e9, weight_bytes=15e9, layers=32, attention_width=4096, kv_bytes=4096)
@@ -41,6 +47,7 @@ def request(prompt: int | list[int], output: int = 100, **fields: object) -> Fak
         "json_schema": None,
         "regex": None,
         "ebnf": None,
+        "custom_params": None,
         "structural_tag": None,
     }
     params.update({name: fields.pop(name) for name in list(fields) if name in params})
@@ -68,7 +75,7 @@ def make_pool():
         planner = Planner(
             CostModel(LLAMA_8B, load_hardware("a100-80gb")),
             kv_capacity=capacity,
-            options=PlannerOptions(sample_fraction=0.0, **options),
+            options=PlannerOptions(**{"sample_fraction": 0.0, **options}),
         )
         return RequestPool(planner, priority_sign=priority_sign)
 
@@ -267,6 +274,34 @@ def test_with_nothing_running_somebody_is_always_offered(make_pool):
 )
 def test_output_lengths_that_a_request_fixes_need_no_sample(fields, known):
     assert known_output(request(5, **fields)) == known
+
+
+def test_an_expected_length_is_the_plans_until_answers_tell_more_and_no_sample_is_needed(make_pool):
+    pool = make_pool(sample_fraction=0.1)
+    shared = list(range(200))
+    known = {"custom_params": {EXPECTED_OUTPUT: 30, "other": 1}, "ignore_eos": False}
+    queue = [request([*shared, i], 400, **known) for i in range(20)]
+    queue += [request([7, i], 400, ignore_eos=False) for i in range(20)]
+    pool.synchronise(queue)
+    pool.planner.replan()
+    table = pool.planner.table
+    slots = [pool.slot(req) for req in queue]
+    assert table.estimate[slots].tolist() == [30] * 20 + [400] * 20
+    assert pool.expected == 20
+    assert table.sampled[slots[:20]].sum() == 0 < table.sampled[slots[20:]].sum()
+    first = queue[0]
+    admit(pool, queue, [first])
+    finish(first, 90)
+    pool.release(first)
+    pool.planner.replan()
+    assert set(table.estimate[slots[1:20]].tolist()) == {90}
+
+
+@pytest.mark.parametrize(
+    "params", [None, {}, {"x": 1}, *({EXPECTED_OUTPUT: v} for v in (0, -3, "9", True, 2.5))]
+)
+def test_no_usable_word_about_the_length_is_none(params):
+    assert expected_output(request(5, custom_params=params)) == 0
 
 
 def test_prompts_of_different_namespaces_share_nothing(make_pool):

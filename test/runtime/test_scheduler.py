@@ -72,6 +72,9 @@ def test_every_request_is_answered_in_full_in_every_mode(tiny_llama, mode):
         assert state["pool_density"] > 0
         assert state["root_density"] is None  # nothing waits: neither a density nor a partition
         assert state["partition_compute_tokens"] == state["partition_memory_tokens"] == 0
+        assert state["outlook"]["left"] == 0
+        assert state["outlook"]["done"] > 0
+        assert sum(answers for _, _, answers in state["lengths"]) == len(rids)
 
 
 @pytest.mark.parametrize("mode_name", ["plain", "mixed chunk, overlap", "pages of 4", "no radix cache"])

@@ -40,7 +40,7 @@ def test_the_engine_follows_mixed_chunks():
 
 def test_unknown_names_list_the_choices(monkeypatch):
     monkeypatch.setenv(ENGINE, "eager")
-    with pytest.raises(ValueError, match="alternating, mixed, overlapped"):
+    with pytest.raises(ValueError, match="alternating, mixed, pdmux, overlapped"):
         SimulationSettings.from_environment()
     monkeypatch.setenv(ENGINE, "")
     monkeypatch.setenv(HARDWARE, "abacus")

@@ -1,34 +1,17 @@
 """The real scheduler on a device that only tells time: what it must keep, and what must not leak in."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from programs import run
 
 from models import LLAMA_3_8B
 from sglang.srt.blend.core.cost.engines import load_engine
 from sglang.srt.blend.core.cost.hardware import load_hardware
 from sglang.srt.blend.core.cost.model_shape import ModelShape
 from sglang.srt.blend.core.cost.step_time import StepTimeModel, StepWork
-
-HERE = Path(__file__).parent
-
-
-def run(program: str, *arguments: str, platform: str, **environment: str) -> dict:
-    """Last line of the program's output, as JSON."""
-    done = subprocess.run(
-        [sys.executable, str(HERE / program), *arguments],
-        env=os.environ | {"SGLANG_PLATFORM": platform} | environment,
-        capture_output=True,
-        text=True,
-        timeout=850,
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
-    return json.loads(done.stdout.strip().splitlines()[-1])
 
 
 @pytest.fixture(scope="module")

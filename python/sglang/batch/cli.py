@@ -17,9 +17,11 @@ from typing import Any
 
 from sglang.batch import validate
 from sglang.batch.calibrate import command as calibrate
+from sglang.batch.doctor import command as doctor
 from sglang.batch.plan import arguments as plan_arguments
 from sglang.batch.run import arguments as run_arguments
 from sglang.batch.run.status import status
+from sglang.batch.serve import arguments as serve_arguments
 from sglang.batch.server_flags import parse_server_args, print_server_help
 from sglang.batch.smollm2 import ModelUnavailable, resolve_model_path
 from sglang.batch.usage import BAD_USAGE, BadUsage
@@ -48,6 +50,10 @@ def _main(argv: Sequence[str] | None) -> int:
             if rest:
                 parser.error(f"unrecognized arguments: {' '.join(rest)}")
             return calibrate.run(options)
+        if options.command == "doctor":
+            if rest:
+                parser.error(f"unrecognized arguments: {' '.join(rest)}")
+            return doctor.run(options)
         if options.command == "plan":
             checked_plan = plan_arguments.check_plan(options, rest)
             from sglang.batch.plan.command import plan
@@ -59,17 +65,33 @@ def _main(argv: Sequence[str] | None) -> int:
             if rest:
                 parser.error(f"unrecognized arguments: {' '.join(rest)}")
             return status(options.output, check=options.check)
+        if options.command == "serve":
+            return _serve(options, rest)
         if options.help_server:
             print_server_help(usage=run_arguments.USAGE)
             return 0
         checked = run_arguments.check_run(options, rest)
-        server_args = parse_server_args(checked.server, usage=run_arguments.USAGE)
-        from sglang.batch.run.command import run
+        if checked.remote is not None:
+            from sglang.batch.run.remote.command import run_remote
 
-        return run(checked, server_args)
+            return run_remote(checked, checked.remote)
+        from sglang.batch.run.command import run, tuned
+
+        checked = tuned(checked)
+        return run(checked, parse_server_args(checked.server, usage=run_arguments.USAGE))
     except (BadUsage, ModelUnavailable) as error:
         print(f"sglang-batch {options.command}: error: {error}", file=sys.stderr)
         return BAD_USAGE
+
+
+def _serve(options: argparse.Namespace, rest: list[str]) -> int:
+    if options.help_server:
+        print_server_help(usage=serve_arguments.USAGE)
+        return 0
+    checked = serve_arguments.check_serve(options, rest)
+    from sglang.batch.serve.command import serve
+
+    return serve(checked)
 
 
 def _silence_imports() -> None:
@@ -111,6 +133,16 @@ def _parser() -> argparse.ArgumentParser:
         )
     )
     _add_status(commands)
+    serve_arguments.add_serve_arguments(
+        commands.add_parser(
+            "serve",
+            usage=serve_arguments.USAGE,
+            help="serve the OpenAI Batch API on your own engine",
+            description=serve_arguments.DESCRIPTION,
+            epilog=serve_arguments.EPILOG,
+            allow_abbrev=False,
+        )
+    )
     plan = commands.add_parser(
         "plan",
         usage=plan_arguments.USAGE,
@@ -141,7 +173,20 @@ def _parser() -> argparse.ArgumentParser:
             allow_abbrev=False,
         )
     )
+    _add_doctor(commands)
     return parser
+
+
+def _add_doctor(commands: Any) -> None:
+    doctor.add_doctor_arguments(
+        commands.add_parser(
+            "doctor",
+            help="tell what is missing here, without an engine",
+            description=doctor.DESCRIPTION,
+            epilog=doctor.EPILOG,
+            allow_abbrev=False,
+        )
+    )
 
 
 def _add_status(commands: Any) -> None:

@@ -20,6 +20,7 @@ import msgspec
 
 from sglang.batch.endpoints import ENDPOINTS
 from sglang.batch.input.lines import Line
+from sglang.batch.input.rows import ROW_PROBLEM
 
 MAX_QUOTED = 80
 """Characters of a user's own value that an error message repeats."""
@@ -108,6 +109,9 @@ def parse_line(line: int, raw: bytes) -> BatchRequest | BatchFailure:
         )
 
     custom_id = record.get("custom_id")
+    if (row_problem := record.get(ROW_PROBLEM)) is not None:
+        known = custom_id if isinstance(custom_id, str) and custom_id else None
+        return BatchFailure(line, known, "invalid_row", f"row {line}: {row_problem}")
     if not isinstance(custom_id, str) or not custom_id:
         problem = "is missing" if custom_id is None else "must be a string that is not empty"
         return BatchFailure(line, None, "missing_custom_id", f"line {line}: custom_id {problem}")
@@ -122,8 +126,9 @@ def parse_line(line: int, raw: bytes) -> BatchRequest | BatchFailure:
         return failure("invalid_url", f"url is {_quote(url)}; choose one of {', '.join(ENDPOINTS)}")
     if not isinstance(body, dict):
         return failure("invalid_body", f"body is {_quote(body)}; it must be an object")
-    if body.get("stream"):
-        return failure("stream_not_supported", "stream is set and nobody could listen; remove it")
+    for field, why in ENDPOINTS[url].refused.items():
+        if body.get(field):
+            return failure(f"{field}_not_supported", f"{field} is set and {why}; remove it")
     return BatchRequest(line, custom_id, url, body)
 
 
@@ -168,10 +173,27 @@ def answer_record(request: BatchRequest, answer: Answer, *, file: str | None = N
         return _record(request.custom_id, None, _error(answer.code, answer.message, request.line, file))
     response = {
         "status_code": answer.status,
-        "request_id": f"req_{uuid.uuid4().hex}",
+        "request_id": _request_id(),
         "body": msgspec.Raw(answer.body) if answer.ok else _refusal(answer),
     }
     return _record(request.custom_id, response, None)
+
+
+def copied_record(record: bytes, raw: bytes, *, line: int, file: str | None = None) -> bytes:
+    """Write a record once more, newline included, for a line with an equal request.
+
+    Its ids are its own; status, body and error are those of the record.
+
+    Args:
+        record: of the other line, as `answer_record` or `failure_record` wrote it.
+        raw: the line, whose custom_id the record gets.
+        line: its number, from 1.
+        file: name of its input; None where there is only one.
+    """
+    copy = _RECORD.decode(record)
+    error = None if copy.error is None else _error(copy.error["code"], copy.error["message"], line, file)
+    response = None if copy.response is None else {**copy.response, "request_id": _request_id()}
+    return _record(custom_id(raw), response, error)
 
 
 def _refusal(answer: Answer) -> dict[str, Any]:
@@ -181,6 +203,10 @@ def _refusal(answer: Answer) -> dict[str, Any]:
         return fields
     detail = {name: fields.get(name) for name in ("param", "code")} if isinstance(fields, dict) else {}
     return {"error": {"message": answer.message, "type": answer.code, **detail}}
+
+
+def _request_id() -> str:
+    return f"req_{uuid.uuid4().hex}"
 
 
 def _record(custom_id: str | None, response: dict[str, Any] | None, error: dict[str, Any] | None) -> bytes:
@@ -221,12 +247,31 @@ class _OnlyCustomId(msgspec.Struct):
 _ONLY_CUSTOM_ID = msgspec.json.Decoder(_OnlyCustomId)
 
 
-def custom_id_hash(raw: bytes) -> bytes | None:
-    """Hash a line's custom_id, 16 bytes; None where it has no usable one."""
+class _Record(msgspec.Struct):
+    """Of a record, what a copy keeps; the body stays as it is."""
+
+    response: dict[str, msgspec.Raw] | None
+    error: dict[str, Any] | None
+
+
+_RECORD = msgspec.json.Decoder(_Record)
+
+
+def custom_id(raw: bytes) -> str | None:
+    """Read a line's custom_id; None where it has no usable one."""
     try:
-        custom_id = _ONLY_CUSTOM_ID.decode(raw).custom_id
+        found = _ONLY_CUSTOM_ID.decode(raw).custom_id
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, ValueError):
         return None
-    if not isinstance(custom_id, str) or not custom_id:
-        return None
-    return hashlib.blake2b(custom_id.encode("utf-8", "surrogatepass"), digest_size=16).digest()
+    return found if isinstance(found, str) and found else None
+
+
+def custom_id_hash(raw: bytes) -> bytes | None:
+    """Hash a line's custom_id, 16 bytes; None where it has no usable one."""
+    found = custom_id(raw)
+    return None if found is None else digest(found.encode("utf-8", "surrogatepass"))
+
+
+def digest(data: bytes) -> bytes:
+    """Hash, 16 bytes of BLAKE2b: equal digests mean equal data."""
+    return hashlib.blake2b(data, digest_size=16).digest()

@@ -50,6 +50,7 @@ def parse_server_args(argv: list[str], *, usage: str) -> ServerArgs:
         ModelUnavailable: `--model-path smollm2` cannot be resolved.
     """
     from sglang.batch.smollm2 import resolve_model_path
+    from sglang.srt.blend.runtime.pdmux_config import refuse_pdmux_problems
     from sglang.srt.plugins import load_plugins
     from sglang.srt.server_args import prepare_server_args
 
@@ -60,6 +61,7 @@ def parse_server_args(argv: list[str], *, usage: str) -> ServerArgs:
         _server_parser(usage).parse_args(argv)
     try:
         server_args: ServerArgs = prepare_server_args(argv)
+        refuse_pdmux_problems(server_args)
     except (ValueError, AssertionError) as error:
         raise BadUsage(f"server flags: {error}") from error
     # Upstream's launchers, too, fill in the record before it is resolved.

@@ -6,7 +6,7 @@ Requests, replies and configs of upstream stay `Any` where they are only handed 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any, Protocol
 
 
@@ -16,12 +16,15 @@ class ServerArgs(Protocol):
     Attributes:
         device: None until upstream's platform has chosen it.
         max_queued_requests: requests that the scheduler queues at most; None for no limit.
+        tp_size: ranks that share the model; dp_size: replicas of it.
     """
 
     model_path: str
     schedule_policy: str
     device: str | None
     max_queued_requests: int | None
+    tp_size: int
+    dp_size: int
 
     def resolve_once(self) -> None:
         """Fill in what depends on the model and the machine."""
@@ -41,24 +44,29 @@ class RequestState(Protocol):
 
 
 class RequestHandler(Protocol):
-    """One endpoint of SGLang's own server."""
+    """One endpoint of SGLang's own server; `endpoints` names the method that answers."""
 
-    async def handle_request(self, request: Any, raw_request: None) -> Any:
-        """Run a parsed request to its end.
+    def create_error_response(self, message: str, *, param: str | None = None) -> Any:
+        """Make the reply to a request that cannot be run: a starlette response with status 400.
 
-        Returns:
-            The endpoint's response object, an `ErrorResponse`, or a starlette response around either.
+        Args:
+            param: the body's field that is wrong, if it is one.
         """
-
-    def create_error_response(self, message: str) -> Any:
-        """Make the reply to a request that cannot be parsed: a starlette response with status 400."""
 
 
 class ModelConfig(Protocol):
-    """The model as upstream has resolved it."""
+    """The model as upstream has resolved it.
+
+    Attributes:
+        vocab_size: rows of the model's embedding; token ids are below it.
+        is_generation: whether it writes text; else it embeds or scores.
+    """
 
     dtype: object
+    hf_config: object
+    is_generation: bool
     hf_eos_token_id: set[int] | None
+    vocab_size: int
 
 
 class TokenizerManager(Protocol):
@@ -66,12 +74,16 @@ class TokenizerManager(Protocol):
 
     Attributes:
         context_len: tokens that one request may have in all.
+        mm_processor: of images, videos and recordings; None for a model that only reads text.
+        served_model_name: by which requests call the model.
         rid_to_state: the requests in flight by their id.
     """
 
     context_len: int
+    served_model_name: str
     model_config: ModelConfig
-    tokenizer: object
+    tokenizer: Any
+    mm_processor: object
     rid_to_state: Mapping[str, RequestState]
 
     @property
@@ -84,7 +96,20 @@ class TokenizerManager(Protocol):
     async def get_internal_state(self) -> list[dict[str, Any]]:
         """Ask every data-parallel rank's scheduler for its state; one dict per rank."""
 
+    def generate_request(self, obj: Any, request: Any = None) -> AsyncIterator[Any]:
+        """Run what a handler has made of a request, which may be several prompts."""
+
     async def _async_dispatch_to_scheduler(self, message: Any) -> None: ...
+
+    async def _handle_batch_output(self, output: Any) -> None:
+        """Take the tokens that the detokenizer has sent."""
+
+    def _validate_one_request(self, request: Any, token_ids: Any) -> None:
+        """Check a request that is tokenized.
+
+        Raises:
+            ValueError: it cannot be run; becomes its reply, with status 400.
+        """
 
 
 class TemplateManager(Protocol):

@@ -13,6 +13,7 @@ from stand_ins import line
 
 from checkpoints import VOCABULARY, make_tokenizer
 from sglang.batch import cli
+from sglang.srt.multiplex.pdmux_context import load_pdmux_config
 
 SHARED = "Classify the sentence as positive or negative. " * 8
 
@@ -55,24 +56,35 @@ def test_a_plan_without_weights_names_bad_lines_and_simulates_the_rest(tmp_path:
         chat("long", "word " * 5000, max_tokens=2),
         chat("open", "Hello!"),
         chat("sampled", "Hello!", n=3, max_tokens=4, logprobs=True),
+        line("score", url="/v1/score", body={"query": "x", "items": ["a", "b"], "label_token_ids": [5]}),
+        line("response", url="/v1/responses", body={"input": "Hello!", "max_output_tokens": 5}),
+        *(line(url, url=f"/v1/{url}", body={"input": "Hello!"}) for url in ("embeddings", "classify")),
+        line("rerank", url="/v1/rerank", body={"query": "x", "documents": ["a"]}),
     ]
     flags = ("--output-tokens", "50", "--max-total-tokens", "4000", "--policies", "fcfs,blend")
-    done = plan(tmp_path, model, lines, "--json", "plan.json", *flags)
+    files = ("--json", "plan.json", "--write-pdmux-config", "pdmux.yaml")
+    done = plan(tmp_path, model, lines, *files, *flags)
     assert done.returncode == 1, done.stderr
     assert "all times are simulated" in done.stdout
     assert "--schedule-policy" in done.stdout
     result = json.loads((tmp_path / "plan.json").read_text())
-    assert [bad["line"] for bad in result["bad_lines"]] == [7, 11, 13]
+    assert [bad["line"] for bad in result["bad_lines"]] == [7, 11, 13, 18, 19, 20]
+    assert all(bad["message"].startswith(f"line {bad['line']}") for bad in result["bad_lines"])
     assert result["bad_lines"][1]["code"] == "duplicate_custom_id"
     assert "longer than" in result["bad_lines"][2]["message"]
-    assert result["requests"] == 6 + 3 + 2 + 1 + 3
-    assert result["output_tokens"] == 6 * 2 + 3 * 50 + 2 * 5 + 50 + 3 * 4
-    assert (result["answers"]["fixed"], result["answers"]["open"]) == (2, 1)
-    assert result["groups"][0]["custom_id"] in ("class-0", "write-0", "sampled")
+    assert result["requests"] == 6 + 3 + 2 + 1 + 3 + 2 + 1
+    assert result["output_tokens"] == 6 * 2 + 3 * 50 + 2 * 5 + 50 + 3 * 4 + 2 + 5
+    assert (result["answers"]["fixed"], result["answers"]["open"]) == (4, 1)
+    assert result["groups"][0]["custom_id"] in ("class-0", "write-0", "sampled", "score")
     assert any(group["requests"] == 6 for group in result["groups"])
     assert not result["failed"]
+    config = load_pdmux_config(str(tmp_path / "pdmux.yaml"))  # upstream's reader
+    divided = result["pdmux"]["config"]["divisions"][0]
+    assert config.manual_divisions == [[divided["prefill"], divided["decode"], 1]]
     assert {(run["schedule"]["policy"], run["schedule"]["engine"]) for run in result["simulated"]} == {
-        (policy, engine) for policy in ("fcfs", "blend") for engine in ("alternating", "mixed", "overlapped")
+        (policy, engine)
+        for policy in ("fcfs", "blend")
+        for engine in ("alternating", "mixed", "pdmux", "overlapped")
     }
     for run in result["simulated"]:
         assert run["kv_capacity"] == result["kv_capacity"] == 4000
@@ -121,6 +133,8 @@ def refused(capsys: pytest.CaptureFixture[str], *argv: object) -> str:
         (["--hardware", "a100", "--json", "nowhere/plan.json"], "nowhere"),
         (["--hardware", "a100", "--chart", "plan.txt"], ".png or .html"),
         (["--hardware", "a100", "--chart", "plan.png", "--simulate-requests", "0"], "--chart plan.png"),
+        (["--hardware", "b200", "--write-pdmux-config", "pdmux.yaml"], "--hardware b200: SGLang's PD"),
+        (["--hardware", "mi300x", "--engines", "mixed,pdmux"], "leave pdmux out of --engines"),
         ([], "--hardware is required"),
     ],
 )

@@ -14,7 +14,7 @@ from sglang.batch.plan.schedules import NotSimulated, Schedule
 
 PROMPTS = make_prompts(families(dict.fromkeys(range(1, 21), 3)), cap=[1] * 60)
 WORKLOAD = assume_answers(PROMPTS, output_tokens=None, longest=4096)[0]
-MACHINE = Machine(8192, 0.97, 0.88, 9.6e9, 16e9, 1, True, True)
+MACHINE = Machine(8192, 0.97, 0.88, 9.6e9, 16e9, 1, True)
 
 
 def times(**seconds: float) -> dict[Schedule, float]:
@@ -75,7 +75,7 @@ def test_bad_lines_and_failed_simulations_are_named() -> None:
 
 def test_flags_follow_the_fastest_schedule() -> None:
     seconds = times(
-        fcfs_alternating=120, blend_alternating=110, fcfs_mixed=100, blend_mixed=80, blend_overlapped=60
+        fcfs_alternating=120, blend_alternating=110, fcfs_mixed=100, blend_mixed=80, blend_pdmux=60
     )
     advice = advise(seconds, MACHINE, everything_fits=False)
     assert "--schedule-policy blend --enable-mixed-chunk" in advice.command_line
@@ -85,7 +85,7 @@ def test_flags_follow_the_fastest_schedule() -> None:
 
 
 def test_a_gain_within_the_models_error_earns_no_flag() -> None:
-    seconds = times(fcfs_alternating=100, blend_alternating=99, blend_mixed=98.5, blend_overlapped=97)
+    seconds = times(fcfs_alternating=100, blend_alternating=99, blend_mixed=98.5, blend_pdmux=97)
     advice = advise(seconds, MACHINE, everything_fits=True)
     assert "--enable-mixed-chunk" not in advice.command_line
     assert not advice.try_too

@@ -4,7 +4,7 @@ import asyncio
 import errno
 import os
 import sqlite3
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from sglang.batch.records import Usage
 from sglang.batch.run.committer import CommitLimits, Committer, DiskFailed, Finished
 from sglang.batch.run.journal import Journal, Log
 from sglang.batch.run.record_log import RecordLog
+from sglang.batch.usage import BadUsage
 
 
 class FaultyDisk:
@@ -59,12 +60,12 @@ class Scene:
         self.said: list[str] = []
         self.done: list[int] = []
         disk_calls = disk or {}
-        answers = RecordLog(folder / "answers", length=0, **disk_calls)
-        errors = answers if one_file else RecordLog(folder / "errors", length=0, **disk_calls)
-        self.logs = {Log.ANSWERS: answers, Log.ERRORS: errors}
+        self.logs = {Log.ANSWERS: RecordLog(folder / "answers", length=0, **disk_calls)}
+        if not one_file:
+            self.logs[Log.ERRORS] = RecordLog(folder / "errors", length=0, **disk_calls)
 
     def committer(
-        self, limits: CommitLimits, sleep: Callable[[float], Awaitable[object]] = at_once
+        self, limits: CommitLimits, sleep: Callable[[float], Awaitable[object]] = at_once, **options: Any
     ) -> Committer:
         return Committer(
             Journal(self.folder / "journal"),
@@ -73,6 +74,7 @@ class Scene:
             on_commit=lambda one: self.done.append(one.position),
             say=self.said.append,
             sleep=sleep,
+            **options,
         )
 
     def assert_consistent(self) -> None:
@@ -177,6 +179,47 @@ def test_a_full_disk_at_any_call_pauses_and_loses_nothing(at: int, tmp_path: Pat
     assert "full" in scene.said[0]
     scene.assert_consistent()
     assert scene.journal.open_lines() == 0
+
+
+def with_followers(group: Sequence[Finished]) -> Iterator[list[Finished]]:
+    """Lines 0 and 3 have two followers each, one in the group's own page and one in another."""
+    yield [*group, *(finished(one.position + 1, one.code) for one in group)]
+    for one in group:
+        yield [finished(one.position + 2, one.code)]
+
+
+@pytest.mark.parametrize("at", range(1, CALLS))
+def test_a_full_disk_at_any_call_pauses_and_loses_no_follower(at: int, tmp_path: Path) -> None:
+    scene = Scene(tmp_path, lines=6, disk=FaultyDisk(at, times=3))
+
+    async def scenario() -> None:
+        committer = scene.committer(CommitLimits(seconds=0), pages=with_followers)
+        await committer.commit(finished(0))
+        await committer.commit(finished(3, "bad"))
+        await committer.close()
+
+    run(scenario())
+    assert scene.done == list(range(6))
+    scene.assert_consistent()
+    assert scene.journal.open_lines() == 0
+
+
+def test_a_follower_that_cannot_be_read_ends_the_run_as_what_it_is(tmp_path: Path) -> None:
+    scene = Scene(tmp_path, lines=2)
+
+    def changed(group: Sequence[Finished]) -> Iterator[list[Finished]]:
+        yield list(group)
+        raise BadUsage("line 2 has changed")
+
+    async def scenario() -> None:
+        committer = scene.committer(CommitLimits(seconds=0), pages=changed)
+        await committer.commit(finished(0))
+        with pytest.raises(BadUsage, match="line 2"):
+            await committer.close()
+
+    run(scenario())
+    assert scene.done == [0]
+    scene.assert_consistent()
 
 
 @pytest.mark.parametrize("at", range(1, CALLS, 2))

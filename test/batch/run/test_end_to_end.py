@@ -3,9 +3,11 @@
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,8 @@ import pytest
 from stand_ins import line
 
 from checkpoints import CONTEXT, make_llama
+from sglang.batch.run.engine import leftovers
+from sglang.batch.run.journal import Journal
 
 START_SECONDS = 300  # for an engine on a busy machine
 
@@ -26,6 +30,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def command(folder: Path, model: Path, *flags: str) -> list[str]:
     files = ["-i", str(folder / "requests.jsonl"), "-o", str(folder / "results.jsonl")]
     server = ["--model-path", str(model), "--dtype", "float32", "--random-seed", "1"]
+    server.append("--no-learned-lengths")  # of the user's
     return [sys.executable, "-m", "sglang.batch.cli", "run", *files, *server, *flags]
 
 
@@ -43,6 +48,19 @@ def wait_for_records(process: subprocess.Popen[str], results: Path, count: int) 
         assert process.poll() is None, process.communicate()[1]
         assert time.monotonic() < deadline, "nothing was answered"
         time.sleep(0.1)
+
+
+def wait_for_starts(process: subprocess.Popen[str], journal: Path, count: int) -> None:
+    """Wait until the run's engine is up for the `count`th time."""
+    deadline = time.monotonic() + START_SECONDS
+    with closing(sqlite3.connect(f"file:{journal}?mode=ro", uri=True)) as connection:
+        while True:
+            (starts,) = connection.execute("SELECT COUNT(*) FROM event WHERE kind = 'start'").fetchone()
+            if starts >= count:
+                return
+            assert process.poll() is None, process.communicate()[1]
+            assert time.monotonic() < deadline, f"{starts} starts"
+            time.sleep(0.1)
 
 
 def descendants(process: subprocess.Popen[str]) -> list[psutil.Process]:
@@ -69,7 +87,7 @@ def test_every_line_is_answered_or_has_an_error_with_its_number(tmp_path: Path, 
         completion("bad-value", "x", temperature=-1),
         completion("bad-type", "x", max_tokens="many"),
         completion("stream", "x", stream=True),
-        line("embedding", url="/v1/embeddings"),
+        line("unknown", url="/v1/moderations"),
         completion("text-0", "again"),
         b"{not json\n",
         b"\n",
@@ -88,7 +106,7 @@ def test_every_line_is_answered_or_has_an_error_with_its_number(tmp_path: Path, 
     failed = [json.loads(raw) for raw in (tmp_path / "results.jsonl.errors.jsonl").read_bytes().splitlines()]
     assert len(records) + len(failed) == len(lines) - 1, "one record per line that is not blank"
     refused = {"too-long", "bad-value", "bad-type"}
-    not_run = {"stream", "embedding", "text-0", None}
+    not_run = {"stream", "unknown", "text-0", None}
     assert {record["custom_id"] for record in failed} == refused | not_run
     assert {record["custom_id"] for record in failed if record["error"] is None} == refused
     replies = {record["custom_id"]: record["response"] for record in failed}
@@ -153,18 +171,87 @@ def test_an_engine_that_cannot_start_is_exit_code_3_and_leaves_no_output(
     assert not (tmp_path / "results.jsonl").exists()
 
 
-def test_an_engine_that_dies_is_exit_code_3_and_what_was_answered_stays(tmp_path: Path, model: Path) -> None:
-    endless = [completion(f"long-{i}", f"{i}", max_tokens=3000, ignore_eos=True) for i in range(4)]
-    (tmp_path / "requests.jsonl").write_bytes(b"".join([completion("quick", "x", max_tokens=2), *endless]))
+def test_an_engine_whose_process_is_killed_is_started_again_and_every_line_answered(
+    tmp_path: Path, model: Path
+) -> None:
+    long = [completion(f"long-{i}", f"{i}", max_tokens=600, ignore_eos=True) for i in range(4)]
+    (tmp_path / "requests.jsonl").write_bytes(b"".join([completion("quick", "x", max_tokens=2), *long]))
+    journal = tmp_path / "results.jsonl.journal"
     process = start(tmp_path, model)
     try:
         wait_for_records(process, tmp_path / "results.jsonl", 1)
-        scheduler = next(c for c in descendants(process) if "scheduler" in " ".join(c.cmdline()))
-        scheduler.kill()
-        _, messages = process.communicate(timeout=120)
+        for starts, victim in ((1, "scheduler"), (2, "detokenizer")):
+            wait_for_starts(process, journal, starts)
+            next(c for c in descendants(process) if victim in " ".join(c.cmdline())).kill()
+        _, messages = process.communicate(timeout=START_SECONDS)
     finally:
         process.kill()
-    assert process.returncode == 3, messages
-    assert "an engine process died" in messages
-    records = (tmp_path / "results.jsonl.partial").read_bytes().splitlines()
-    assert "quick" in {json.loads(raw)["custom_id"] for raw in records}
+    assert process.returncode == 0, messages
+    assert messages.count("a process of the engine died") == 2
+    records = [json.loads(raw) for raw in (tmp_path / "results.jsonl").read_bytes().splitlines()]
+    assert sorted(record["custom_id"] for record in records) == sorted(
+        ["quick", *(f"long-{i}" for i in range(4))]
+    )
+
+
+def test_a_runner_that_is_killed_while_its_engine_starts_leaves_no_process_and_no_file(
+    tmp_path: Path, model: Path
+) -> None:
+    (tmp_path / "requests.jsonl").write_bytes(completion("a", "x"))
+    process = start(tmp_path, model)
+    journal = tmp_path / "results.jsonl.journal"
+    deadline = time.monotonic() + START_SECONDS
+    while len(children := descendants(process)) < 3:  # the worker, and the first of its children
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    job = Journal(journal, read_only=True).get("id")
+    process.kill()
+    process.communicate()
+    _, alive = psutil.wait_procs(children, timeout=20)
+    assert alive == []
+    assert leftovers.engine_processes(job) == []
+    leftovers.clear(job)
+    assert not leftovers.temporary_folder(job).exists()
+
+
+def test_later_runs_plan_with_the_lengths_of_earlier_answers_and_answer_the_same(
+    tmp_path: Path, model: Path
+) -> None:
+    from sglang.srt.hardware_backend.portable_cpu.kernel_build import cache_folder
+
+    environment = {
+        **os.environ,
+        "XDG_CACHE_HOME": str(tmp_path / "cache"),
+        "SGLANG_CPU_KERNEL_CACHE": str(cache_folder()),
+    }
+    asked = [chat(f"r{i}", f"Tell me about the number {i}, please.", max_tokens=24) for i in range(12)]
+
+    def run(name: str, lines: list[bytes], *flags: str) -> tuple[int, dict[str, Any]]:
+        """Requests that were expected to have some length, and the answers' texts."""
+        folder = tmp_path / name
+        folder.mkdir(exist_ok=True)
+        (folder / "requests.jsonl").write_bytes(b"".join(lines))
+        report = folder / "report.json"
+        started = [part for part in command(folder, model) if part != "--no-learned-lengths"]
+        done = subprocess.run(
+            [*started, "--report", str(report), *flags],
+            env=environment,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=START_SECONDS,
+        )
+        assert done.returncode == 0, done.stderr
+        records = map(json.loads, (folder / "results.jsonl").read_bytes().splitlines())
+        texts = {
+            record["custom_id"]: record["response"]["body"]["choices"][0]["message"]["content"]
+            for record in records
+        }
+        return json.loads(report.read_text())["blend"]["expected_outputs"], texts
+
+    unlearned, first = run("first", asked[:6], "--no-learned-lengths")
+    appended, all_of_them = run("first", asked)
+    another, same = run("another", asked)
+    assert (unlearned, appended, another) == (0, 6, 12)
+    assert first.items() <= all_of_them.items()
+    assert all_of_them == same

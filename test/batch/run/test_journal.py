@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from journals import journal, recorded, row
 
-from sglang.batch.run.journal import APPLICATION_ID, VERSION, Journal, JournalUnfinished, JournalUnusable, Log
+from sglang.batch.run.journal import Journal, LineRow, Log
+from sglang.batch.run.schema import APPLICATION_ID, MIGRATIONS, VERSION, JournalUnfinished, JournalUnusable
 
 
 def positions(made: Journal) -> list[int]:
@@ -128,6 +129,65 @@ def test_a_journal_of_a_later_version_is_refused(tmp_path: Path) -> None:
     db.close()
     with pytest.raises(JournalUnusable, match=f"version {VERSION + 1}"):
         Journal(tmp_path / "journal")
+
+
+VERSION_1 = """
+CREATE TABLE job (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
+CREATE TABLE line (
+  position INTEGER PRIMARY KEY, input INTEGER NOT NULL, number INTEGER NOT NULL,
+  offset INTEGER NOT NULL, length INTEGER NOT NULL, hash BLOB NOT NULL, custom_id BLOB,
+  state INTEGER NOT NULL DEFAULT 0, attempts INTEGER NOT NULL DEFAULT 0, crashes INTEGER NOT NULL DEFAULT 0,
+  log INTEGER, record_offset INTEGER, record_length INTEGER, code TEXT,
+  prompt_tokens INTEGER, cached_tokens INTEGER, completion_tokens INTEGER
+) STRICT;
+CREATE INDEX pending ON line (position) WHERE state = 0;
+CREATE INDEX quarantined ON line (position) WHERE state = 4;
+CREATE INDEX custom_id ON line (custom_id, position) WHERE custom_id IS NOT NULL;
+CREATE TABLE event (seconds REAL NOT NULL, kind TEXT NOT NULL, detail TEXT NOT NULL) STRICT;
+INSERT INTO line VALUES (0, 0, 1, 0, 10, x'01', x'02', 2, 1, 0, 0, 0, 10, NULL, 5, 2, 3);
+INSERT INTO line VALUES (1, 0, 2, 10, 10, x'03', x'04', 0, 0, 0, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO job VALUES ('answers_length', '10');
+PRAGMA user_version = 1;
+"""
+
+
+def version_1(path: Path) -> None:
+    db = sqlite3.connect(path)
+    db.execute("PRAGMA journal_mode = WAL")
+    db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+    db.executescript(VERSION_1)
+    db.close()
+
+
+def test_a_journal_of_an_earlier_version_is_brought_up_to_date(tmp_path: Path) -> None:
+    path = tmp_path / "journal"
+    version_1(path)
+    with pytest.raises(JournalUnusable, match="older"):
+        Journal(path, read_only=True)
+    made = Journal(path)
+    assert (positions(made), made.tally().done, made.length(Log.ANSWERS), made.check()) == ([1], 1, 10, [])
+    made.put_lines([LineRow(i, 0, i + 1, i * 10, 10, b"%d" % i, b"%d" % i, b"key") for i in range(3)])
+    assert [of.position for of in made.pending(after=-1, limit=9, followers=False)] == []
+    assert [of.position for of, _ in made.twins.late(after=-1, limit=9)] == [1, 2]
+    made.close()
+    new = Journal(tmp_path / "new", create=True)
+    tables = "SELECT name, type FROM sqlite_schema ORDER BY name"
+    columns = "SELECT name, type FROM pragma_table_info('line') ORDER BY name"
+    old = Journal(path)
+    for query in (tables, columns, "PRAGMA user_version"):
+        assert old._db.execute(query).fetchall() == new._db.execute(query).fetchall()
+
+
+def test_a_migration_that_is_interrupted_leaves_the_journal_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "journal"
+    version_1(path)
+    with monkeypatch.context() as broken:
+        broken.setitem(MIGRATIONS, 1, f"{MIGRATIONS[1]}; SELECT nothing")
+        with pytest.raises(sqlite3.OperationalError):
+            Journal(path)
+    assert positions(Journal(path)) == [1]
 
 
 def test_a_journal_says_whose_file_it_is(tmp_path: Path) -> None:

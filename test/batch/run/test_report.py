@@ -28,6 +28,7 @@ def state(
         "waiting": waiting,
         "hardware": "cpu",
         "held": 2,
+        "expected_outputs": 5,
         "retractions": 0,
         **changes,
     }

@@ -3,6 +3,9 @@
 import asyncio
 from typing import Any
 
+import pytest
+
+from sglang.batch.run import state_poller
 from sglang.batch.run.state_poller import StatePoller
 
 
@@ -40,3 +43,25 @@ def test_the_last_poll_comes_after_the_stop() -> None:
     assert [state["held"] for _, state in poller.states] == [0, 7]
     seconds = [seconds for seconds, _ in poller.states]
     assert seconds == sorted(seconds)
+
+
+def test_a_long_run_keeps_few_states_and_both_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(state_poller, "KEPT", 10)
+    monkeypatch.setattr(state_poller, "INTERVAL", 0.0)
+    scheduler = FakeScheduler(blend={"held": 0})
+    poller = StatePoller(scheduler.internal_state)
+
+    async def scenario() -> None:
+        polling = asyncio.ensure_future(poller.run())
+        while scheduler.asked < 500:
+            scheduler.state["blend"] = {"held": scheduler.asked}
+            await asyncio.sleep(0)
+        poller.stop()
+        await asyncio.wait_for(polling, 5)
+
+    asyncio.run(scenario())
+    held = [state["held"] for _, state in poller.states]
+    assert len(held) <= 10
+    assert held == sorted(held)
+    assert held[0] == 0
+    assert held[-1] >= 490

@@ -125,7 +125,7 @@ def test_tensor_parallelism_without_a_known_link_is_refused():
 
 
 def test_unknown_engine_and_assumption_name_the_choices():
-    with pytest.raises(ValueError, match="alternating, mixed, overlapped"):
+    with pytest.raises(ValueError, match="alternating, mixed, pdmux, overlapped"):
         load_engine("eager")
     with pytest.raises(ValueError, match="interference"):
         Assumptions.default(luck=1.0)

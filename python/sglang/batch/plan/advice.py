@@ -6,14 +6,14 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from sglang.batch.plan.schedules import Schedule
+from sglang.srt.blend.core.cost.engines import ENGINE_FLAGS, engine_names
 
 WORTH_IT = 1.02
 """Ratio of simulated times from which a flag is recommended: smaller gains are below the time model's error
 of 3 to 4%."""
 
 WORTH_PDMUX = 1.05
-"""The same for PD multiplexing, which costs chunked prefill and SGLang's overlap schedule: no simulation
-shows that."""
+"""The same for PD multiplexing, whose model rests on more that is assumed."""
 
 SERVER_POLICY = {"dfs": "fcfs", "random": "fcfs"}
 """Policy of the server behind an order that the file itself is brought into."""
@@ -60,7 +60,6 @@ class Machine:
         weight_bytes: one GPU's share of the model.
         tensor_parallel: GPUs that share the model.
         tensor_parallel_chosen: whether their number was chosen for the user, who did not name one.
-        nvidia: whether PD multiplexing exists.
     """
 
     chunk: int
@@ -70,7 +69,6 @@ class Machine:
     weight_bytes: float
     tensor_parallel: int
     tensor_parallel_chosen: bool
-    nvidia: bool
 
 
 def advise(seconds: Mapping[Schedule, float], machine: Machine, *, everything_fits: bool) -> Advice:
@@ -84,7 +82,7 @@ def advise(seconds: Mapping[Schedule, float], machine: Machine, *, everything_fi
     policy_flag = _policy(seconds, engine, everything_fits=everything_fits)
     return Advice(
         flags=(policy_flag, engine_flag, *_sizes(machine)),
-        try_too=tuple(_pdmux(seconds, engine)) if machine.nvidia else (),
+        try_too=tuple(_pdmux(seconds, engine)),
     )
 
 
@@ -99,8 +97,8 @@ def _engine(seconds: Mapping[Schedule, float]) -> tuple[str, Flag]:
     alternating, mixed = _least(seconds, "alternating"), _least(seconds, "mixed")
     engines = {schedule.engine for schedule in seconds}
     if len(engines & {"alternating", "mixed"}) < 2:
-        only = min(engines)  # alternating or mixed before overlapped
-        text = "--enable-mixed-chunk" if only == "mixed" else ""
+        only = min(engines, key=engine_names().index)
+        text = ENGINE_FLAGS[only] if only in ("mixed", "pdmux") else ""
         return only, Flag(text, f"nothing but {', '.join(sorted(engines))} was simulated.")
     gain = alternating / mixed
     if gain >= WORTH_IT:
@@ -164,15 +162,15 @@ def _sizes(machine: Machine) -> Iterator[Flag]:
 
 
 def _pdmux(seconds: Mapping[Schedule, float], engine: str) -> Iterator[Flag]:
-    overlapped = {run.policy: time for run, time in seconds.items() if run.engine == "overlapped"}
-    if not overlapped:
+    divided = {run.policy: time for run, time in seconds.items() if run.engine == "pdmux"}
+    if not divided:
         return
-    policy = min(overlapped, key=lambda name: overlapped[name])
-    gain = _least(seconds, engine) / overlapped[policy]
-    if gain >= WORTH_PDMUX or engine == "overlapped":
+    policy = min(divided, key=lambda name: divided[name])
+    gain = _least(seconds, engine) / divided[policy]
+    if gain >= WORTH_PDMUX or engine == "pdmux":
         yield Flag(
-            f"{_policy_text(policy)} --enable-pdmux --disable-overlap-schedule --chunked-prefill-size -1",
-            f"{_prepared(policy)}{gain:.2f}x over the above (simulated) if the GPU overlaps compute with"
-            " memory traffic as modelled. SGLang's PD multiplexing comes nearest to that, but without"
-            " chunked prefill and the overlap schedule, which is not simulated: measure it first.",
+            f"{_policy_text(policy)} {ENGINE_FLAGS['pdmux']} --pdmux-config-path FILE",
+            f"{_prepared(policy)}{gain:.2f}x over the above (simulated), with FILE from --write-pdmux-config."
+            " How parts of a GPU disturb each other is assumed: measure it first. SGLang warns that it may be"
+            " slow with PyTorch newer than 2.6.",
         )

@@ -8,9 +8,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from sglang.batch.input.rows import row_format
 from sglang.batch.input.source import Source, add_input, find_sources
+from sglang.batch.media import MediaPolicy, add_media_arguments, media_policy
 from sglang.batch.usage import BadUsage, check_folder
-from sglang.srt.blend.core.cost.engines import engine_names
+from sglang.srt.blend.core.cost.engines import ENGINE_FLAGS, engine_names, engines_on
 from sglang.srt.blend.core.cost.hardware import Hardware, hardware_names, load_hardware
 
 USAGE = "sglang-batch plan -i FILE --model-path MODEL --hardware GPU [options] [server flags]"
@@ -34,7 +36,9 @@ class PlanArguments:
         tensor_parallel: GPUs that share the model; 0 for as few as hold it.
         simulate_requests: requests of the excerpt that is simulated of a larger pool; 0 simulates nothing.
         jobs: simulations at a time.
+        media: what requests may name beside data URLs.
         json, chart: where the report and its picture go; None for nowhere.
+        pdmux_config: where a config of PD multiplexing for this pool goes; None for nowhere.
         server: flags for the server's own parser.
     """
 
@@ -47,8 +51,10 @@ class PlanArguments:
     engines: tuple[str, ...]
     simulate_requests: int
     jobs: int
+    media: MediaPolicy
     json: Path | None
     chart: Path | None
+    pdmux_config: Path | None
     quiet: bool
     server: list[str]
 
@@ -78,12 +84,21 @@ def add_plan_arguments(parser: argparse.ArgumentParser) -> None:
         " (default: as long as max_tokens allows; see the report for requests without it)",
     )
     _add_simulation_arguments(parser)
+    add_media_arguments(parser)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the whole result as JSON too")
     parser.add_argument(
         "--chart",
         type=Path,
         metavar="FILE",
         help="draw simulated compute and memory use over time, .png or .html (needs matplotlib)",
+    )
+    parser.add_argument(
+        "--write-pdmux-config",
+        type=Path,
+        dest="pdmux_config",
+        metavar="FILE",
+        help="write the division of the GPU that suits this pool under --enable-pdmux, for SGLang's"
+        " --pdmux-config-path; the pdmux engine is simulated with it in any case",
     )
     parser.add_argument("--quiet", action="store_true", help="no progress on stderr")
 
@@ -97,9 +112,10 @@ def _add_simulation_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--engines",
-        default=",".join(engine_names()),
         metavar="LIST",
-        help="engines to simulate (default: %(default)s)",
+        help="engines to simulate, of "
+        + ", ".join(f"{name} ({flags})" for name, flags in ENGINE_FLAGS.items())
+        + " (default: all that the GPU has)",
     )
     parser.add_argument(
         "--simulate-requests",
@@ -144,11 +160,21 @@ def check_plan(options: argparse.Namespace, server: Sequence[str]) -> PlanArgume
         if value is not None and value < minimum:
             name = "tp-size" if flag == "tensor_parallel" else flag.replace("_", "-")
             raise BadUsage(f"--{name} {value}: must be at least {minimum}")
-    sources = find_sources(options.input)
-    if any(source.path is None for source in sources):
+    sources = find_sources(options.input, rows=row_format(options))
+    if any(source.standard_input for source in sources):
         raise BadUsage("--input -: a plan does not read standard input; name a file")
-    for flag, path in (("--json", options.json), ("--chart", options.chart)):
+    for flag, path in (
+        ("--json", options.json),
+        ("--chart", options.chart),
+        ("--write-pdmux-config", options.pdmux_config),
+    ):
         check_folder(flag, path)
+    engines = engines_on(hardware)
+    if "pdmux" not in engines and (options.pdmux_config or "pdmux" in (options.engines or "")):
+        raise BadUsage(
+            f"--hardware {options.hardware}: SGLang's PD multiplexing does not divide it; name an NVIDIA GPU"
+            " of compute capability 6 to 9, or leave pdmux out of --engines and drop --write-pdmux-config"
+        )
     if options.chart is not None:
         _check_chart(options.chart, simulated=options.simulate_requests > 0)
     return PlanArguments(
@@ -158,11 +184,13 @@ def check_plan(options: argparse.Namespace, server: Sequence[str]) -> PlanArgume
         output_tokens=options.output_tokens,
         tensor_parallel=options.tensor_parallel,
         policies=_choices("--policies", options.policies, POLICIES),
-        engines=_choices("--engines", options.engines, engine_names()),
+        engines=_choices("--engines", options.engines or ",".join(engines), engine_names()),
         simulate_requests=options.simulate_requests,
         jobs=options.jobs,
+        media=media_policy(options),
         json=options.json,
         chart=options.chart,
+        pdmux_config=options.pdmux_config,
         quiet=options.quiet,
         server=list(server),
     )

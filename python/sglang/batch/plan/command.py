@@ -15,6 +15,7 @@ import numpy as np
 from tqdm import tqdm
 
 from sglang.batch.input.source import Source
+from sglang.batch.media import MediaPolicy
 from sglang.batch.plan.advice import Machine, advise
 from sglang.batch.plan.answers import assume_answers
 from sglang.batch.plan.arguments import PlanArguments
@@ -27,7 +28,9 @@ from sglang.batch.plan.report import Excerpt, PlanReport
 from sglang.batch.plan.schedules import NotSimulated, Schedule, Simulated, simulate_all, simulator_processes
 from sglang.batch.usage import BadUsage
 from sglang.srt.blend.core.cost.cost_model import CostModel
-from sglang.srt.blend.core.cost.engines import PoolWork, practical_optimum
+from sglang.srt.blend.core.cost.engines import PoolWork, engines_on, practical_optimum
+from sglang.srt.blend.core.cost.pdmux import PdmuxTimes
+from sglang.srt.blend.core.cost.pdmux_choice import PdmuxChoice, choose_config
 from sglang.srt.blend.core.cost.step_time import StepTimeModel
 from sglang.srt.blend.core.pool.workload import Workload
 
@@ -62,6 +65,10 @@ def plan(arguments: PlanArguments) -> int:
 def _write(arguments: PlanArguments, report: PlanReport) -> None:
     if arguments.json is not None:
         report.write_json(arguments.json)
+    if arguments.pdmux_config is not None and report.pdmux is not None:
+        from sglang.srt.blend.runtime.pdmux_config import write_pdmux_config
+
+        write_pdmux_config(arguments.pdmux_config, report.pdmux.config, "\n".join(report.pdmux_lines()))
     if arguments.chart is not None and report.simulated:
         from sglang.batch.plan.chart import draw_plan
 
@@ -69,19 +76,29 @@ def _write(arguments: PlanArguments, report: PlanReport) -> None:
 
 
 def _read(arguments: PlanArguments, processes: ProcessPoolExecutor) -> Prompts:
-    return read_in_a_process(processes, arguments.inputs, arguments.server, quiet=arguments.quiet)
+    return read_in_a_process(
+        processes, arguments.inputs, arguments.server, arguments.media, quiet=arguments.quiet
+    )
 
 
 def read_in_a_process(
-    processes: ProcessPoolExecutor, sources: Sequence[Source], server: list[str], *, quiet: bool
+    processes: ProcessPoolExecutor,
+    sources: Sequence[Source],
+    server: list[str],
+    media: MediaPolicy,
+    *,
+    quiet: bool,
+    limit: int | None = None,
 ) -> Prompts:
     """Tokenize a batch where SGLang finds the simulated GPU's platform.
+
+    Args: as of `read_prompts`.
 
     Raises:
         BadUsage: an input, or the model's config or tokenizer, cannot be read.
     """
     try:
-        return processes.submit(read_prompts, sources, server, quiet=quiet).result()
+        return processes.submit(read_prompts, sources, server, media, quiet=quiet, limit=limit).result()
     except (OSError, ValueError, KeyError, BrokenProcessPool) as error:
         problem = str(error) or type(error).__name__
         raise BadUsage(f"the model's config or tokenizer cannot be read: {problem}") from error
@@ -107,7 +124,8 @@ def _report(arguments: PlanArguments, prompts: Prompts, processes: ProcessPoolEx
         return None
     statistics, tree = workload.statistics(cost), workload.tree(cost)
     optimum = {engine: _optimum(workload, times, engine) for engine in arguments.engines}
-    done, failed, excerpt = _simulate(arguments, workload, model, times, optimum, processes)
+    pdmux = _pdmux(workload, times, capacity) if "pdmux" in engines_on(hardware) else None
+    done, failed, excerpt = _simulate(arguments, workload, model, times, optimum, pdmux, processes)
     seconds = {run.schedule: run.seconds for run in done}
     needed = int(tree.node_kv_tokens[0])
     return PlanReport(
@@ -130,6 +148,7 @@ def _report(arguments: PlanArguments, prompts: Prompts, processes: ProcessPoolEx
         chunked_prefill_size=model.server["chunked_prefill_size"],
         groups=tuple(find_groups(workload, prompts, kept, cost)),
         optimum=optimum,
+        pdmux=pdmux,
         longest_answer=int(workload.output.max()),
         excerpt=excerpt,
         simulated=tuple(done),
@@ -142,9 +161,22 @@ def _report(arguments: PlanArguments, prompts: Prompts, processes: ProcessPoolEx
 
 def _optimum(workload: Workload, times: StepTimeModel, engine: str) -> float:
     """Seconds of the practical optimum, in which the longest answer takes a pass for each token."""
+    return practical_optimum(times, engine, _work(workload, times), min_steps=int(workload.output.max()))
+
+
+def _pdmux(workload: Workload, times: StepTimeModel, capacity: int) -> PdmuxChoice:
+    return choose_config(
+        PdmuxTimes(times),
+        _work(workload, times),
+        kv_capacity=capacity,
+        longest=int(workload.output.max()),
+    )
+
+
+def _work(workload: Workload, times: StepTimeModel) -> PoolWork:
+    """What the pool does if every shared prefix is computed once."""
     order, tree = workload.depth_first_order(), workload.tree(_cost(times))
-    pool = PoolWork.of(workload.prompt[order], workload.output[order], tree.lcp)
-    return practical_optimum(times, engine, pool, min_steps=int(workload.output.max()))
+    return PoolWork.of(workload.prompt[order], workload.output[order], tree.lcp)
 
 
 def _cost(times: StepTimeModel) -> CostModel:
@@ -157,6 +189,7 @@ def _simulate(
     model: PlannedModel,
     times: StepTimeModel,
     optimum: dict[str, float],
+    pdmux: PdmuxChoice | None,
     processes: ProcessPoolExecutor,
 ) -> tuple[list[Simulated], list[NotSimulated], Excerpt | None]:
     """Simulate the schedules asked for, in their order, with an excerpt of the pool where it is too large."""
@@ -172,6 +205,7 @@ def _simulate(
         model,
         hardware=arguments.hardware_name,
         tensor_parallel=times.shape.tensor_parallel,
+        pdmux=None if pdmux is None else pdmux.config,
     )
     silent = arguments.quiet or not sys.stderr.isatty()
     bar = tqdm(results, total=len(schedules), desc="simulations", unit="run", disable=silent)
@@ -197,5 +231,4 @@ def _machine(arguments: PlanArguments, model: PlannedModel, times: StepTimeModel
         weight_bytes=times.shape.weight_bytes,
         tensor_parallel=times.shape.tensor_parallel,
         tensor_parallel_chosen=not arguments.tensor_parallel,
-        nvidia=times.hardware.name not in ("cpu", "mi300x"),
     )

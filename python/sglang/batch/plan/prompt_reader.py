@@ -10,12 +10,14 @@ from __future__ import annotations
 import asyncio
 import uuid
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from itertools import islice
 from typing import Any
 
 import numpy as np
 
 from sglang.batch.input.source import Source, read_sources
+from sglang.batch.media import MediaGate, MediaPolicy
 from sglang.batch.plan.arguments import USAGE
 from sglang.batch.plan.prompts import BadLine, PlannedModel, Prompts
 from sglang.batch.progress import progress_bar
@@ -42,25 +44,34 @@ SIMULATION_SETS = ("hardware", "engine", "admission_log")
 """Options of the blend policy that each simulation chooses for itself."""
 
 
-def read_prompts(sources: Sequence[Source], server: list[str], *, quiet: bool) -> Prompts:
+def read_prompts(
+    sources: Sequence[Source],
+    server: list[str],
+    media: MediaPolicy,
+    *,
+    quiet: bool,
+    limit: int | None = None,
+) -> Prompts:
     """Tokenize a batch.
 
     Args:
         server: SGLang's flags, `--model-path` among them.
+        media: what requests may name beside data URLs.
+        limit: lines that are read at most, from the first on; None for all.
 
     Raises:
         SystemExit, BadUsage, ModelUnavailable: see `parse_server_args` and `open_source`.
         OSError, ValueError: upstream cannot read the model's config or tokenizer.
     """
-    reader = PromptReader(parse_server_args(server, usage=USAGE))
+    reader = PromptReader(parse_server_args(server, usage=USAGE), media)
     progress = _Progress()
 
     async def read() -> list[BadLine]:
         # One at a time keeps file order; there is nothing to wait for anyway.
         bad: list[BadLine] = []
         with progress_bar(total=None, quiet=quiet) as show:
-            for item in parse_lines(read_sources(sources)):
-                failure = item if isinstance(item, BatchFailure) else await reader.read(item)
+            for item in islice(parse_lines(read_sources(sources)), limit):
+                failure = item if isinstance(item, BatchFailure) else await reader.read(item, progress.done)
                 if failure is not None:
                     bad.append(BadLine(failure.line, failure.custom_id, failure.code, failure.message))
                 progress.done += 1
@@ -76,7 +87,9 @@ class _Progress:
     """Lines read so far; nothing is computed."""
 
     done: int = 0
-    tokens_per_second: float = 0.0
+
+    def text(self) -> str:
+        return ""
 
 
 class PromptReader:
@@ -84,9 +97,10 @@ class PromptReader:
 
     Args:
         server_args: as parsed from the command line; resolved here.
+        media: what requests may name beside data URLs.
     """
 
-    def __init__(self, server_args: ServerArgs) -> None:
+    def __init__(self, server_args: ServerArgs, media: MediaPolicy) -> None:
         from sglang.srt.entrypoints.engine import init_tokenizer_manager
         from sglang.srt.runtime_context import publish
         from sglang.srt.server_args import PortArgs
@@ -97,22 +111,24 @@ class PromptReader:
         self._manager, templates = init_tokenizer_manager(
             server_args, PortArgs.init_new(server_args), _tokenizer_class()
         )
-        self._handlers = RequestHandlers(self._manager, templates)
+        self._handlers = MediaGate(RequestHandlers(self._manager, templates), media)
         self._model = _planned_model(server_args, self._manager)
-        self._found: list[tuple[BatchRequest, Any]] = []
+        self._found: list[tuple[int, BatchRequest, Any]] = []
 
-    async def read(self, request: BatchRequest) -> BatchFailure | None:
-        """Collect the request's prompts, or say as a real run would why it is refused."""
+    async def read(self, request: BatchRequest, position: int) -> BatchFailure | None:
+        """Collect the prompts of the request in line `position`, or say as a run would why it is refused."""
         found = self._manager.tokenized = []
         try:
             refusal = await self._handlers.answer(request, uuid.uuid4().hex)
         except Exception as error:
-            return BatchFailure.internal(request, error)
-        self._manager.rid_to_state.clear()
-        if not found:
-            return BatchFailure(request.line, request.custom_id, str(refusal.code), str(refusal.message))
-        self._found.extend((request, prompt) for prompt in found)
-        return None
+            failure = BatchFailure.internal(request, error)
+        else:
+            self._manager.rid_to_state.clear()
+            if found:
+                self._found.extend((position, request, prompt) for prompt in found)
+                return None
+            failure = BatchFailure(request.line, request.custom_id, str(refusal.code), str(refusal.message))
+        return replace(failure, message=f"line {request.line}: {failure.message}")
 
     def prompts(self, *, lines: int, bad: tuple[BadLine, ...]) -> Prompts:
         """Put what was collected into arrays.
@@ -123,8 +139,10 @@ class PromptReader:
         from sglang.srt.blend.runtime.pool import known_output
         from sglang.srt.blend.runtime.token_ids import fold
 
-        prompts = [prompt for _, prompt in self._found]
-        caps = [prompt.sampling_params.max_new_tokens or 0 for prompt in prompts]
+        prompts = [prompt for _, _, prompt in self._found]
+        # What is embedded or scored writes nothing, which takes as long as one token.
+        limits = [prompt.sampling_params.max_new_tokens for prompt in prompts]
+        caps = [0 if limit is None else max(limit, 1) for limit in limits]
         for prompt, cap in zip(prompts, caps, strict=True):
             prompt.sampling_params.max_new_tokens = cap or self._model.context
         lengths = np.array([len(prompt.input_ids) for prompt in prompts], np.int64)
@@ -133,8 +151,9 @@ class PromptReader:
             offsets=np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)]),
             cap=np.array(caps, np.int64),
             known=np.array([known_output(prompt) for prompt in prompts], np.int64),
-            line=np.array([request.line for request, _ in self._found], np.int64),
-            custom_ids=tuple(request.custom_id for request, _ in self._found),
+            line=np.array([request.line for _, request, _ in self._found], np.int64),
+            position=np.array([position for position, _, _ in self._found], np.int64),
+            custom_ids=tuple(request.custom_id for _, request, _ in self._found),
             media=sum(prompt.mm_inputs is not None for prompt in prompts),
             lines=lines,
             bad=bad,

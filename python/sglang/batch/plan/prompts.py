@@ -46,6 +46,7 @@ class BadLine:
     Attributes:
         line: number of the line in the file, from 1.
         custom_id: None where the line has no usable one.
+        message: begins with the line's number.
     """
 
     line: int
@@ -63,7 +64,8 @@ class Prompts:
         offsets: (n + 1,) prompt i is tokens[offsets[i]:offsets[i + 1]].
         cap: (n,) output tokens that the request allows at most, 0 where it does not say.
         known: (n,) output tokens that the request fixes itself (ignore_eos), 0 where it does not.
-        line: (n,) number of the request's line in the file, from 1; `custom_ids` has the same length.
+        line: (n,) number of the request's line in its file, from 1; `custom_ids` has the same length.
+        position: (n,) index of the line among all that are not blank, over all files.
         media: how many requests have pictures, audio or video.
         lines: how many lines are not blank, `bad` ones included.
     """
@@ -73,6 +75,7 @@ class Prompts:
     cap: NDArray[np.int64]
     known: NDArray[np.int64]
     line: NDArray[np.int64]
+    position: NDArray[np.int64]
     custom_ids: tuple[str, ...]
     media: int
     lines: int

@@ -14,6 +14,7 @@ from sglang.batch.plan.answers import Answers
 from sglang.batch.plan.groups import Group
 from sglang.batch.plan.prompts import BadLine
 from sglang.batch.plan.schedules import NotSimulated, Schedule, Simulated
+from sglang.srt.blend.core.cost.pdmux_choice import PdmuxChoice
 
 SHOWN = 8
 """Groups and bad lines that the text shows; the JSON has all of them."""
@@ -61,6 +62,8 @@ class PlanReport:
         mem_fraction_static, chunked_prefill_size: SGLang's flags, as simulated.
         groups: requests that share a prefix, those with most work first.
         optimum: seconds that no schedule of the whole pool beats by more than 1%, per engine.
+        pdmux: the division of the GPU that suits the pool under PD multiplexing, with which the pdmux engine
+            is simulated; None where SGLang cannot divide it.
         longest_answer: tokens, each of which takes a pass.
         excerpt: None where nothing was simulated.
         simulated: of the excerpt; its seconds are not scaled.
@@ -86,6 +89,7 @@ class PlanReport:
     chunked_prefill_size: int
     groups: tuple[Group, ...]
     optimum: dict[str, float]
+    pdmux: PdmuxChoice | None
     longest_answer: int
     excerpt: Excerpt | None
     simulated: tuple[Simulated, ...]
@@ -113,6 +117,7 @@ class PlanReport:
                 *self._pool_lines(),
                 *self._group_lines(),
                 *self._time_lines(),
+                *(f"    {line}" for line in self.pdmux_lines() if "pdmux" in self.optimum),
                 *(self.advice.lines() if self.advice is not None else ()),
                 *self._bad_lines(),
             ]
@@ -175,6 +180,16 @@ class PlanReport:
         for failure in self.failed:
             schedule = failure.schedule
             yield f"    {schedule.policy} on {schedule.engine}: not simulated: {failure.reason}"
+
+    def pdmux_lines(self) -> Iterable[str]:
+        """Say how PD multiplexing divides the GPU for this pool, a line at a time; none where it cannot."""
+        if self.pdmux is not None:
+            for division in self.pdmux.config.divisions:
+                yield (
+                    f"pdmux with {division.prefill} SMs for prefill and {division.decode} for decode: beside"
+                    f" each other all prefill lasts {_seconds(self.pdmux.prefill)} s and all decode"
+                    f" {_seconds(self.pdmux.decode)} s (modelled)"
+                )
 
     def _row(self, name: str, values: Iterable[float | None]) -> str:
         return f"    {name:<28}" + "".join(f"{_seconds(value):>13}" for value in values)

@@ -5,18 +5,21 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import tempfile
 import threading
 from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
 from sglang.batch.plan.prompts import PlannedModel
 from sglang.batch.plan.timeline import Timeline, timeline
 from sglang.srt.blend.core.cost.hardware import load_hardware
+from sglang.srt.blend.core.cost.pdmux import PdmuxConfig
 from sglang.srt.blend.core.cost.step_time import StepWork
 from sglang.srt.blend.core.pool.workload import Workload
 
@@ -113,11 +116,13 @@ def simulate_all(
     *,
     hardware: str,
     tensor_parallel: int,
+    pdmux: PdmuxConfig | None = None,
 ) -> Iterator[Simulated | NotSimulated]:
     """Simulate the workload under each schedule.
 
     Args:
         hardware: name of a profile, or its file.
+        pdmux: how the pdmux engine divides the GPU; None as SGLang does.
         tensor_parallel: GPUs that share the model.
 
     Yields:
@@ -125,7 +130,13 @@ def simulate_all(
     """
     futures: dict[Future[Simulated], Schedule] = {
         executor.submit(
-            _simulate, schedule, workload, model, hardware=hardware, tensor_parallel=tensor_parallel
+            _simulate,
+            schedule,
+            workload,
+            model,
+            hardware=hardware,
+            tensor_parallel=tensor_parallel,
+            pdmux=pdmux if schedule.engine == "pdmux" else None,
         ): schedule
         for schedule in schedules
     }
@@ -140,20 +151,34 @@ def simulate_all(
 
 
 def _simulate(
-    schedule: Schedule, workload: Workload, model: PlannedModel, *, hardware: str, tensor_parallel: int
+    schedule: Schedule,
+    workload: Workload,
+    model: PlannedModel,
+    *,
+    hardware: str,
+    tensor_parallel: int,
+    pdmux: PdmuxConfig | None,
 ) -> Simulated:
+    from sglang.srt.blend.runtime.pdmux_config import write_pdmux_config
     from sglang.srt.hardware_backend.simulated_gpu.simulate import simulate
 
-    result = simulate(
-        workload,
-        policy=schedule.policy,
-        engine=schedule.engine,
-        hardware=hardware,
-        model_config=model.config,
-        tensor_parallel=tensor_parallel,
-        context_length=model.context,
-        **{name: value for name, value in model.server.items() if value is not None},
-    )
+    server = {name: value for name, value in model.server.items() if value is not None}
+    with tempfile.TemporaryDirectory() as folder:
+        if schedule.engine == "pdmux":
+            server["chunked_prefill_size"] = -1
+        if pdmux is not None:
+            server["pdmux_config_path"] = f"{folder}/pdmux.yaml"
+            write_pdmux_config(Path(server["pdmux_config_path"]), pdmux)
+        result = simulate(
+            workload,
+            policy=schedule.policy,
+            engine=schedule.engine,
+            hardware=hardware,
+            model_config=model.config,
+            tensor_parallel=tensor_parallel,
+            context_length=model.context,
+            **server,
+        )
     steps = result.steps
     counts = ("prefill_tokens", "decode_rows", "kv_tokens", "prefill_pairs", "finished_prefills")
     return Simulated(

@@ -6,12 +6,17 @@ import argparse
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
+from sglang.batch.input.rows import row_format
 from sglang.batch.input.source import Source, add_input, find_sources
+from sglang.batch.media import MediaPolicy, add_media_arguments, media_policy
 from sglang.batch.run.committer import CommitLimits
 from sglang.batch.run.files import JobFiles
 from sglang.batch.run.recovery import Continue
+from sglang.batch.run.remote.arguments import RemoteArguments, add_remote_arguments, check_remote
+from sglang.batch.run.tune import Tuning
 from sglang.batch.server_flags import with_defaults
 from sglang.batch.usage import BadUsage, check_folder
 
@@ -19,10 +24,22 @@ DEFAULT_POOL = 50_000
 """Requests that the planner sees at a time. Each of them takes about 30 KB of memory (22 in this process,
 8 in the scheduler; measured with prompts of 180 tokens)."""
 
+ENGINE_RESTARTS = 5
+"""Deaths of the engine in a row, without an answer between, that a run puts up with."""
+
+STALL_SECONDS = 600.0
+"""Seconds without any progress after which an engine with requests counts as dead."""
+
 GRACE = 30.0
 """Seconds that requests in flight get to end after ctrl-C."""
 
-USAGE = "sglang-batch run -i FILE -o FILE --model-path MODEL [options] [server flags: --help-server]"
+SIMULATE_REQUESTS = 2_000
+"""Requests that are simulated at most for a report."""
+
+USAGE = (
+    "sglang-batch run -i FILE -o FILE (--model-path MODEL | --endpoint URL) [options]"
+    " [server flags: --help-server]"
+)
 
 
 @dataclass(frozen=True)
@@ -35,10 +52,19 @@ class RunArguments:
         how: what to do about a job that was begun before.
         commits: when records are committed.
         grace: seconds that requests in flight get after a signal.
+        engine_restarts: deaths of the engine in a row, without an answer between, that are put up with.
+        stall_timeout: seconds without any progress after which the engine counts as dead.
+        media: what requests may name beside data URLs.
         pool: requests in flight at most, at least 1.
+        learned_lengths: whether lengths of earlier answers are used and kept.
         pool_barrier: whether admissions wait until the first pool is complete.
-        report, report_png: where the report goes as JSON and as a picture; None for nowhere.
-        server: flags for the server's own parser, a batch's defaults among them.
+        tune: whether flags that the user has not set are chosen.
+        tuning: what was chosen and why; None where nothing was looked for.
+        report, report_png, report_html: where the report goes as JSON, as a picture and as a page; None for
+            nowhere.
+        report_simulate: requests that the page's simulations take at most; 0 for none.
+        server: flags for the server's own parser, a batch's defaults among them; none for a remote run.
+        remote: running servers that answer; None for an engine of the run's own.
     """
 
     inputs: tuple[Source, ...]
@@ -46,12 +72,21 @@ class RunArguments:
     how: Continue
     commits: CommitLimits
     grace: float
+    engine_restarts: int
+    stall_timeout: float
+    media: MediaPolicy
     pool: int
+    learned_lengths: bool
     pool_barrier: bool
+    tune: bool
     quiet: bool
     report: Path | None
     report_png: Path | None
+    report_html: Path | None
+    report_simulate: int
     server: list[str]
+    remote: RemoteArguments | None
+    tuning: Tuning | None = None
 
 
 def add_run_arguments(parser: argparse.ArgumentParser) -> None:
@@ -59,6 +94,10 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     _add_files(parser)
     _add_continuation(parser)
     _add_durability(parser)
+    add_engine_arguments(parser)
+    add_media_arguments(parser)
+    add_remote_arguments(parser)
+    _add_dedupe(parser)
     parser.add_argument(
         "--pool",
         type=int,
@@ -72,6 +111,27 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_false",
         help="admit requests as they arrive, instead of waiting until the first pool is complete",
     )
+    _add_reports(parser)
+    parser.add_argument("--quiet", action="store_true", help="no progress bar and no report on stderr")
+    parser.add_argument(
+        "--help-server", action="store_true", help="show the server's flags, which are all accepted, and exit"
+    )
+
+
+def _add_reports(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--no-learned-lengths",
+        dest="learned_lengths",
+        action="store_false",
+        help="plan without the lengths of earlier answers, of this job and of others, and keep none",
+    )
+    parser.add_argument(
+        "--tune",
+        choices=("auto", "off"),
+        default="auto",
+        help="auto: on a GPU and with many lines, choose --enable-mixed-chunk by simulating an excerpt for a"
+        " minute at most, unless flags that matter to it are set (default: %(default)s)",
+    )
     parser.add_argument("--report", type=Path, metavar="FILE", help="write the final report as JSON too")
     parser.add_argument(
         "--report-png",
@@ -79,16 +139,32 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="draw partition and memory over time (blend; needs matplotlib)",
     )
-    parser.add_argument("--quiet", action="store_true", help="no progress bar and no report on stderr")
     parser.add_argument(
-        "--help-server", action="store_true", help="show the server's flags, which are all accepted, and exit"
+        "--report-html",
+        type=Path,
+        metavar="FILE",
+        help="write a page with charts: use of compute and memory, sharing, lengths, prefix groups, why"
+        " requests waited, what fcfs would have taken (needs matplotlib)",
+    )
+    parser.add_argument(
+        "--report-simulate",
+        type=int,
+        default=SIMULATE_REQUESTS,
+        metavar="N",
+        help="requests that the page's simulation of fcfs takes at most, after the run; 0 for none"
+        " (default: %(default)s)",
     )
 
 
 def _add_files(parser: argparse.ArgumentParser) -> None:
     add_input(parser, more=", - for standard input")
     parser.add_argument(
-        "-o", "--output", type=Path, metavar="FILE", help="answers; FILE.partial until all are there"
+        "-o",
+        "--output",
+        type=Path,
+        metavar="FILE",
+        help="answers; FILE.partial until all are there. With the name *.parquet, a table with the input's"
+        " columns",
     )
     parser.add_argument(
         "--errors",
@@ -117,6 +193,16 @@ def _add_continuation(parser: argparse.ArgumentParser) -> None:
         "--retry-codes",
         metavar="CODES",
         help="the same for some error codes only, with commas between (`sglang-batch status` lists them)",
+    )
+
+
+def _add_dedupe(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--no-dedupe",
+        dest="dedupe",
+        action="store_false",
+        help="run equal requests once each; without this, those with temperature 0 or a seed are run once"
+        " together, and all their lines get the answer",
     )
 
 
@@ -158,6 +244,25 @@ def _add_durability(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the flags about an engine's deaths."""
+    parser.add_argument(
+        "--engine-restarts",
+        type=int,
+        default=ENGINE_RESTARTS,
+        metavar="N",
+        help="start an engine that died again, up to N times in a row without an answer between"
+        " (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--stall-timeout",
+        type=float,
+        default=STALL_SECONDS,
+        metavar="SECONDS",
+        help="an engine that gets nowhere for so long counts as dead (default: %(default)g)",
+    )
+
+
 def check_run(options: argparse.Namespace, server: Sequence[str]) -> RunArguments:
     """Check what can be checked before a model is loaded.
 
@@ -167,27 +272,18 @@ def check_run(options: argparse.Namespace, server: Sequence[str]) -> RunArgument
     Raises:
         BadUsage: something is missing, unreadable or in the way.
     """
-    for flag in ("input", "output"):
-        if getattr(options, flag) is None:
-            raise BadUsage(f"-{flag[0]}/--{flag} is required")
-    for flag, minimum in (
-        ("pool", 1),
-        ("commit_ms", 0),
-        ("commit_records", 1),
-        ("disk_patience", 0),
-        ("grace", 0),
-    ):
-        if not getattr(options, flag) >= minimum:
-            value = getattr(options, flag)
-            raise BadUsage(f"--{flag.replace('_', '-')} {value:g}: must be at least {minimum}")
+    _check_values(options)
     files = JobFiles.of(options.output, options.errors)
-    sources = find_sources(options.input, without=options.output)
+    sources = find_sources(options.input, rows=row_format(options), without=options.output)
     _check_output(files, sources)
     if not options.restart:
         files.check_free()
-    for flag, path in (("--report", options.report), ("--report-png", options.report_png)):
-        check_folder(flag, path)
+    for flag in ("report", "report_png", "report_html"):
+        check_folder(f"--{flag.replace('_', '-')}", getattr(options, flag))
+    if options.report_html is not None and find_spec("matplotlib") is None:
+        raise BadUsage(f"--report-html {options.report_html}: needs matplotlib; pip install matplotlib")
     codes = options.retry_codes
+    remote = check_remote(options, server)
     return RunArguments(
         inputs=sources,
         files=files,
@@ -197,16 +293,44 @@ def check_run(options: argparse.Namespace, server: Sequence[str]) -> RunArgument
             codes=None if codes is None else tuple(code.strip() for code in codes.split(",")),
             in_order=options.in_order,
             keep_journal=options.keep_journal,
+            dedupe=options.dedupe,
         ),
         commits=CommitLimits(options.commit_ms / 1000, options.commit_records, options.disk_patience),
         grace=options.grace,
+        engine_restarts=options.engine_restarts,
+        stall_timeout=options.stall_timeout,
+        media=media_policy(options),
         pool=options.pool,
+        learned_lengths=options.learned_lengths,
         pool_barrier=options.pool_barrier,
+        tune=options.tune == "auto",
         quiet=options.quiet,
         report=options.report,
         report_png=options.report_png,
-        server=with_defaults(server),
+        report_html=options.report_html,
+        report_simulate=options.report_simulate,
+        server=with_defaults(server) if remote is None else [],
+        remote=remote,
     )
+
+
+def _check_values(options: argparse.Namespace) -> None:
+    for flag in ("input", "output"):
+        if getattr(options, flag) is None:
+            raise BadUsage(f"-{flag[0]}/--{flag} is required")
+    for flag, minimum in (
+        ("pool", 1),
+        ("commit_ms", 0),
+        ("commit_records", 1),
+        ("disk_patience", 0),
+        ("grace", 0),
+        ("engine_restarts", 0),
+        ("stall_timeout", 1),
+        ("report_simulate", 0),
+    ):
+        if not getattr(options, flag) >= minimum:
+            value = getattr(options, flag)
+            raise BadUsage(f"--{flag.replace('_', '-')} {value:g}: must be at least {minimum}")
 
 
 def _check_output(files: JobFiles, sources: Sequence[Source]) -> None:
@@ -220,5 +344,11 @@ def _check_output(files: JobFiles, sources: Sequence[Source]) -> None:
             raise BadUsage(f"{flag} {path}: is the input file; choose another name")
         if not os.access(path.parent, os.W_OK):
             raise BadUsage(f"{flag} {path}: folder {path.parent} cannot be written; choose a place that can")
-    if files.errors == files.output:
+    if files.parquet:
+        if files.errors is not None and files.errors.suffix == ".parquet":
+            raise BadUsage("--errors: are JSONL; choose another name, or pass --errors - for the output")
+        from sglang.batch.run.parquet import check_parquet
+
+        check_parquet(sources)
+    if files.errors in (files.output, files.answers):
         raise BadUsage("--errors: is the output; pass --errors - for records of both kinds in one file")

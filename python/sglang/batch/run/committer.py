@@ -13,13 +13,14 @@ import errno
 import os
 import sqlite3
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from sglang.batch.records import Usage
 from sglang.batch.run.journal import Journal, Log, Recorded
 from sglang.batch.run.record_log import RecordLog
+from sglang.batch.usage import BadUsage
 
 GROUP_BYTES = 8 << 20
 """Bytes of records after which a group is closed."""
@@ -56,12 +57,17 @@ class Finished:
 
     Attributes:
         code: of its error; None if it was answered.
+        usage: what was computed for it.
+        same_as: position of the line whose record this is a copy of; None where it was run.
+        spared: what was not computed for it since it is a copy; None where it was run.
     """
 
     position: int
     record: bytes
     code: str | None
     usage: Usage
+    same_as: int | None = None
+    spared: Usage | None = None
 
 
 class Committer:
@@ -69,7 +75,9 @@ class Committer:
 
     Args:
         journal: a connection of its own; closed with the committer.
-        logs: where answers go and where errors go; the same one twice for all in one file.
+        logs: where answers go and where errors go; without the latter, all go into one file.
+        pages: adds to a group what is to be written with it or right behind it, in pages of bounded size;
+            called in the thread that writes.
         on_commit: called for each record once it is on the disk.
         say: tells the user when the disk is full, and when it no longer is.
         sleep: waits between two attempts.
@@ -81,9 +89,10 @@ class Committer:
     def __init__(
         self,
         journal: Journal,
-        logs: dict[Log, RecordLog],
+        logs: Mapping[Log, RecordLog],
         *,
         limits: CommitLimits,
+        pages: Callable[[Sequence[Finished]], Iterator[Sequence[Finished]]] = lambda group: iter([group]),
         on_commit: Callable[[Finished], object] = lambda finished: None,
         say: Callable[[str], object] = lambda text: None,
         sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
@@ -93,6 +102,7 @@ class Committer:
         self._journal = journal
         self._logs = logs
         self._limits = limits
+        self._pages = pages
         self._on_commit = on_commit
         self._say = say
         self._sleep = sleep
@@ -102,7 +112,7 @@ class Committer:
         self._some = asyncio.Event()
         self._enough = asyncio.Event()
         self._closing = False
-        self._failure: DiskFailed | None = None
+        self._failure: Exception | None = None
         self._worker = asyncio.ensure_future(self._work())
 
     async def commit(self, finished: Finished) -> None:
@@ -110,6 +120,7 @@ class Committer:
 
         Raises:
             DiskFailed: it cannot be written.
+            BadUsage: `pages` could not add to it.
         """
         if self._failure is not None:
             raise self._failure
@@ -125,7 +136,7 @@ class Committer:
         """Write what waits, then let go of the journal.
 
         Raises:
-            DiskFailed: it could not be written.
+            DiskFailed, BadUsage: as for `commit`.
         """
         self._closing = True
         self._some.set()
@@ -162,29 +173,32 @@ class Committer:
             await self._settle(group)
 
     async def _settle(self, group: list[tuple[Finished, asyncio.Future[None]]]) -> None:
-        """Write a group and tell whoever waits for it."""
+        """Write a group with what belongs to it, and tell whoever waits for it."""
+        loop = asyncio.get_running_loop()
+        pages = self._pages([finished for finished, _ in group])
         try:
-            await self._write_patiently([finished for finished, _ in group])
+            while page := await loop.run_in_executor(self._thread, next, pages, None):
+                await self._write_patiently(page)
+                for finished in page:
+                    self._on_commit(finished)
+                for _, committed in group:
+                    if not committed.done():
+                        committed.set_result(None)
         except Exception as error:
             # What is no error of a disk is one of ours; whoever waits must hear of it all the same.
-            failure = error if isinstance(error, DiskFailed) else DiskFailed(f"records are lost: {error}")
-            self._failure = failure
+            known = isinstance(error, DiskFailed | BadUsage)
+            self._failure = failure = error if known else DiskFailed(f"records are lost: {error}")
             for _, committed in (*group, *self._waiting):
                 if not committed.done():
                     committed.set_exception(failure)
                     committed.exception()  # somebody may have stopped waiting
-            return
-        for finished, committed in group:
-            self._on_commit(finished)
-            if not committed.done():
-                committed.set_result(None)
 
-    async def _write_patiently(self, group: list[Finished]) -> None:
+    async def _write_patiently(self, group: Sequence[Finished]) -> None:
         loop = asyncio.get_running_loop()
         pause, since = FIRST_PAUSE, time.monotonic()
         while True:
             try:
-                await loop.run_in_executor(self._thread, self._write, group)
+                await loop.run_in_executor(self._thread, write_group, self._journal, self._logs, group)
             except (OSError, sqlite3.Error) as error:
                 folder = self._journal.path.parent
                 if not is_full(error, folder):
@@ -207,33 +221,32 @@ class Committer:
                     self._say(f"{self._journal.path.parent} takes records again")
                 return
 
-    def _write(self, group: Sequence[Finished]) -> None:
-        """Write a group, all or nothing."""
-        recorded: list[Recorded] = []
-        try:
-            for log, file in self._distinct_logs():
-                mine = [finished for finished in group if self._log(finished) is file]
-                if mine:
-                    spans = file.append([finished.record for finished in mine])
-                    file.sync()
-                    recorded += [
-                        Recorded(one.position, log, span, one.code, one.usage)
-                        for one, span in zip(mine, spans, strict=True)
-                    ]
-            self._journal.record(recorded)
-        except BaseException:
-            for _, file in self._distinct_logs():
-                file.cut()
-            raise
-        for log, file in self._distinct_logs():
-            file.commit(self._journal.length(log))
 
-    def _log(self, finished: Finished) -> RecordLog:
-        return self._logs[Log.ANSWERS if finished.code is None else Log.ERRORS]
+def write_group(journal: Journal, logs: Mapping[Log, RecordLog], group: Sequence[Finished]) -> None:
+    """Write records, all or none.
 
-    def _distinct_logs(self) -> list[tuple[Log, RecordLog]]:
-        answers, errors = self._logs[Log.ANSWERS], self._logs[Log.ERRORS]
-        return [(Log.ANSWERS, answers)] + ([(Log.ERRORS, errors)] if errors is not answers else [])
+    Raises:
+        OSError, sqlite3.Error: the disk failed; the logs are as they were.
+    """
+    recorded: list[Recorded] = []
+    errors = Log.ERRORS if Log.ERRORS in logs else Log.ANSWERS
+    try:
+        for log, file in logs.items():
+            mine = [one for one in group if log is (Log.ANSWERS if one.code is None else errors)]
+            if mine:
+                spans = file.append([finished.record for finished in mine])
+                file.sync()
+                recorded += [
+                    Recorded(one.position, log, span, one.code, one.usage, one.same_as)
+                    for one, span in zip(mine, spans, strict=True)
+                ]
+        journal.record(recorded)
+    except BaseException:
+        for file in logs.values():
+            file.cut()
+        raise
+    for log, file in logs.items():
+        file.commit(journal.length(log))
 
 
 def is_full(error: OSError | sqlite3.Error, folder: os.PathLike[str]) -> bool:

@@ -39,6 +39,16 @@ class JobFiles:
         return cls(output, Path(errors).resolve() if errors is not None else _beside(output, "errors.jsonl"))
 
     @property
+    def parquet(self) -> bool:
+        """Whether the output is a Parquet file, by its name."""
+        return self.output.suffix == ".parquet"
+
+    @property
+    def answers(self) -> Path:
+        """The log of answers at the end: the output, or the records that a Parquet output is made of."""
+        return _beside(self.output, "jsonl") if self.parquet else self.output
+
+    @property
     def journal(self) -> Path:
         """The journal; SQLite keeps two more files beside it while it is open."""
         return _beside(self.output, "journal")
@@ -60,7 +70,11 @@ class JobFiles:
     @property
     def logs(self) -> dict[Log, Path]:
         """Final names of the record logs: one, or two."""
-        return {Log.ANSWERS: self.output} | ({} if self.errors is None else {Log.ERRORS: self.errors})
+        return {Log.ANSWERS: self.answers} | ({} if self.errors is None else {Log.ERRORS: self.errors})
+
+    def _results(self) -> tuple[Path, ...]:
+        """Final names, each once."""
+        return tuple(dict.fromkeys((self.output, *self.logs.values())))
 
     def check_free(self) -> None:
         """Check that nothing lies under the names of the output where there is no journal.
@@ -68,7 +82,7 @@ class JobFiles:
         Raises:
             BadUsage: something does.
         """
-        for path in () if self.journal.exists() else self.logs.values():
+        for path in () if self.journal.exists() else self._results():
             for name in (path, partial(path)):
                 if name.exists():
                     raise BadUsage(
@@ -95,7 +109,7 @@ class JobFiles:
             The new names of answers and errors.
         """
         kept = []
-        for path in self.logs.values():
+        for path in self._results():
             for name in (path, partial(path)):
                 if name.exists():
                     old = _beside(path, "old")
@@ -111,6 +125,12 @@ class JobFiles:
         self.remove_work()
         sync_folder(self.output.parent)
         return kept
+
+    def remove_history(self) -> None:
+        """Remove the journal, and what only a continued job would read."""
+        self.remove_journal()
+        if self.parquet:
+            self.answers.unlink(missing_ok=True)
 
     def remove_journal(self) -> None:
         """Remove the journal; the job cannot be continued then."""

@@ -1,4 +1,5 @@
-"""The end of a job: its record logs get their final names, in order or without dead records if need be.
+"""The end of a job: its record logs get their final names, in order or without dead records if need be, and a
+Parquet output is made of them.
 
 Each step may be the last before a crash. The state says where to go on: `finishing`, everything is still in
 the partial files; `renaming`, the journal describes the new files, and only names are left to change.
@@ -7,10 +8,11 @@ the partial files; `renaming`, the journal describes the new files, and only nam
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import islice, pairwise
 from pathlib import Path
 
+from sglang.batch.input.source import Source
 from sglang.batch.run.files import JobFiles, finishing, partial, sync_folder
 from sglang.batch.run.journal import Journal, Log
 from sglang.batch.run.record_log import RecordLog, Span
@@ -19,10 +21,18 @@ READ_AHEAD = 256
 """Records that are held in memory while a log is written in another order."""
 
 
-def finish(journal: Journal, logs: dict[Log, RecordLog], files: JobFiles, *, in_order: bool) -> None:
+def finish(
+    journal: Journal,
+    logs: dict[Log, RecordLog],
+    files: JobFiles,
+    sources: Sequence[Source],
+    *,
+    in_order: bool,
+) -> None:
     """Give the logs their final names; error logs without a record are removed.
 
     Args:
+        sources: the input, whose columns a Parquet output keeps.
         in_order: write records in the order of lines. That, or records that are dead, take another copy of
             the log on the disk for a while.
     """
@@ -33,6 +43,10 @@ def finish(journal: Journal, logs: dict[Log, RecordLog], files: JobFiles, *, in_
         if dead or (in_order and not _is_in_order(journal, log)):
             _write_anew(file, journal.spans(log, by_position=in_order), finishing(files.logs[log]))
             moved[log] = in_order
+    if files.parquet:
+        from sglang.batch.run.parquet import write_parquet
+
+        write_parquet(finishing(files.output), journal, logs[Log.ANSWERS], sources)
     journal.move_records(moved, state="renaming", in_order=in_order)
     rename_logs(journal, files)
 
@@ -47,6 +61,9 @@ def rename_logs(journal: Journal, files: JobFiles) -> None:
         elif partial(path).exists():
             os.replace(partial(path), path)
         sync_folder(path.parent)
+    if files.parquet and finishing(files.output).exists():
+        os.replace(finishing(files.output), files.output)
+        sync_folder(files.output.parent)
     journal.set(state="finished")
     files.remove_work()
 

@@ -7,6 +7,7 @@ the requests in flight, at most `pool` of them, each until its record is on the 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 import uuid
 from collections.abc import Callable, Iterable
@@ -16,26 +17,16 @@ from sglang.batch import records
 from sglang.batch.records import Answer, BatchFailure, BatchRequest, Usage
 from sglang.batch.run.barrier import Barrier, NoBarrier
 from sglang.batch.run.committer import Committer, Finished
+from sglang.batch.run.engine.protocol import EngineDied
 from sglang.batch.run.recovery import Work
 from sglang.batch.run.tally import Tally
 
 
-class Engine(Protocol):
-    """Whoever runs requests."""
+class Answerer(Protocol):
+    """Whoever runs requests: of an engine, what a job needs."""
 
     async def answer(self, request: BatchRequest, request_id: str) -> Answer:
-        """Run one request to its end; what this raises becomes the request's error record.
-
-        Args:
-            request_id: unique among the requests of a run.
-
-        Raises:
-            EngineDied: the request may be run again by another engine; this ends the job.
-        """
-
-
-class EngineDied(Exception):
-    """The engine is gone: no fault of the line that ran, which stays pending."""
+        """Run one request to its end; see `engine.protocol.Engine`."""
 
 
 class BatchJob:
@@ -52,7 +43,7 @@ class BatchJob:
 
     def __init__(
         self,
-        engine: Engine,
+        engine: Answerer,
         committer: Callable[[Callable[[Finished], object]], Committer],
         *,
         tally: Tally,
@@ -67,8 +58,8 @@ class BatchJob:
         self._barrier = barrier or NoBarrier()
         self._barrier_open = False
         self._on_record = on_record
-        self._in_flight: set[str] = set()
-        self._started = 0.0
+        self._in_flight: dict[str, int] = {}
+        self._lost: dict[str, int] = {}
         self._feeding: asyncio.Future[None] | None = None
         self._stopped = False
 
@@ -80,26 +71,43 @@ class BatchJob:
         Raises:
             ExceptionGroup: of `DiskFailed`, `EngineDied`, and of what `work` raised.
         """
-        self._started = time.monotonic()
-        await self._barrier.close()
+        self.tally.started = self.tally.started or time.monotonic()
+        self._closed = time.monotonic()
         try:
+            await self._barrier.close()
             async with asyncio.TaskGroup() as group:
                 self._feeding = asyncio.ensure_future(self._feed(work, group))
                 try:
                     await self._feeding
+                    await self._open_barrier()
                 except asyncio.CancelledError:
                     if not self._stopped:
                         raise
-                await self._open_barrier()
+                    await self._open_barrier()
+                except EngineDied:
+                    self._note_lost()
+                    raise
         finally:
             self._clock()
-            await self._barrier.open()
+            with contextlib.suppress(EngineDied):
+                await self._barrier.open()
 
     def stop(self) -> None:
         """Submit no more; `run` returns when what is in flight has its records."""
         self._stopped = True
         if self._feeding is not None:
             self._feeding.cancel()
+
+    def suspects(self, died: EngineDied) -> list[int]:
+        """List the positions of the lines that may be why the engine died.
+
+        These are the ones that its scheduler was working on; all that were in flight where nobody knows.
+        """
+        lost, suspects = self._lost, died.suspects
+        if suspects is not None and not suspects:
+            return []
+        known = [position for request_id, position in lost.items() if request_id in (suspects or ())]
+        return sorted(known or lost.values())
 
     async def _feed(self, work: Iterable[Work], group: asyncio.TaskGroup) -> None:
         """Start each line as soon as there is room for it; a pool that is full is complete."""
@@ -110,7 +118,7 @@ class BatchJob:
             await self._room.acquire()
             request_id = uuid.uuid4().hex
             if isinstance(item.item, BatchRequest):
-                self._in_flight.add(request_id)
+                self._in_flight[request_id] = item.position
             group.create_task(self._run(item, request_id))
             await asyncio.sleep(0)
 
@@ -118,7 +126,6 @@ class BatchJob:
         try:
             await self.committer.commit(await self._finish(work, request_id))
         finally:
-            self._in_flight.discard(request_id)
             self._room.release()
 
     async def _finish(self, work: Work, request_id: str) -> Finished:
@@ -127,13 +134,20 @@ class BatchJob:
             try:
                 answer = await self._engine.answer(item, request_id)
             except EngineDied:
+                self._note_lost()
                 raise
             except Exception as error:
                 item = BatchFailure.internal(item, error)
             else:
                 record = records.answer_record(item, answer, file=work.file)
                 return Finished(work.position, record, answer.code, answer.usage)
+            finally:
+                self._in_flight.pop(request_id, None)
         return Finished(work.position, records.failure_record(item, file=work.file), item.code, Usage())
+
+    def _note_lost(self) -> None:
+        """Note what was in flight when the engine died, the first time that anybody hears of it."""
+        self._lost = self._lost or dict(self._in_flight)
 
     async def _open_barrier(self) -> None:
         """Let the scheduler admit once all that was submitted is there; only the first call does anything."""
@@ -141,13 +155,13 @@ class BatchJob:
             self._barrier_open = True
             await self._barrier.settle(self._in_flight, tuple(self._in_flight))
             await self._barrier.open()
-            self.tally.barrier_seconds = time.monotonic() - self._started
+            self.tally.barrier_seconds += time.monotonic() - self._closed
 
     def _committed(self, finished: Finished) -> None:
-        self.tally.add(finished.code, finished.usage)
+        self.tally.add(finished.code, finished.usage, finished.spared)
         self._clock()
 
     def _clock(self) -> None:
         """Bring the tally's seconds up to date and show it."""
-        self.tally.seconds = time.monotonic() - self._started
+        self.tally.seconds = time.monotonic() - self.tally.started
         self._on_record(self.tally)

@@ -7,11 +7,10 @@ describes the tables; `check` holds the invariants.
 from __future__ import annotations
 
 import json
-import os
 import sqlite3
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
@@ -20,47 +19,20 @@ from typing import Any
 from sglang.batch.records import Usage
 from sglang.batch.run.line_state import LineEvent, LineProgress, LineState, next_state
 from sglang.batch.run.record_log import Span
+from sglang.batch.run.schema import connect, transaction
 from sglang.batch.run.tally import Tally
 
-VERSION = 1
-"""`PRAGMA user_version` of the schema below."""
-
-APPLICATION_ID = 0x73676C62
-"""`PRAGMA application_id`: "sglb"."""
-
-BUSY_SECONDS = 60.0
-"""Seconds that a transaction waits for another connection's."""
-
-SCHEMA = """
-CREATE TABLE job (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
-CREATE TABLE line (
-  position INTEGER PRIMARY KEY,
-  input INTEGER NOT NULL, number INTEGER NOT NULL,
-  offset INTEGER NOT NULL, length INTEGER NOT NULL,
-  hash BLOB NOT NULL,
-  custom_id BLOB,
-  state INTEGER NOT NULL DEFAULT 0,
-  attempts INTEGER NOT NULL DEFAULT 0, crashes INTEGER NOT NULL DEFAULT 0,
-  log INTEGER, record_offset INTEGER, record_length INTEGER,
-  code TEXT,
-  prompt_tokens INTEGER, cached_tokens INTEGER, completion_tokens INTEGER
-) STRICT;
-CREATE INDEX pending ON line (position) WHERE state = 0;
-CREATE INDEX quarantined ON line (position) WHERE state = 4;
-CREATE INDEX custom_id ON line (custom_id, position) WHERE custom_id IS NOT NULL;
-CREATE TABLE event (seconds REAL NOT NULL, kind TEXT NOT NULL, detail TEXT NOT NULL) STRICT;
-"""
+OPEN_LINE = """SELECT position, input, number, offset, length, hash, custom_id IS NOT NULL AND EXISTS (
+    SELECT 1 FROM line AS first WHERE first.custom_id = line.custom_id AND first.position < line.position)
+    FROM line"""
 
 FORGET = """state = 0, attempts = 0, crashes = 0, log = NULL, record_offset = NULL, record_length = NULL,
-    code = NULL, prompt_tokens = NULL, cached_tokens = NULL, completion_tokens = NULL"""
+    code = NULL, prompt_tokens = NULL, cached_tokens = NULL, completion_tokens = NULL, same_as = NULL"""
 
-
-class JournalUnusable(Exception):
-    """A file is no journal of ours, is damaged, or was written by another version; the message says which."""
-
-
-class JournalUnfinished(JournalUnusable):
-    """A journal whose making was interrupted: nothing is in it."""
+EARLIER_TWIN = (
+    "EXISTS (SELECT 1 FROM line AS twin WHERE twin.key = line.key AND twin.position < line.position)"
+)
+"""Whether a line is a follower: it waits for the record of the first line with its key."""
 
 
 class Log(IntEnum):
@@ -80,6 +52,7 @@ class LineRow:
         number: of the line in its input, from 1.
         offset, length: bytes, in the input or in its spool.
         hash, custom_id: 16 bytes each; custom_id is None where the line has none.
+        key: of lines that get the same answer, see `twins.answer_key`.
     """
 
     position: int
@@ -89,6 +62,7 @@ class LineRow:
     length: int
     hash: bytes
     custom_id: bytes | None
+    key: bytes | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +88,8 @@ class Recorded:
 
     Attributes:
         code: of its error; None if it was answered.
+        usage: what the engine computed for it.
+        same_as: position of the line whose answer it has got; None where it has its own.
     """
 
     position: int
@@ -121,6 +97,56 @@ class Recorded:
     span: Span
     code: str | None
     usage: Usage
+    same_as: int | None = None
+
+
+class TwinLines:
+    """Lines of a journal that get the record of another: of the first line with their key."""
+
+    def __init__(self, db: sqlite3.Connection) -> None:
+        self._db = db
+
+    def leaders(self, positions: Sequence[int]) -> list[int]:
+        """Choose, among lines, those whose record others wait for."""
+        rows = self._db.execute(
+            "SELECT line.position FROM json_each(?) AS given JOIN line ON line.position = given.value"
+            f" WHERE line.key IS NOT NULL AND NOT {EARLIER_TWIN} AND EXISTS ("
+            "  SELECT 1 FROM line AS twin INDEXED BY key"
+            "  WHERE twin.key = line.key AND twin.position > line.position AND twin.state = 0)",
+            (json.dumps(positions),),
+        )
+        return [row[0] for row in rows]
+
+    def followers(self, leader: int, *, after: int, limit: int) -> list[OpenLine]:
+        """Read lines that wait for the record of another, from the first behind position `after` on."""
+        rows = self._db.execute(
+            "SELECT position, input, number, offset, length, hash, 0 FROM line INDEXED BY key"
+            " WHERE key = (SELECT key FROM line WHERE position = ?) AND position > ? AND state = 0"
+            " ORDER BY position LIMIT ?",
+            (leader, max(leader, after), limit),
+        )
+        return [OpenLine(*row) for row in rows]
+
+    def late(self, *, after: int, limit: int) -> list[tuple[OpenLine, Recorded]]:
+        """Read lines that are to be run although the line whose record they wait for is done, and that
+        record, from the first behind position `after` on."""
+        rows = self._db.execute(
+            "SELECT line.position, line.input, line.number, line.offset, line.length, line.hash, 0,"
+            " leader.position, leader.log, leader.record_offset, leader.record_length, leader.code,"
+            " leader.prompt_tokens, leader.cached_tokens, leader.completion_tokens"
+            " FROM line CROSS JOIN line AS leader ON leader.position = ("
+            "  SELECT MIN(twin.position) FROM line AS twin WHERE twin.key = line.key)"
+            " WHERE line.state = 0 AND line.key IS NOT NULL AND line.position > ? AND leader.log IS NOT NULL"
+            " ORDER BY line.position LIMIT ?",
+            (after, limit),
+        )
+        return [
+            (
+                OpenLine(*row[:7]),
+                Recorded(row[7], Log(row[8]), Span(row[9], row[10]), row[11], Usage(*row[12:])),
+            )
+            for row in rows
+        ]
 
 
 class Journal:
@@ -131,65 +157,20 @@ class Journal:
         create: make a new one, mode 0600, where there must be none.
         read_only: change nothing, also beside a run that writes.
 
+    Attributes:
+        twins: who gets whose record.
+
     Raises:
         JournalUnusable: the file is no journal that this version can use.
     """
 
     def __init__(self, path: Path, *, create: bool = False, read_only: bool = False) -> None:
         self.path = path
-        if create:
-            os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_RDWR, 0o600))
-        name = f"{path.resolve().as_uri()}?mode={'ro' if read_only else 'rw'}"
-        self._db = sqlite3.connect(
-            name, uri=True, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False
-        )
-        try:
-            if create:
-                self._make()
-            else:
-                self._check_ours()
-            if not read_only:
-                self._db.execute("PRAGMA journal_mode = WAL")
-                self._db.execute("PRAGMA synchronous = FULL")
-        except BaseException as error:
-            self._db.close()
-            if isinstance(error, sqlite3.DatabaseError) and not isinstance(error, sqlite3.OperationalError):
-                raise JournalUnusable(f"{path}: is damaged or no journal ({error})") from error
-            raise
+        self._db = connect(path, create=create, read_only=read_only)
+        self.twins = TwinLines(self._db)
 
-    def _make(self) -> None:
-        self._db.execute("PRAGMA journal_mode = WAL")
-        self._db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
-        with self._transaction():
-            for statement in SCHEMA.split(";"):
-                self._db.execute(statement)
-            # Last, and in the transaction: a file without it was never finished.
-            self._db.execute(f"PRAGMA user_version = {VERSION}")
-
-    def _check_ours(self) -> None:
-        (version,) = self._db.execute("PRAGMA user_version").fetchone()
-        (application,) = self._db.execute("PRAGMA application_id").fetchone()
-        if version == 0 and (application == APPLICATION_ID or not self.path.stat().st_size):
-            raise JournalUnfinished(f"{self.path}: was never finished")
-        if application != APPLICATION_ID or version > VERSION:
-            problem = "is no journal of sglang-batch"
-            if application == APPLICATION_ID:
-                problem = f"was written by a newer sglang-batch (journal version {version}, here {VERSION})"
-            raise JournalUnusable(f"{self.path}: {problem}")
-        (found,) = self._db.execute("PRAGMA quick_check(1)").fetchone()
-        if found != "ok":
-            raise JournalUnusable(f"{self.path}: is damaged ({found})")
-
-    @contextmanager
-    def _transaction(self) -> Iterator[sqlite3.Connection]:
-        self._db.execute("BEGIN IMMEDIATE")
-        try:
-            yield self._db
-            self._db.execute("COMMIT")
-        except BaseException:
-            if self._db.in_transaction:
-                self._db.execute("ROLLBACK")
-            raise
+    def _transaction(self) -> AbstractContextManager[sqlite3.Connection]:
+        return transaction(self._db)
 
     def close(self) -> None:
         """Close the connection; the last one to close folds the write-ahead log into the file."""
@@ -229,33 +210,52 @@ class Journal:
 
     def lines(self) -> Iterator[LineRow]:
         """Read where all lines are, in their order."""
-        query = "SELECT position, input, number, offset, length, hash, custom_id FROM line ORDER BY position"
+        query = (
+            "SELECT position, input, number, offset, length, hash, custom_id, key FROM line ORDER BY position"
+        )
         return (LineRow(*row) for row in self._db.execute(query))
 
     def put_lines(self, rows: Iterable[LineRow]) -> None:
-        """Add lines, or say where lines that are known are now."""
+        """Add lines, or say where lines that are known are now.
+
+        A line whose custom_id an earlier one has is never run, so it keeps no key.
+        """
         with self._transaction():
             self._db.executemany(
-                "INSERT INTO line (position, input, number, offset, length, hash, custom_id)"
-                " VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT (position) DO UPDATE SET"
-                " input = excluded.input, number = excluded.number,"
-                " offset = excluded.offset, length = excluded.length",
+                "INSERT INTO line (position, input, number, offset, length, hash, custom_id, key)"
+                " VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, CASE WHEN EXISTS ("
+                "  SELECT 1 FROM line WHERE custom_id = ?7 AND position < ?1) THEN NULL ELSE ?8 END)"
+                " ON CONFLICT (position) DO UPDATE SET input = excluded.input, number = excluded.number,"
+                " offset = excluded.offset, length = excluded.length, key = excluded.key",
                 [
-                    (row.position, row.input, row.number, row.offset, row.length, row.hash, row.custom_id)
+                    (
+                        *(row.position, row.input, row.number, row.offset, row.length),
+                        *(row.hash, row.custom_id, row.key),
+                    )
                     for row in rows
                 ],
             )
 
-    def pending(self, *, after: int, limit: int) -> list[OpenLine]:
-        """Read lines that are to be run, in their order, from the first behind position `after` on."""
-        rows = self._db.execute(
-            "SELECT position, input, number, offset, length, hash, custom_id IS NOT NULL AND EXISTS ("
-            "  SELECT 1 FROM line AS first"
-            "  WHERE first.custom_id = line.custom_id AND first.position < line.position)"
-            " FROM line WHERE state = 0 AND position > ? ORDER BY position LIMIT ?",
-            (after, limit),
-        )
+    def pending(self, *, after: int, limit: int, followers: bool = True) -> list[OpenLine]:
+        """Read lines that are to be run, in their order, from the first behind position `after` on.
+
+        Args:
+            followers: also those that could wait for the record of an earlier line.
+        """
+        leaders = "" if followers else f" AND (key IS NULL OR NOT {EARLIER_TWIN})"
+        query = f"{OPEN_LINE} WHERE state = 0 AND position > ?{leaders} ORDER BY position LIMIT ?"
+        rows = self._db.execute(query, (after, limit))
         return [OpenLine(*row) for row in rows]
+
+    def quarantined(self) -> list[int]:
+        """List the positions of lines that are set aside, in their order."""
+        query = f"SELECT position FROM line WHERE state = {LineState.QUARANTINED:d} ORDER BY position"
+        return [position for (position,) in self._db.execute(query)]
+
+    def open_line(self, position: int) -> OpenLine | None:
+        """Read a line that is to be run, set aside or not; None if it has its record."""
+        row = self._db.execute(f"{OPEN_LINE} WHERE state IN (0, 4) AND position = ?", (position,)).fetchone()
+        return None if row is None else OpenLine(*row)
 
     def has_history(self) -> bool:
         """Tell whether a line was ever answered, refused, or suspected."""
@@ -281,7 +281,8 @@ class Journal:
         with self._transaction():
             changed = self._db.executemany(
                 "UPDATE line SET state = ?, log = ?, record_offset = ?, record_length = ?, code = ?,"
-                " prompt_tokens = ?, cached_tokens = ?, completion_tokens = ?, attempts = attempts + 1"
+                " prompt_tokens = ?, cached_tokens = ?, completion_tokens = ?, same_as = ?,"
+                " attempts = attempts + 1"
                 " WHERE position = ? AND state IN (0, 4)",
                 [_record_row(record) for record in records],
             ).rowcount
@@ -307,8 +308,29 @@ class Journal:
             tally.prompt_tokens += int(prompt)
             tally.cached_tokens += int(cached)
             tally.completion_tokens += int(completion)
+        tally.twins, tokens = self._db.execute(
+            "SELECT COUNT(*), TOTAL(leader.prompt_tokens) + TOTAL(leader.completion_tokens) FROM line"
+            " JOIN line AS leader ON leader.position = line.same_as WHERE line.same_as IS NOT NULL"
+        ).fetchone()
+        tally.twin_tokens = int(tokens)
         tally.earlier, tally.earlier_tokens = tally.done, tally.tokens
         return tally
+
+    def completion_tokens(self) -> dict[int, int]:
+        """Read the output tokens of each answered line, by its position."""
+        query = f"SELECT position, completion_tokens FROM line WHERE state = {LineState.ANSWERED:d}"
+        return dict(self._db.execute(query))
+
+    def answered(self, limit: int) -> list[tuple[OpenLine, int]]:
+        """Read lines that were run and answered, evenly spread over them all, with their output tokens."""
+        chosen = "FROM line WHERE state = 2 AND same_as IS NULL AND completion_tokens > 0"
+        (count,) = self._db.execute(f"SELECT COUNT(*) {chosen}").fetchone()
+        rows = self._db.execute(
+            "SELECT position, input, number, offset, length, hash, 0, completion_tokens"
+            f" FROM (SELECT *, ROW_NUMBER() OVER (ORDER BY position) AS place {chosen}) WHERE place % ? = 0",
+            (count // limit + 1,),
+        )
+        return [(OpenLine(*row[:7]), row[7]) for row in rows]
 
     def retry_failed(self, codes: Sequence[str] | None = None) -> int:
         """Let failed lines run again, those with the given error codes or all; returns how many."""
@@ -391,6 +413,7 @@ class Journal:
         """Check what must always hold; returns what does not.
 
         * A line has a record exactly if it is answered or failed, and a code exactly if it failed.
+        * A line that got the record of another stands behind it, and has a record.
         * Records of a log do not overlap, and end within its committed length.
         """
         problems = []
@@ -398,6 +421,8 @@ class Journal:
             ("a state and no record, or a record and no state", "(state IN (2, 3)) != (log IS NOT NULL)"),
             ("a code and no failure, or a failure and no code", "(state = 3) != (code IS NOT NULL)"),
             ("a state that is never written", "state NOT IN (0, 2, 3, 4)"),
+            ("another's record and none of their own", "same_as IS NOT NULL AND log IS NULL"),
+            ("the record of a line behind them", "same_as >= position"),
         ):
             (count,) = self._db.execute(f"SELECT COUNT(*) FROM line WHERE {condition}").fetchone()
             if count:
@@ -422,5 +447,5 @@ def _record_row(record: Recorded) -> tuple[Any, ...]:
     usage = record.usage
     return (
         *(state, record.log, record.span.offset, record.span.length, record.code),
-        *(usage.prompt, usage.cached, usage.completion, record.position),
+        *(usage.prompt, usage.cached, usage.completion, record.same_as, record.position),
     )

@@ -5,20 +5,24 @@ from __future__ import annotations
 import os
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from sglang.batch.input.source import Source
 from sglang.batch.records import BatchFailure, BatchRequest, duplicate, parse_line
+from sglang.batch.run.committer import Committer
 from sglang.batch.run.files import JobFiles, finishing, partial, sync_folder
 from sglang.batch.run.finish import finish, rename_logs
 from sglang.batch.run.identity import differences
-from sglang.batch.run.journal import Journal, JournalUnfinished, JournalUnusable, Log
+from sglang.batch.run.journal import Journal, Log, OpenLine
+from sglang.batch.run.lengths import answered_lines
 from sglang.batch.run.lock import Locked, locked
 from sglang.batch.run.record_log import RecordLog, Span
 from sglang.batch.run.scan import InputLines, scan
+from sglang.batch.run.schema import JournalUnfinished, JournalUnusable
+from sglang.batch.run.twins import Twins
 from sglang.batch.usage import BadUsage
 
 PAGE = 1000
@@ -34,6 +38,7 @@ class Continue:
         retry: run lines again that have an error record; those with the codes, where codes are given.
         in_order: records are in the order of lines at the end.
         keep_journal: leave the journal when the job is finished.
+        dedupe: run the first of several lines that ask for the same answer, and give it to all.
     """
 
     restart: bool = False
@@ -41,6 +46,7 @@ class Continue:
     codes: tuple[str, ...] | None = None
     in_order: bool = False
     keep_journal: bool = True
+    dedupe: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,40 +70,84 @@ class OpenJob:
         files: JobFiles,
         journal: Journal,
         logs: dict[Log, RecordLog],
+        sources: Sequence[Source],
         inputs: InputLines,
         how: Continue,
     ) -> None:
         self.files = files
         self.journal = journal
         self.logs = logs
+        self._sources = sources
         self._inputs = inputs
         self._how = how
 
-    def work(self) -> Iterator[Work]:
+    @property
+    def id(self) -> str:
+        """The job's id: `batch_` and 32 hexadecimal digits."""
+        return str(self.journal.get("id"))
+
+    def answered(self) -> Iterator[tuple[BatchRequest, int]]:
+        """Read some of the requests that are answered, and their output tokens.
+
+        Raises:
+            BadUsage: a line has changed since the job was opened.
+        """
+        return answered_lines(self.journal, self._inputs)
+
+    def work(self, told: Callable[[BatchRequest], BatchRequest] = lambda request: request) -> Iterator[Work]:
         """Read the lines that are to be run, in their order; the iterator may run far behind the journal.
+
+        Args:
+            told: adds to a request what is to be said of it beyond its line.
 
         Raises:
             BadUsage: a line has changed since the job was opened.
         """
         after = -1
-        several = len(self._inputs.names) > 1
-        while page := self.journal.pending(after=after, limit=PAGE):
+        while page := self.journal.pending(after=after, limit=PAGE, followers=not self._how.dedupe):
             for line in page:
-                item = parse_line(line.number, self._inputs.read(line))
-                yield Work(
-                    line.position,
-                    duplicate(item) if line.duplicate else item,
-                    self._inputs.names[line.input] if several else None,
-                )
+                yield self._read(line, told)
             after = page[-1].position
+
+    def work_at(
+        self, positions: Iterable[int], told: Callable[[BatchRequest], BatchRequest] = lambda request: request
+    ) -> Iterator[Work]:
+        """Read those of some lines that have no record yet, set aside or not.
+
+        Args:
+            told: as of `work`.
+
+        Raises:
+            BadUsage: a line has changed since the job was opened.
+        """
+        for position in positions:
+            line = self.journal.open_line(position)
+            if line is not None:
+                yield self._read(line, told)
+
+    def _read(self, line: OpenLine, told: Callable[[BatchRequest], BatchRequest]) -> Work:
+        item = parse_line(line.number, self._inputs.read(line))
+        if line.duplicate:
+            item = duplicate(item)
+        elif isinstance(item, BatchRequest):
+            item = told(item)
+        return Work(line.position, item, self._inputs.file(line))
+
+    def committer(self, **options: Any) -> Committer:
+        """Make what writes the job's records; `options` are those of `Committer`."""
+        journal = Journal(self.files.journal)
+        if self._how.dedupe:
+            options["pages"] = Twins(journal, self._inputs).pages
+        return Committer(journal, self.logs, **options)
 
     def finish(self) -> None:
         """Give the files their final names.
 
         Raises:
             OSError, sqlite3.Error: the disk failed; opened again, the job is where it was.
+            BadUsage: a table whose columns are to be kept has changed.
         """
-        finish(self.journal, self.logs, self.files, in_order=self._how.in_order)
+        finish(self.journal, self.logs, self.files, self._sources, in_order=self._how.in_order)
 
     def close(self) -> None:
         """Close the files, and leave nothing that a finished job does not need."""
@@ -106,7 +156,7 @@ class OpenJob:
             self.files.remove_work()
             if not self._how.keep_journal:
                 self.journal.close()
-                self.files.remove_journal()
+                self.files.remove_history()
         for file in self.logs.values():
             file.close()
 
@@ -155,8 +205,12 @@ def open_job(
         if journal.get("state") == "scanning":
             journal.set(state="running", inputs=[source.name for source in sources])
         logs = _open_logs(journal, files, in_order=how.in_order, say=say)
-        job = OpenJob(files, journal, logs, inputs, how)
+        job = OpenJob(files, journal, logs, sources, inputs, how)
         stack.callback(job.close)
+        if how.dedupe and any(file.length for file in logs.values()):
+            late = Twins(journal, inputs).write_late(logs)
+            if late:
+                say(f"{late:,} lines get the record of an equal line that is done already")
         yield job
 
 
@@ -174,7 +228,7 @@ def _open_journal(files: JobFiles, identity: dict[str, Any]) -> Journal:
             files.remove_journal()
         except JournalUnusable as error:
             raise BadUsage(
-                f"{error}; answers are in {partial(files.output)} or {files.output}; --restart sets"
+                f"{error}; answers are in {partial(files.answers)} or {files.answers}; --restart sets"
                 " everything aside and begins anew"
             ) from error
     files.check_free()
@@ -201,10 +255,11 @@ def _open_logs(
 ) -> dict[Log, RecordLog]:
     """Open the record logs, as they were at the last commit."""
     if journal.get("state") == "finished":
-        if not journal.open_lines() and journal.get("in_order") == in_order:
+        if not journal.open_lines() and journal.get("in_order") == in_order and files.output.exists():
             return {}
         journal.set(state="running")
     logs = {}
+    finishing(files.output).unlink(missing_ok=True)
     for log, path in files.logs.items():
         finishing(path).unlink(missing_ok=True)
         length = journal.length(log)

@@ -23,9 +23,12 @@ class Report:
         failures: failed lines by error code, the most frequent first.
         seconds, barrier_seconds: as in `Tally`.
         prompt_tokens, cached_tokens, completion_tokens: tokens as the engine counted them.
+        twins, twin_tokens: lines that got the record of an equal one, and the tokens that were not computed
+            for them.
         tokens_per_second: input and output tokens.
         kv_capacity: tokens, None where the scheduler did not say.
         blend: None under any other policy.
+        tuning: which flags were chosen for the user, and why; None where nothing was looked for.
     """
 
     policy: str
@@ -40,9 +43,12 @@ class Report:
     prompt_tokens: int
     cached_tokens: int
     completion_tokens: int
+    twins: int
+    twin_tokens: int
     tokens_per_second: float
     kv_capacity: int | None
     blend: BlendHistory | None
+    tuning: str | None = None
 
     @classmethod
     def of(
@@ -62,6 +68,8 @@ class Report:
             prompt_tokens=tally.prompt_tokens,
             cached_tokens=tally.cached_tokens,
             completion_tokens=tally.completion_tokens,
+            twins=tally.twins,
+            twin_tokens=tally.twin_tokens,
             tokens_per_second=round(tally.tokens_per_second, 1),
             kv_capacity=kv_capacity,
             blend=blend,
@@ -72,8 +80,8 @@ class Report:
         """Share of all prompt tokens that came from the cache, 0 to 1."""
         return self.cached_tokens / self.prompt_tokens if self.prompt_tokens else 0.0
 
-    def text(self) -> str:
-        """Write the report as aligned lines."""
+    def rows(self) -> list[tuple[str, str]]:
+        """Name and value of what there is to say without blend's own numbers."""
         rows = [
             ("lines", f"{self.answered:,} answered, {self.failed:,} with an error record{self._earlier()}"),
             *((f"  {code}", f"{count:,}") for code, count in self.failures.items()),
@@ -82,10 +90,17 @@ class Report:
             ("throughput", f"{self.tokens_per_second:,.1f} tokens/s in + out, on {self.device}"),
             ("prefix sharing", f"{self.sharing:.1%} of the input came from the cache{self._possible()}"),
         ]
+        if self.twins:
+            saved = f"{self.twins:,} lines with the answer of an equal one, {self.twin_tokens:,} tokens saved"
+            rows.append(("dedupe", saved))
         if self.kv_capacity is not None:
             rows.append(("KV capacity", f"{self.kv_capacity:,} tokens"))
         rows.append(("policy", self.policy))
-        text = "\n".join(f"  {name:<16}{value}" for name, value in rows)
+        return rows
+
+    def text(self) -> str:
+        """Write the report as aligned lines."""
+        text = "\n".join(f"  {name:<16}{value}" for name, value in self.rows())
         return f"{text}\n{self.blend.text()}" if self.blend is not None else text
 
     def _earlier(self) -> str:

@@ -13,6 +13,7 @@ from typing import IO
 from sglang.batch.input.lines import Line, bare, content_hash, read_lines
 from sglang.batch.input.source import Source, open_source
 from sglang.batch.records import custom_id_hash
+from sglang.batch.run.answer_key import answer_key
 from sglang.batch.run.files import JobFiles
 from sglang.batch.run.journal import Journal, LineRow, OpenLine
 from sglang.batch.usage import BadUsage
@@ -44,6 +45,10 @@ class InputLines:
             raise BadUsage(f"{self.names[line.input]}: line {line.number} has changed since the run began")
         return bare(raw)
 
+    def file(self, line: OpenLine) -> str | None:
+        """Name a line's input where there are several."""
+        return self.names[line.input] if len(self.names) > 1 else None
+
     def close(self) -> None:
         """Close the files."""
         for file in self._files:
@@ -63,10 +68,15 @@ def scan(journal: Journal, sources: Sequence[Source], files: JobFiles) -> InputL
         paths = []
         position = 0
         for index, source in enumerate(sources):
-            with _lines(source, files.spool(index)) as (path, lines):
-                while rows := [_row(index, line, position + i) for i, line in enumerate(islice(lines, ROWS))]:
-                    position += len(rows)
-                    changed = [row for row in rows if not _is_known(row, next(known, None), source)]
+            with _lines(source, files.spool(index), position) as (path, lines):
+                while page := list(islice(lines, ROWS)):
+                    changed = []
+                    for line in page:
+                        was = next(known, None)
+                        row = _row(index, line, position, was, source)
+                        if row != was:
+                            changed.append(row)
+                        position += 1
                     if changed:
                         journal.put_lines(changed)
             paths.append(path)
@@ -79,49 +89,52 @@ def scan(journal: Journal, sources: Sequence[Source], files: JobFiles) -> InputL
     return InputLines([source.name for source in sources], paths)
 
 
-def _is_known(row: LineRow, known: LineRow | None, source: Source) -> bool:
-    """Tell whether the journal has a line where it is now."""
-    if known is not None and known.hash != row.hash:
+def _row(index: int, line: Line, position: int, known: LineRow | None, source: Source) -> LineRow:
+    """Describe a line; what follows from its content is taken from the row that the journal has of it."""
+    content = content_hash(line.raw)
+    if known is not None and known.hash != content:
         raise BadUsage(
-            f"{source.name}: line {row.number} is not what it was when the job began (lines may be added"
+            f"{source.name}: line {line.number} is not what it was when the job began (lines may be added"
             " behind the last one only); give the same input again, or pass --restart"
         )
-    return row == known
-
-
-def _row(index: int, line: Line, position: int) -> LineRow:
     return LineRow(
         position=position,
         input=index,
         number=line.number,
         offset=line.offset,
         length=len(line.raw),
-        hash=content_hash(line.raw),
-        custom_id=custom_id_hash(line.text),
+        hash=content,
+        custom_id=known.custom_id if known is not None else custom_id_hash(line.text),
+        # An older version may have left it out.
+        key=known.key if known is not None and known.key is not None else answer_key(line.text),
     )
 
 
 @contextmanager
-def _lines(source: Source, spool: Path) -> Iterator[tuple[Path, Iterator[Line]]]:
-    """Open a source; yields where its lines can be read in place, and the lines with their offsets there."""
-    if source.path is None and spool.exists() and sys.stdin.isatty():
+def _lines(source: Source, spool: Path, first: int) -> Iterator[tuple[Path, Iterator[Line]]]:
+    """Open a source; yields where its lines can be read in place, and the lines with their offsets there.
+
+    Args:
+        first: lines of the sources before it.
+    """
+    if source.standard_input and spool.exists() and sys.stdin.isatty():
         with spool.open("rb") as lines:
             yield spool, read_lines(lines)
         return
-    with open_source(source) as opened:
+    with open_source(source, first=first) as opened:
         if opened.in_place and source.path is not None and source.path.is_file():
             yield source.path, read_lines(opened.lines)
             return
         new = spool.with_suffix(".new")
         with os.fdopen(os.open(new, os.O_CREAT | os.O_TRUNC | os.O_WRONLY, 0o600), "wb") as file:
             spooled = _spooled(read_lines(opened.lines), file)
-            first = next(spooled, None)
-            if first is None and source.path is None and spool.exists():
+            start = next(spooled, None)
+            if start is None and source.standard_input and spool.exists():
                 # Nobody pipes it a second time: what came the first time is still here.
                 with spool.open("rb") as lines:
                     yield spool, read_lines(lines)
                 return
-            yield spool, chain([first] if first is not None else [], spooled)
+            yield spool, chain([start] if start is not None else [], spooled)
             file.flush()
             os.fsync(file.fileno())
     os.replace(new, spool)

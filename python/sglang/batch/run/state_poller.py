@@ -14,6 +14,10 @@ INTERVAL = 1.0
 """Seconds between two polls; each is one control message that the scheduler answers between steps."""
 
 
+KEPT = 4096
+"""States kept at most; of more, every other one goes, so that old ones lie further apart."""
+
+
 class StatePoller:
     """Collects the blend policy's state, of the first data-parallel rank's scheduler.
 
@@ -29,11 +33,15 @@ class StatePoller:
         self.states: list[tuple[float, BlendState]] = []
         self.capacity: int | None = None
         self._internal_state = internal_state
-        self._started = time.monotonic()
+        self._started: float | None = None
         self._stopped = asyncio.Event()
 
     async def run(self) -> None:
-        """Poll until stopped, and once more then; under a policy without a state to see, poll once."""
+        """Poll until stopped, and once more then; under a policy without a state to see, poll once.
+
+        May be run again with another engine; seconds go on from the first start.
+        """
+        self._started = self._started or time.monotonic()
         while await self._poll() and not self._stopped.is_set():
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._stopped.wait(), INTERVAL)
@@ -52,5 +60,7 @@ class StatePoller:
         blend = state.get("blend")
         if not isinstance(blend, dict):
             return False
-        self.states.append((time.monotonic() - self._started, cast(BlendState, blend)))
+        self.states.append((time.monotonic() - (self._started or 0.0), cast(BlendState, blend)))
+        if len(self.states) > KEPT:
+            del self.states[1:-1:2]
         return True

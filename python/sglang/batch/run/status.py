@@ -7,15 +7,14 @@ import time
 from pathlib import Path
 
 from sglang.batch.run.files import JobFiles
-from sglang.batch.run.journal import Journal, JournalUnusable
+from sglang.batch.run.journal import Journal
 from sglang.batch.run.lock import holder
+from sglang.batch.run.rounds import START
+from sglang.batch.run.schema import JournalUnusable
 from sglang.batch.usage import BadUsage
 
 EVENTS = 5
 """Events that are shown."""
-
-START = "start"
-"""Kind of the event that an engine is up; its detail begins with the number of lines done by then."""
 
 
 def status(output: Path, *, check: bool) -> int:
@@ -64,6 +63,8 @@ def _text(journal: Journal, running: str | None, now: float) -> str:
         ("left", f"{left:,}{_remaining(journal, tally.done, left, now) if running else ''}"),
         ("tokens", f"{tally.prompt_tokens:,} in, {tally.completion_tokens:,} out"),
     ]
+    if tally.twins:
+        rows.append(("same as others", f"{tally.twins:,} lines, {tally.twin_tokens:,} tokens not computed"))
     for seconds, kind, detail in journal.events(EVENTS):
         when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
         rows.append((when, f"{kind}: {detail}"))
@@ -72,7 +73,7 @@ def _text(journal: Journal, running: str | None, now: float) -> str:
 
 def _remaining(journal: Journal, done: int, left: int, now: float) -> str:
     """Say how long the rest takes at the speed of this run so far; nothing before there is one."""
-    starts = [(seconds, detail) for seconds, kind, detail in journal.events(1) if kind == START]
+    starts = [(seconds, detail) for seconds, kind, detail in journal.events(EVENTS) if kind == START]
     if not starts or not left:
         return ""
     seconds, detail = starts[-1]

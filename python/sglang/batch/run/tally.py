@@ -18,11 +18,15 @@ class Tally:
         codes: failed lines by error code.
         prompt_tokens, cached_tokens, completion_tokens: tokens as the engine counted them; cached ones are
             prompt tokens whose KV was there already.
+        twins, twin_tokens: lines that got the record of an equal one, and the tokens in and out that were not
+            computed for them; these count nowhere else.
         earlier: lines that had their record when this run started.
         earlier_tokens: tokens in and out of those.
         barrier_seconds: from the first submission of this run until the barrier opened, which is what
             rendering and tokenizing the first pool took.
+        started: the clock (`time.monotonic`) at the first submission of this run; 0 before.
         seconds: from the first submission of this run until now, or the end.
+        restarts: times the engine was started again.
     """
 
     lines: int = 0
@@ -32,10 +36,14 @@ class Tally:
     prompt_tokens: int = 0
     cached_tokens: int = 0
     completion_tokens: int = 0
+    twins: int = 0
+    twin_tokens: int = 0
     earlier: int = 0
     earlier_tokens: int = 0
     barrier_seconds: float = 0.0
+    started: float = 0.0
     seconds: float = 0.0
+    restarts: int = 0
 
     @property
     def done(self) -> int:
@@ -52,12 +60,17 @@ class Tally:
         """Tokens processed by this run per second: what batches are measured by (paper 6)."""
         return (self.tokens - self.earlier_tokens) / self.seconds if self.seconds > 0 else 0.0
 
-    def add(self, code: str | None, usage: Usage) -> None:
+    def add(self, code: str | None, usage: Usage, spared: Usage | None = None) -> None:
         """Count a line that has its record now.
 
         Args:
             code: of its error; None if it was answered.
+            usage: what was computed for it.
+            spared: what was not, since it got the record of an equal line; None if it was run.
         """
+        if spared is not None:
+            self.twins += 1
+            self.twin_tokens += spared.prompt + spared.completion
         if code is None:
             self.answered += 1
         else:

@@ -26,7 +26,7 @@ from sglang.srt.blend.core.pool.request_table import UNPLANNED, State
 from sglang.srt.blend.core.pool.sorted_pool import SortedPool
 from sglang.srt.blend.core.step.dual_scan import Side
 from sglang.srt.blend.core.step.ledger import Ledger
-from sglang.srt.blend.core.step.pacing import Pacer
+from sglang.srt.blend.core.step.pacing import Pace
 from sglang.srt.blend.core.step.partition import Partition
 from sglang.srt.blend.core.step.step import Running, Step, StepLimits
 from sglang.srt.blend.core.step.step_maker import StepMaker
@@ -86,7 +86,7 @@ class Planner:
         kv_capacity: int,
         options: PlannerOptions | None = None,
         seed: int = 0,
-        pacer: Pacer | None = None,
+        pacer: Pace | None = None,
         leader_lag: int = 1,
     ) -> None:
         if kv_capacity <= 0:
@@ -361,6 +361,5 @@ class Planner:
 
     def _order_waiting(self, planned: NDArray[np.bool_]) -> OrderedWindow:
         """Density order of the planned ones of the sorted requests."""
-        return order_window(
-            self._pool.prompts.subset(planned), self.table, self.cost_model, self.options, self.kv_capacity
-        )
+        prompts = self._pool.prompts.subset(planned)
+        return order_window(prompts, self.table, self.cost_model, self.options, self.kv_capacity)

@@ -70,9 +70,10 @@ _HELP = {
     "replan_interval": "Completed requests after which the waiting requests are planned anew.",
     "window": "Plan only among this many requests in order of arrival and drain them before the next; "
     "0 plans all that wait.",
-    "engine": "How a pass combines work: mixed and overlapped spread prefill over the decode steps that are "
-    "left, alternating does not; auto is overlapped with --enable-pdmux, mixed with --enable-mixed-chunk, "
-    "else alternating.",
+    "engine": "How the engine combines prefill and decode: alternating; mixed, where prefill is spread over "
+    "the decode steps that are left; pdmux, where prefill batches are made to last as long as decode steps "
+    "beside them; overlapped (NanoFlow-like; not in upstream). auto is pdmux with --enable-pdmux, mixed with "
+    "--enable-mixed-chunk, else alternating.",
     "admission_log": "Append one JSON line per prefill step (who was admitted from which side, memory "
     "used and partition) to this file; for analysis.",
 }

@@ -10,14 +10,25 @@ from sglang.srt.blend.runtime.radix.heaviest import heaviest_prefixes
 
 
 def internal_state(blend: BlendParts) -> dict[str, object]:
-    """What ``get_server_info`` shows of the policy, JSON-serialisable: a `snapshot` and two more.
+    """What ``get_server_info`` shows of the policy, JSON-serialisable: a `snapshot` and more.
 
     ``decisions`` says how often each `Reason` was given, ``cached_prefixes`` are the `heaviest_prefixes`, a
-    dict each; None where cached prefixes carry no annotations.
+    dict each; None where cached prefixes carry no annotations. ``outlook`` is the `Outlook` as a dict, None
+    where step times cannot be modelled, and ``engine`` how it takes passes to be made; ``lengths`` are
+    `WorkDone.lengths` as (expected, real, answers).
     """
     core = annotated_core(blend.policy.tree_cache)
     prefixes = None if core is None else [asdict(prefix) for prefix in heaviest_prefixes(core)]
-    return {**snapshot(blend), "decisions": blend.planner.state.reasons, "cached_prefixes": prefixes}
+    pool, table = blend.pool, blend.planner.table
+    outlook = None if blend.clock is None else blend.clock.outlook(table, pool.done, pool.holders())
+    return {
+        **snapshot(blend),
+        "decisions": blend.planner.state.reasons,
+        "cached_prefixes": prefixes,
+        "engine": None if blend.clock is None else blend.clock.engine,
+        "outlook": None if outlook is None else asdict(outlook),
+        "lengths": [[*sizes, answers] for sizes, answers in sorted(pool.done.lengths.items())],
+    }
 
 
 def snapshot(blend: BlendParts) -> dict[str, float | str | None]:
@@ -42,6 +53,7 @@ def snapshot(blend: BlendParts) -> dict[str, float | str | None]:
         "replans": state.replans,
         "queue_rebuilds": pool.order.rebuilds,
         "held": state.reasons["shared_prefix"],
+        "expected_outputs": pool.expected,
         "retractions": pool.retractions,
         "completions": pool.completions,
         "aborts": pool.aborts,

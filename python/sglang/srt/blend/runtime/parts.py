@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from sglang.srt.blend.core.planner import Planner
+from sglang.srt.blend.core.step.outlook import PoolClock
 from sglang.srt.blend.runtime.admission_log import AdmissionLog
 from sglang.srt.blend.runtime.policy import BlendSchedulePolicy
 from sglang.srt.blend.runtime.pool import RequestPool
@@ -22,6 +23,7 @@ class BlendParts:
     Attributes:
         adder_class: the prefill adder bound to these parts.
         annotated: whether cached prefixes carry annotations.
+        clock: models how long the pool takes; None where step times cannot be modelled.
     """
 
     planner: Planner
@@ -31,3 +33,4 @@ class BlendParts:
     gauges: PrometheusGauges | None
     adder_class: type[PrefillAdder]
     annotated: bool
+    clock: PoolClock | None

@@ -21,6 +21,7 @@ from sglang.srt.blend.runtime import arguments, installer
 from sglang.srt.blend.runtime.arguments import POLICY
 from sglang.srt.blend.runtime.compatibility import problems, require
 from sglang.srt.blend.runtime.installer import Hook, HookType
+from sglang.srt.blend.runtime.pdmux_config import refuse_pdmux_problems
 from sglang.srt.blend.runtime.request import Request
 
 
@@ -49,6 +50,7 @@ def _keep_options(server_args: Any, _cls: Any, namespace: Any) -> None:
 def _refuse_early(server_args: Any) -> None:
     if server_args.schedule_policy == POLICY:
         require(problems(TARGETS))
+        refuse_pdmux_problems(server_args)
 
 
 def _allow_priorities(original: Callable[..., Any], server_args: Any) -> Any:
@@ -156,7 +158,7 @@ HOOKS: tuple[Hook, ...] = (
         f"{_ARGS}.ServerArgs.resolve_once",
         _refuse_early,
         HookType.BEFORE,
-        "a blend server does not start on an SGLang that lacks what it needs",
+        "a blend server does not start on an SGLang that lacks what it needs, nor on flags that it refuses",
         _ARGS,
     ),
     Hook(

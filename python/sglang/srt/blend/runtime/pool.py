@@ -9,7 +9,7 @@ deterministic, so all tensor-parallel ranks hold equal pools.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from operator import attrgetter
 
 import numpy as np
@@ -17,12 +17,16 @@ from numpy.typing import NDArray
 
 from sglang.srt.blend.core.planner import Planner
 from sglang.srt.blend.core.pool.request_table import State
+from sglang.srt.blend.core.step.outlook import WorkDone
 from sglang.srt.blend.core.step.step import Running, Step
 from sglang.srt.blend.runtime.encoder_cost import EncoderCost, media_tokens
 from sglang.srt.blend.runtime.queue_order import QueueOrder
 from sglang.srt.blend.runtime.radix.namespaces import Namespaces
 from sglang.srt.blend.runtime.request import Request
 from sglang.srt.blend.runtime.token_ids import fold
+
+EXPECTED_OUTPUT = "blend_expected_output"
+"""Entry of a request's `custom_params`: the output tokens that its sender expects, for the planner alone."""
 
 UNKNOWN = -1
 _OUTPUT = attrgetter("output_ids")
@@ -42,7 +46,9 @@ class RequestPool:
         running: admitted requests by slot, in order of admission: upstream counts their output.
         order: where each waiting request stands in upstream's queue.
         prompt_tokens, cached_tokens: of all admitted requests, and how many the cache served.
+        done: their work so far.
         admissions, retractions, completions, aborts: counts.
+        expected: requests that came with an `EXPECTED_OUTPUT`.
     """
 
     def __init__(
@@ -60,7 +66,8 @@ class RequestPool:
         self.order = QueueOrder(self.waiting_slot)
         self.running: dict[int, Request] = {}
         self.prompt_tokens = self.cached_tokens = 0
-        self.admissions = self.retractions = self.completions = self.aborts = 0
+        self.done = WorkDone()
+        self.admissions = self.retractions = self.completions = self.aborts = self.expected = 0
         self._requests: list[Request | None] = []  # by slot
         self._priority = np.zeros(0, np.int64)  # by slot
         self._classes: Counter[int] = Counter()  # waiting requests of each priority
@@ -112,6 +119,9 @@ class RequestPool:
         self.admissions += 1
         self.prompt_tokens += len(req.origin_input_ids)
         self.cached_tokens += min(cached_tokens, len(req.origin_input_ids))
+        self.done.begins(len(req.origin_input_ids) + len(req.output_ids), cached_tokens)
+        table = self.planner.table
+        req.blend_expected = None if table.known.item(slot) else table.estimate.item(slot)
 
     def release(self, req: Request) -> None:
         """The request's KV was given back: it has finished, or it goes back to the queue."""
@@ -122,6 +132,7 @@ class RequestPool:
             if not _aborted(req):
                 self.planner.observe(slot, len(req.output_ids))
                 self.completions += 1
+                self.done.ends(len(req.origin_input_ids), len(req.output_ids), req.blend_expected)
             self._discard(slot)
         else:
             self._released[slot] = req
@@ -219,11 +230,14 @@ class RequestPool:
         lengths = np.fromiter((len(r.origin_input_ids) for r in reqs), np.int64, len(reqs))
         tokens = np.concatenate([fold(r.origin_input_ids) for r in reqs])
         encoder = self.encoder
+        expected = _int32(expected_output(r) for r in reqs)
+        self.expected += int((expected > 0).sum())
         slots = self.planner.add(
             tokens,
             np.concatenate([[0], np.cumsum(lengths)]),
             max_new_tokens=_int32(_max_new_tokens(r) for r in reqs),
             known_output=_int32(known_output(r) for r in reqs),
+            expected_output=expected,
             extra_compute=None
             if encoder is None
             else np.array([encoder.seconds(media_tokens(r.multimodal_inputs)) for r in reqs]),
@@ -270,6 +284,13 @@ def known_output(req: Request) -> int:
     # These end an answer whatever its least length.
     open_end = params.stop_strs or params.stop_regex_strs or _has_grammar(req)
     return longest if runs_on and not open_end else 0
+
+
+def expected_output(req: Request) -> int:
+    """Output tokens that the request's sender expects; 0 without a usable word about it."""
+    params = req.sampling_params.custom_params
+    expected = params.get(EXPECTED_OUTPUT) if isinstance(params, Mapping) else None
+    return expected if type(expected) is int and expected > 0 else 0
 
 
 def _has_grammar(req: Request) -> bool:

@@ -19,6 +19,7 @@ class SamplingParams(Protocol):
         min_new_tokens: output tokens before which no end-of-sequence token ends the answer.
         ignore_eos: whether end-of-sequence tokens do not end the answer.
         stop_strs, stop_regex_strs: texts and patterns that end the answer; None or empty without any.
+        custom_params: what the body's field of that name has; None without it.
         json_schema, regex, ebnf, structural_tag: grammar that the answer follows; at most one is given.
     """
 
@@ -27,6 +28,7 @@ class SamplingParams(Protocol):
     ignore_eos: bool
     stop_strs: str | Sequence[str] | None
     stop_regex_strs: str | Sequence[str] | None
+    custom_params: Mapping[str, object] | None
     json_schema: str | None
     regex: str | None
     ebnf: str | None
@@ -83,6 +85,7 @@ class Request(Protocol):
         blend_slot: the request's slot in the planner's `RequestTable`; set when the pool first sees the
             request, and kept after the slot went to another, so only `RequestPool.slot` reads it.
         blend_pool: the `RequestPool` that holds it; upstream's retraction asks it who may be preempted.
+        blend_expected: output tokens expected when it was admitted last; None where the request fixes them.
     """
 
     rid: str
@@ -102,6 +105,7 @@ class Request(Protocol):
     finished_reason: FinishReason | None
     blend_slot: int
     blend_pool: object
+    blend_expected: int | None
 
     @property
     def extend_len(self) -> int: ...

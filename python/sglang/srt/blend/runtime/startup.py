@@ -11,10 +11,13 @@ import torch
 from sglang.srt.blend.core.cost.cost_model import CostModel
 from sglang.srt.blend.core.cost.hardware import Hardware, load_hardware
 from sglang.srt.blend.core.cost.model_shape import ModelShape
+from sglang.srt.blend.core.cost.pdmux import PdmuxConfig, PdmuxTimes
 from sglang.srt.blend.core.cost.step_time import StepTimeModel
 from sglang.srt.blend.core.order.plan import PlannerOptions
 from sglang.srt.blend.core.planner import Planner
-from sglang.srt.blend.core.step.pacing import Pacer
+from sglang.srt.blend.core.step.batch_pacing import BatchPacer
+from sglang.srt.blend.core.step.outlook import PoolClock
+from sglang.srt.blend.core.step.pacing import Pace, Pacer
 from sglang.srt.blend.core.step.step import StepLimits
 from sglang.srt.blend.core.warm_up import compile_kernels
 from sglang.srt.blend.runtime.admission_log import AdmissionLog
@@ -22,6 +25,7 @@ from sglang.srt.blend.runtime.arguments import POLICY, flag, get_options
 from sglang.srt.blend.runtime.encoder_cost import EncoderCost
 from sglang.srt.blend.runtime.model_config import config_dict, dtype_name
 from sglang.srt.blend.runtime.parts import BlendParts
+from sglang.srt.blend.runtime.pdmux_config import read_pdmux_config
 from sglang.srt.blend.runtime.policy import BlendSchedulePolicy
 from sglang.srt.blend.runtime.pool import RequestPool
 from sglang.srt.blend.runtime.prefill_adder import adder_class
@@ -80,6 +84,9 @@ def build(scheduler: Scheduler) -> BlendParts:
     cost_model = CostModel(_shape(config, scheduler), hardware)
     compile_kernels(cost_model)
     capacity = int(scheduler.max_total_num_tokens)
+    engine = _engine(scheduler, options.engine)
+    times = _step_times(cost_model, engine)
+    pacer = None if times is None else _pacer(times, engine, capacity)
     planner = Planner(
         cost_model,
         kv_capacity=capacity,
@@ -90,7 +97,7 @@ def build(scheduler: Scheduler) -> BlendParts:
             window=options.window,
         ),
         seed=SEED,
-        pacer=_pacer(scheduler, options.engine, cost_model, capacity),
+        pacer=pacer,
         leader_lag=2 if scheduler.enable_overlap else 1,
     )
     namespaces = Namespaces()
@@ -123,6 +130,7 @@ def build(scheduler: Scheduler) -> BlendParts:
         gauges=gauges,
         adder_class=PrefillAdder,
         annotated=radix_cache.attach_planner(scheduler.tree_cache, planner, cost_model, namespaces),
+        clock=None if times is None else PoolClock(times, engine, capacity),
     )
     blend.adder_class = adder_class(blend)
     return blend
@@ -141,19 +149,37 @@ def _limits(scheduler: Scheduler) -> StepLimits:
     )
 
 
-def _pacer(scheduler: Scheduler, engine: str, cost_model: CostModel, capacity: int) -> Pacer | None:
-    """Spreads prefill over decode steps where one pass can hold both."""
-    if engine == "auto":
-        mixed = "mixed" if scheduler.is_mixed_chunk else "alternating"
-        engine = "overlapped" if scheduler.server_args.enable_pdmux else mixed
+def _engine(scheduler: Scheduler, name: str) -> str:
+    """How the engine combines the parts of a step; `auto` looks at its flags."""
+    if name != "auto":
+        return name
+    mixed = "mixed" if scheduler.is_mixed_chunk else "alternating"
+    return "pdmux" if scheduler.server_args.enable_pdmux else mixed
+
+
+def _pacer(times: StepTimeModel, engine: str, capacity: int) -> Pace | None:
+    """What spreads prefill; None where passes hold prefill or decode alone, or the GPU cannot be divided."""
     if engine == "alternating":
         return None
+    if engine != "pdmux":
+        return Pacer(times, engine, kv_capacity=capacity)
+    path = get_disagg().pdmux_config_path
     try:
-        times = StepTimeModel(cost_model.shape, cost_model.hardware)
+        config = PdmuxConfig.of(times.hardware, read_pdmux_config(path))
+        return BatchPacer(PdmuxTimes(times), config, kv_capacity=capacity)
     except ValueError as error:
-        logger.warning("blend: prefill is not spread over decode steps: %s", error)
+        logger.warning("blend: prefill batches are not fitted to decode steps: %s", error)
         return None
-    return Pacer(times, engine, kv_capacity=capacity)
+
+
+def _step_times(cost_model: CostModel, engine: str) -> StepTimeModel | None:
+    """Step times, None where they cannot be modelled; with a warning where the engine needs them."""
+    try:
+        return StepTimeModel(cost_model.shape, cost_model.hardware)
+    except ValueError as error:
+        if engine != "alternating":
+            logger.warning("blend: prefill is not spread over decode steps: %s", error)
+        return None
 
 
 def _priority_sign(scheduler: Scheduler) -> int:

@@ -4,7 +4,8 @@ No wheel can carry machine code for every CPU, so the C++ sources travel in the 
 first use, for the widest vector instructions found, into a cache that all processes of the user share:
 ``$SGLANG_CPU_KERNEL_CACHE``, else ``$XDG_CACHE_HOME/sglang-blend/cpu-kernels``, else the same under
 ``~/.cache``. The folder's name is a hash of the sources, PyTorch's version, the compiler and its flags;
-nothing is ever overwritten, and a damaged or foreign build is never picked up.
+nothing is ever overwritten, and a damaged or foreign build is never picked up. Cache, folder and library
+must belong to the user, and nobody else may be able to write them: what is loaded runs as this user.
 
 ``SGLANG_CPU_KERNELS`` is ``auto`` (default), ``off`` (PyTorch operators, nothing is compiled) or
 ``require`` (fail instead of falling back). ``SGLANG_CPU_ISA`` forces one of ``INSTRUCTION_SETS``.
@@ -18,6 +19,7 @@ import json
 import logging
 import os
 import shutil
+import stat
 import subprocess
 import sys
 import tempfile
@@ -195,29 +197,69 @@ def load_namespace(isa_name: str) -> str:
         The name under ``torch.ops`` that holds the operators.
 
     Raises:
-        KernelBuildError: no compiler, no sources, no writable cache, or the compiler failed.
+        KernelBuildError: no compiler, no sources, no writable cache, a cache that others can write, or the
+            compiler failed.
     """
     isa = INSTRUCTION_SETS[isa_name]
-    folder = cache_folder() / f"{isa.name}-{_build_key(isa)}"
+    folder = _private_folder(f"{isa.name}-{_build_key(isa)}")
     library = folder / f"{isa.namespace}.so"
     complete = folder / "complete.json"  # written last: the library beside it is whole
     if not complete.is_file():
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise KernelBuildError(
-                f"cannot write the kernel cache {folder} ({error.strerror}); set SGLANG_CPU_KERNEL_CACHE"
-            ) from error
         with _exclusive(folder):
             if not complete.is_file():
                 seconds = _compile(isa, folder)
+                library.chmod(0o700)  # whatever the umask
                 _write_atomically(complete, {"torch": torch.__version__, "seconds": round(seconds, 1)})
                 return isa.namespace  # compiling also loads
+    _refuse_foreign(library)
     try:
         torch.ops.load_library(str(library))
     except OSError as error:
         raise KernelBuildError(f"cannot load {library} ({error}); delete {folder} and start again") from error
     return isa.namespace
+
+
+def _private_folder(name: str) -> Path:
+    """Make a folder of the cache, or find it there.
+
+    Raises:
+        KernelBuildError: it cannot be made, or somebody else could have written what is in it.
+    """
+    cache = cache_folder().resolve()
+    folder = cache / name
+    try:
+        cache.mkdir(mode=0o700, parents=True, exist_ok=True)
+        folder.mkdir(mode=0o700, exist_ok=True)
+    except OSError as error:
+        if not folder.is_dir():  # on a read-only disk the kernels may be there already
+            raise KernelBuildError(
+                f"cannot write the kernel cache {folder} ({error.strerror}); set SGLANG_CPU_KERNEL_CACHE"
+            ) from error
+    _refuse_foreign(cache)
+    _refuse_foreign(folder)
+    return folder
+
+
+def _refuse_foreign(path: Path) -> None:
+    """Refuse what somebody else may have written.
+
+    Raises:
+        KernelBuildError: it is missing, a link or another user's, or others may write it.
+    """
+    try:
+        found = path.lstat()
+    except OSError as error:
+        raise KernelBuildError(f"cannot read {path} ({error.strerror})") from error
+    if found.st_uid != os.geteuid() or stat.S_ISLNK(found.st_mode):
+        problem = "is not this user's own"
+    elif found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        problem = "can be written by others"
+    else:
+        return
+    raise KernelBuildError(
+        f"{path} {problem}, so its code is not run; remove it, or set SGLANG_CPU_KERNEL_CACHE to a folder"
+        " that only you can write"
+    )
 
 
 def _compile(isa: InstructionSet, folder: Path) -> float:
@@ -304,9 +346,7 @@ def load_preferred() -> str | None:
         KernelBuildError: only with ``SGLANG_CPU_KERNELS=require``.
         ValueError: if ``SGLANG_CPU_KERNELS`` is none of auto, off, require.
     """
-    mode = os.environ.get("SGLANG_CPU_KERNELS", "auto")
-    if mode not in ("auto", "off", "require"):
-        raise ValueError(f"SGLANG_CPU_KERNELS={mode!r}: choose auto, off or require")
+    mode = _mode()
     if mode == "off":
         return None
     try:
@@ -316,6 +356,54 @@ def load_preferred() -> str | None:
             raise
         _say(f"no CPU kernels: {error}. Using PyTorch operators, which are correct but slower.")
         return None
+
+
+def _mode() -> str:
+    mode = os.environ.get("SGLANG_CPU_KERNELS", "auto")
+    if mode not in ("auto", "off", "require"):
+        raise ValueError(f"SGLANG_CPU_KERNELS={mode!r}: choose auto, off or require")
+    return mode
+
+
+@dataclass(frozen=True, slots=True)
+class KernelState:
+    """What a start would find and do about the kernels.
+
+    Attributes:
+        mode: of ``SGLANG_CPU_KERNELS``.
+        isa: name of the instruction set; "" where none was chosen.
+        folder: where the build is or would be; None where that cannot be told.
+        compiled: a whole build is there.
+        problem: why a start would use PyTorch operators or fail, with the remedy; "" where it would not.
+    """
+
+    mode: str
+    isa: str = ""
+    folder: Path | None = None
+    compiled: bool = False
+    problem: str = ""
+
+
+def kernel_state() -> KernelState:
+    """Look at the kernels without compiling, loading or writing anything."""
+    mode, isa, folder = os.environ.get("SGLANG_CPU_KERNELS", "auto"), "", None
+    try:
+        if _mode() == "off":
+            return KernelState(mode)
+        chosen = chosen_instruction_set()
+        isa, cache = chosen.name, cache_folder().resolve()
+        folder = cache / f"{isa}-{_build_key(chosen)}"
+        compiled = (folder / "complete.json").is_file()
+        library = folder / f"{chosen.namespace}.so"
+        for path in (cache, folder, library) if compiled else (cache, folder):
+            if compiled or path.exists():
+                _refuse_foreign(path)
+        there = next(path for path in (folder, *folder.parents) if path.exists())
+        if not compiled and not os.access(there, os.W_OK | os.X_OK):
+            raise KernelBuildError(f"cannot write the kernel cache {folder}; set SGLANG_CPU_KERNEL_CACHE")
+    except (KernelBuildError, ValueError) as error:
+        return KernelState(mode, isa, folder, problem=str(error))
+    return KernelState(mode, isa, folder, compiled)
 
 
 if __name__ == "__main__":

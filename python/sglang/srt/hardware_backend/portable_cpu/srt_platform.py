@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from sglang.srt.hardware_backend.portable_cpu.kernel_build import KernelState, kernel_state
 from sglang.srt.hardware_backend.portable_cpu.kernel_registration import (
     add_attention_backend_choice,
     register_kernels,
@@ -83,6 +84,10 @@ class PortableCpuPlatform(CpuDeviceMixin, SRTPlatform):
         from sglang.srt.hardware_backend.portable_cpu.packed_linear import packed_product
 
         return packed_product(weight)
+
+    def kernel_state(self) -> KernelState:
+        """What a start would find and do about the compiled kernels; `sglang-batch doctor` shows it."""
+        return kernel_state()
 
     def get_compile_backend(self, mode: str | None = None) -> str:
         return "eager"

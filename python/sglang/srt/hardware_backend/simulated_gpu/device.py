@@ -81,6 +81,10 @@ class SimulatedDevice:
             next_token_ids=torch.tensor(tokens, dtype=torch.int64), can_run_cuda_graph=False
         )
 
+    def forward_split_prefill(self, batch: ScheduleBatch) -> GenerationBatchResult:
+        """Only a device whose SMs are divided takes a prefill by layers."""
+        raise RuntimeError(f"the {self.engine} engine does not split a prefill by layers")
+
     def _decode_work(self, batch: ScheduleBatch) -> Work:
         """Work of a batch in which every row decodes."""
         return {"decode_rows": len(batch.reqs), "kv_tokens": int(batch.seq_lens_cpu.sum())}
@@ -115,6 +119,9 @@ class SimulatedDevice:
         """Move the clock by the seconds that this work takes, and log the step."""
         seconds = float(self._run(self.model, StepWork(**work)))
         self.clock += seconds
+        self._log(seconds, work, requests)
+
+    def _log(self, seconds: float, work: Work, requests: int) -> None:
         row = {"seconds": seconds, "requests": requests, **work}
         self.steps.append(row)
         if self._file is not None:

@@ -12,10 +12,12 @@ import torch
 
 from sglang.srt.blend.core.cost.kv_capacity import kv_cache_bytes
 from sglang.srt.blend.core.cost.model_shape import ModelShape
+from sglang.srt.blend.core.cost.pdmux import PdmuxConfig
 from sglang.srt.blend.core.cost.step_time import StepTimeModel
 from sglang.srt.blend.runtime import installer
 from sglang.srt.blend.runtime.installer import Hook, HookType
 from sglang.srt.blend.runtime.model_config import config_dict
+from sglang.srt.blend.runtime.pdmux_config import read_pdmux_config
 from sglang.srt.hardware_backend.simulated_gpu.settings import SimulationSettings
 
 if TYPE_CHECKING:
@@ -44,19 +46,26 @@ def device_of(worker: TpModelWorker) -> SimulatedDevice:
     """The simulated device of a TpModelWorker, made at its first use."""
     device = getattr(worker, "simulated_device", None)
     if device is None:
-        from sglang.srt.hardware_backend.simulated_gpu.device import SimulatedDevice
-
-        settings = SimulationSettings.from_environment()
-        args, config = worker.server_args, worker.model_config
-        degree = max(args.tp_size, settings.tensor_parallel)
-        shape = shape_of(config, tensor_parallel=degree, kv_dtype=args.kv_cache_dtype)
-        device = worker.simulated_device = SimulatedDevice(
-            StepTimeModel(shape, settings.hardware),
-            settings.engine_for(mixed_chunk=args.enable_mixed_chunk),
-            end_tokens=config.hf_eos_token_id or (),
-            step_log=settings.step_log,
-        )
+        device = worker.simulated_device = _make_device(worker)
     return device
+
+
+def _make_device(worker: TpModelWorker) -> SimulatedDevice:
+    from sglang.srt.hardware_backend.simulated_gpu.device import SimulatedDevice
+    from sglang.srt.hardware_backend.simulated_gpu.multiplexed import MultiplexedDevice
+
+    settings = SimulationSettings.from_environment()
+    args, config = worker.server_args, worker.model_config
+    degree = max(args.tp_size, settings.tensor_parallel)
+    times = StepTimeModel(
+        shape_of(config, tensor_parallel=degree, kv_dtype=args.kv_cache_dtype), settings.hardware
+    )
+    engine = settings.engine_for(mixed_chunk=args.enable_mixed_chunk)
+    common: dict[str, Any] = {"end_tokens": config.hf_eos_token_id or (), "step_log": settings.step_log}
+    if engine != "pdmux":
+        return SimulatedDevice(times, engine, **common)
+    divided = PdmuxConfig.of(settings.hardware, read_pdmux_config(args.pdmux_config_path))
+    return MultiplexedDevice(times, divided, **common)
 
 
 def _load_nothing(_loader: Any, *, model_config: Any, device_config: Any) -> torch.nn.Module:
@@ -97,6 +106,10 @@ def _forward(worker: TpModelWorker, batch: ScheduleBatch, *_: Any, **__: Any) ->
     return device_of(worker).forward(batch)
 
 
+def _forward_split(worker: TpModelWorker, batch: ScheduleBatch) -> GenerationBatchResult:
+    return device_of(worker).forward_split_prefill(batch)
+
+
 def _report_clock(output: Any, scheduler: Scheduler, *_: Any, **__: Any) -> None:
     device = device_of(scheduler.tp_worker)
     output.internal_state["simulated_gpu"] = {
@@ -127,6 +140,12 @@ EXECUTION_HOOKS: tuple[Hook, ...] = (
         _forward,
         HookType.REPLACE,
         "batches run on the simulated device",
+    ),
+    Hook(
+        "sglang.srt.managers.tp_worker.TpModelWorker.forward_batch_split_prefill",
+        _forward_split,
+        HookType.REPLACE,
+        "the layers of a prefill batch run there too, under PD multiplexing",
     ),
     Hook(
         "sglang.srt.model_executor.model_runner.ModelRunner.init_cuda_graphs",

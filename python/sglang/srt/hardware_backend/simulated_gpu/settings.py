@@ -20,7 +20,7 @@ class SimulationSettings:
 
     Attributes:
         hardware: the GPU; its memory decides the KV capacity.
-        engine: alternating, mixed or overlapped; "" follows --enable-mixed-chunk.
+        engine: alternating, mixed, pdmux or overlapped; "" follows --enable-mixed-chunk.
         tensor_parallel: GPUs that one scheduler process stands for; every rank would do the same.
         step_log: file that gets one line of JSON per step, "" for none.
     """

@@ -81,7 +81,7 @@ def simulate(
     Args:
         policy: any --schedule-policy, or "dfs" / "random": first come first served after sorting the
             prompts depth-first / shuffling them.
-        engine: alternating, mixed or overlapped.
+        engine: alternating, mixed, pdmux or overlapped.
         hardware: profile name or TOML file.
         model_config: a Hugging Face config with an eos_token_id.
         tensor_parallel: GPUs that share the model.
@@ -102,7 +102,7 @@ def simulate(
     ) as scheduler:
         device = _device(scheduler, workload)
         _submit(scheduler, workload, submission_order(workload, policy, seed))
-        python_seconds = _run(scheduler)
+        python_seconds = _run(scheduler, device)
         answers.check()
         return SimulationResult(
             policy=policy,
@@ -112,7 +112,7 @@ def simulate(
             kv_capacity=scheduler.max_total_num_tokens,
             prompt_tokens=len(workload.tokens),
             output_tokens=int(workload.output.sum(dtype=np.int64)),
-            prefill_tokens=int(device.steps["prefill_tokens"].sum()),
+            prefill_tokens=round(device.steps["prefill_tokens"].sum()),
             retractions=device.retractions,
             steps=device.steps,
             finished=answers.finished,
@@ -126,6 +126,7 @@ def _server_args(workload: Workload, policy: str, engine: str, hardware: str, se
         "schedule_policy": "fcfs" if policy in _REORDERED else policy,
         "context_length": int((workload.prompt + workload.max_new_tokens).max()) + 8,
         "random_seed": seed,
+        **({"chunked_prefill_size": -1} if engine == "pdmux" else {}),
         **blend,
     }
 
@@ -178,10 +179,15 @@ def _submit(scheduler: Scheduler, workload: Workload, order: NDArray[np.int64]) 
         )
 
 
-def _run(scheduler: Scheduler) -> float:
+def _run(scheduler: Scheduler, device: SimulatedDevice) -> float:
     """Step until nothing is left, or nothing moves any more; CPU seconds that it took."""
+    from sglang.srt.hardware_backend.simulated_gpu.multiplexed import MultiplexedDevice, run_to_the_end
+
     begin, idle = time.process_time(), 0
     with queue_kept():
+        if isinstance(device, MultiplexedDevice):
+            run_to_the_end(scheduler, device)
+            return time.process_time() - begin
         while idle < _STANDSTILL and not (idle and scheduler.is_fully_idle()):
             idle = idle + 1 if lone_scheduler.step(scheduler) is None else 0
     return time.process_time() - begin

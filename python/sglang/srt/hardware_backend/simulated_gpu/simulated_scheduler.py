@@ -40,7 +40,7 @@ def simulated_scheduler(
     Args:
         config: the model's Hugging Face config.json.
         hardware: profile name or TOML file.
-        engine: alternating, mixed or overlapped.
+        engine: alternating, mixed, pdmux or overlapped.
         on_finish: told of every answer that has ended.
         tensor_parallel: GPUs that the one scheduler stands for.
         server_args: fields of upstream's ServerArgs.

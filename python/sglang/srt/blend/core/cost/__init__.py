@@ -6,5 +6,6 @@
 * `kv_capacity`: bytes and tokens of the KV cache beside the weights.
 * `gemm_profile`: measured GEMM times (`gpu_gemm_profiles.csv`, `gpu_kernels.toml`).
 * `step_time`: the parts of one forward pass, seconds.
-* `engines`: how an engine combines the parts: alternating, mixed or overlapped passes.
+* `pdmux`: work on a part of a GPU, as SGLang's PD multiplexing divides it; `two_streams`: its clock.
+* `engines`: how an engine combines the parts: alternating, mixed, multiplexed or overlapped passes.
 """

@@ -3,7 +3,8 @@
 `alternating`: a pass holds prefill or decode, never both (SGLang's default).
 `mixed`: prefill chunks and decode rows share a pass, operators run one after another (vLLM,
 --enable-mixed-chunk): the weights are read once for both.
-`overlapped`: compute and KV reads run at the same time (NanoFlow; SGLang's PD multiplexing).
+`pdmux`: a prefill batch and decode steps run beside each other, each on its part of the GPU (--enable-pdmux).
+`overlapped`: within one pass, compute and KV reads run at the same time (NanoFlow-like; not in upstream).
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from sglang.srt.blend.core.cost.hardware import Hardware
+from sglang.srt.blend.core.cost.pdmux import PdmuxTimes, side_by_side, sm_step
 from sglang.srt.blend.core.cost.step_time import StepTimeModel, StepWork, causal_pairs
 
 Floats = NDArray[np.float64]
@@ -42,13 +45,48 @@ def overlapped(model: StepTimeModel, work: StepWork) -> Floats:
     return np.minimum(together, parts.compute + parts.decode_attention) + parts.overhead
 
 
+def pdmux(model: StepTimeModel, work: StepWork) -> Floats:
+    """Seconds of a turn whose prefill and decode run beside each other, in the division that suits them.
+
+    No more than a bound: what turns of the real loop take depends on what was launched before them, which
+    `two_streams` follows.
+
+    Raises:
+        ValueError: the GPU cannot be divided.
+    """
+    times = PdmuxTimes(model)
+    busy = np.asarray(model.parts(work).overhead > 0.0, np.float64)
+    return np.asarray(side_by_side(times, work.only_prefill(), work.only_decode()) + busy * times.turn)
+
+
 Engine = Callable[[StepTimeModel, StepWork], Floats]
-_ENGINES: dict[str, Engine] = {"alternating": alternating, "mixed": mixed, "overlapped": overlapped}
+_ENGINES: dict[str, Engine] = {
+    "alternating": alternating,
+    "mixed": mixed,
+    "pdmux": pdmux,
+    "overlapped": overlapped,
+}
+ENGINE_FLAGS = {
+    "alternating": "no flag: SGLang's default",
+    "mixed": "--enable-mixed-chunk",
+    "pdmux": "--enable-pdmux --disable-overlap-schedule --chunked-prefill-size -1",
+    "overlapped": "NanoFlow-like; not in upstream",
+}
+"""How SGLang becomes each engine, for people."""
 
 
 def engine_names() -> list[str]:
     """The names that `load_engine` knows."""
     return list(_ENGINES)
+
+
+def engines_on(hardware: Hardware) -> list[str]:
+    """The engines that can be modelled on a GPU: all, or all but `pdmux`."""
+    try:
+        sm_step(hardware)
+    except ValueError:
+        return [name for name in _ENGINES if name != "pdmux"]
+    return engine_names()
 
 
 def load_engine(name: str) -> Engine:
@@ -124,6 +162,8 @@ def practical_optimum(
         ValueError: the engine is unknown.
     """
     run = load_engine(engine)
+    if engine == "pdmux":
+        return _multiplexed_optimum(PdmuxTimes(model), pool, max_step_tokens, min_steps)
     if engine == "alternating" and pool.prefill_tokens and pool.decode_rows:
         # Its passes share nothing, so each kind may have the token count that suits it.
         prefill = replace(pool, decode_rows=0, kv_tokens=0)
@@ -147,4 +187,23 @@ def practical_optimum(
         finished_prefills=(pool.requests if pool.prefill_tokens else 0.0) / steps,
     )
     seconds = steps * (run(model, work) - model.assumptions.step_overhead)
+    return float(np.min(seconds))
+
+
+def _multiplexed_optimum(times: PdmuxTimes, pool: PoolWork, max_step_tokens: int, min_steps: int) -> float:
+    """`practical_optimum` of PD multiplexing: prefill batches of their best size beside even decode steps."""
+    rows = np.arange(128, max(max_step_tokens, 128) + 1, 128, dtype=np.float64)
+
+    def batch(count: Floats | float) -> StepWork:
+        return StepWork(
+            prefill_tokens=pool.prefill_tokens / count,
+            prefill_pairs=pool.prefill_pairs / count,
+            finished_prefills=pool.requests / count,
+        )
+
+    counts = np.maximum(pool.prefill_tokens / rows, 1.0)
+    batches = float(counts[np.argmin(counts * times.load(batch(counts), times.total).seconds)])
+    steps = np.maximum(pool.decode_rows / rows, min_steps)
+    step = StepWork(decode_rows=pool.decode_rows / steps, kv_tokens=pool.kv_tokens / steps)
+    seconds = steps * side_by_side(times, batch(batches), step, batches=batches / steps)
     return float(np.min(seconds))

@@ -28,6 +28,9 @@ class Hardware:
         memory: device memory, bytes.
         gemm_efficiency: share of `flops` that large GEMMs reach, in (0, 1].
         bandwidth_efficiency: share of `bandwidth` that decode attention reaches, in (0, 1].
+        multiprocessors: streaming multiprocessors (SMs) of an NVIDIA GPU, which its datasheet or architecture
+            paper gives; 0 where they cannot be divided or are not known.
+        compute_capability: of an NVIDIA GPU, as in 9.0; 0 where not known.
         measured: the figures were timed on the machine, not read from a datasheet.
         source: where the figures come from.
     """
@@ -38,6 +41,8 @@ class Hardware:
     memory: float
     gemm_efficiency: float = 0.75
     bandwidth_efficiency: float = 0.85
+    multiprocessors: int = 0
+    compute_capability: float = 0.0
     measured: bool = False
     source: str = ""
 

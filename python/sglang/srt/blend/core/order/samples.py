@@ -127,7 +127,7 @@ class Samples:
         self._open = 0
 
     def choose(self, prompts: SortedPrompts, planned: NDArray[np.bool_], fraction: float) -> None:
-        """Sample more requests where nothing tells about them, those that may become longest first.
+        """Sample more requests where nothing, no hint either, tells about them; those of large caps first.
 
         Each class of caps is sampled for itself. A subtree is large if it has 1 / fraction requests, so that
         random ones alone would be expected to hit it.
@@ -142,7 +142,7 @@ class Samples:
         table, slots = self._table, prompts.slots
         cap = table.max_new[slots]
         covered = table.sampled[slots] | (table.observed[slots] >= 0) | (table.state[slots] == State.RUNNING)
-        unknown = planned & ~covered & (cap > SHORT_CAP)
+        unknown = planned & ~covered & (table.hint[slots] == 0) & (cap > SHORT_CAP)
         picks = []
         classes = cap_classes(cap)
         for number in np.unique(classes[unknown])[::-1].tolist():

@@ -32,9 +32,6 @@ SHRINKAGE = 2.0
 PRIOR_WEIGHT = 0.25
 """The same of what is assumed where no answer tells."""
 
-HINT_WEIGHT = 4.0
-"""Answers that the hints of earlier runs count for at most in the group that they belong to."""
-
 _PRIOR_TOKENS = 128.0
 # Before anything is known a mean is the geometric one of this many tokens and of the cap.
 
@@ -63,8 +60,12 @@ def prior_curve(cap: ArrayLike) -> Ints:
     Args:
         cap: output tokens allowed, (n,).
     """
-    mean = np.sqrt(_PRIOR_TOKENS * np.asarray(cap, np.float64))
-    curve = np.searchsorted(_CENTRES, np.log(mean) - _SPREAD**2 / 2.0)
+    return _curve_of(np.sqrt(_PRIOR_TOKENS * np.asarray(cap, np.float64)))
+
+
+def _curve_of(mean: ArrayLike) -> Ints:
+    """Number of the curve whose lengths have such a mean, (n,)."""
+    curve = np.searchsorted(_CENTRES, np.log(np.maximum(mean, 1.0)) - _SPREAD**2 / 2.0)
     return np.asarray(np.minimum(curve, len(_CENTRES) - 1), np.int64)
 
 
@@ -90,17 +91,17 @@ def _fitted(before, ended, exposed, curves, hazards):  # type: ignore[no-untyped
 
 
 @njit(cache=True)
-def _expose(ended, exposed, bins, tokens, weight, ends):  # type: ignore[no-untyped-def]
+def _expose(ended, exposed, bins, tokens, ends):  # type: ignore[no-untyped-def]
     """Count an answer of so many tokens in a life table."""
     for b in range(len(bins) - 1):
         if bins[b + 1] <= tokens and not (ends and bins[b + 1] == tokens):
-            exposed[b] += weight
+            exposed[b] += 1.0
         else:
             if ends:
-                exposed[b] += weight
-                ended[b] += weight
+                exposed[b] += 1.0
+                ended[b] += 1.0
             else:
-                exposed[b] += weight * (tokens - bins[b]) / (bins[b + 1] - bins[b])
+                exposed[b] += (tokens - bins[b]) / (bins[b + 1] - bins[b])
             return
 
 
@@ -138,14 +139,17 @@ def _rows_of(parent, request_parent, size, informs):  # type: ignore[no-untyped-
 
 
 @njit(cache=True)
-def _life_tables(rows, above, tokens, weight, ends, curve, bins, curves, hazards):  # type: ignore[no-untyped-def]
-    """Share of answers that outlive each edge, (rows, edges)."""
+def _life_tables(rows, above, tokens, over, below_cap, curve, bins, curves, hazards):  # type: ignore[no-untyped-def]
+    """Share of answers that outlive each edge, (rows, edges), and how many are over, (rows,)."""
     last = len(bins) - 1
     ended, exposed = np.zeros((len(above), last)), np.zeros((len(above), last))
+    answers = np.zeros(len(above), np.int64)
     for i in range(len(rows)):
-        if weight[i] > 0.0:
-            _expose(ended[rows[i]], exposed[rows[i]], bins, tokens[i], weight[i], ends[i])
+        answers[rows[i]] += over[i]
+        if tokens[i] > 0 or over[i]:  # one that was cut at its cap would have gone on
+            _expose(ended[rows[i]], exposed[rows[i]], bins, tokens[i], over[i] and below_cap[i])
     for row in range(len(above) - 1, 0, -1):  # children come after their parents
+        answers[above[row]] += answers[row]
         ended[above[row]] += ended[row]
         exposed[above[row]] += exposed[row]
     survival = np.ones((len(above), last + 1))
@@ -169,7 +173,7 @@ def _life_tables(rows, above, tokens, weight, ends, curve, bins, curves, hazards
                 worth = SHRINKAGE
             hazard[row, b] = (ended[row, b] + worth * towards) / (exposed[row, b] + worth)
             survival[row, b + 1] = survival[row, b] * (1.0 - hazard[row, b])
-    return survival
+    return survival, answers
 
 
 @njit(cache=True)
@@ -275,7 +279,7 @@ class LengthEstimator:
     >>> estimator.expected(groups[[1, 3]], generated=[0, 0], cap=[4096, 4096]).round().tolist()
     [222.0, 1169.0]
     >>> nothing = LengthEstimator()
-    >>> nothing.expected(nothing.newcomers([4096]), generated=[0], cap=[4096]).round().tolist()
+    >>> nothing.expected(nothing.newcomers([4096], hint=[0]), generated=[0], cap=[4096]).round().tolist()
     [876.0]
     """
 
@@ -283,12 +287,19 @@ class LengthEstimator:
         caps = 0.75 * 2.0 ** np.minimum(np.arange(CAP_CLASSES), 40)
         self._curve = prior_curve(np.maximum(caps, 1.0))
         self._prior = _CURVES[self._curve]
-        self._survival: Floats = self._prior
+        self._survival: Floats = np.concatenate([self._prior, _CURVES])
         self._sums = _sums(self._survival, EDGES)
 
-    def newcomers(self, cap: ArrayLike) -> Ints:
-        """Groups, (n,), of requests that came after `learn`: what is known of all with such caps."""
-        return cap_classes(np.asarray(cap, np.int64))
+    def newcomers(self, cap: ArrayLike, hint: ArrayLike) -> Ints:
+        """Groups, (n,), of requests that came after `learn`: as hints say, or all with such caps."""
+        cap, hint = (np.asarray(values, np.int64) for values in (cap, hint))
+        return np.where(hint > 0, CAP_CLASSES + _curve_of(hint), cap_classes(cap))
+
+    @staticmethod
+    def hinted(group: ArrayLike) -> NDArray[np.bool_]:
+        """Whether requests, (n,), are expected to be as long as their hints say: no answer tells more."""
+        group = np.asarray(group, np.int64)
+        return (group >= CAP_CLASSES) & (group < CAP_CLASSES + len(_CURVES))
 
     def learn(
         self, prompts: SortedPrompts, *, tokens: ArrayLike, ended: ArrayLike, cap: ArrayLike, hint: ArrayLike
@@ -300,32 +311,35 @@ class LengthEstimator:
             tokens: (n,) output tokens so far; arrays are in the order of `prompts`.
             ended: (n,) whether each answer has ended with that.
             cap: (n,) output tokens after which each is cut.
-            hint: (n,) output tokens that earlier runs let expect, 0 where there was none.
+            hint: (n,) output tokens that earlier runs let expect while no answer of the group has ended, 0
+                where there was none.
 
         Returns:
             Groups, int64 (n,), valid until the next call.
         """
         tokens, cap, hint = (np.asarray(values, np.int64) for values in (tokens, cap, hint))
         ended = np.asarray(ended, np.bool_)
-        groups = self.newcomers(cap)
-        classes, survival = groups.copy(), self._prior.copy()
-        tables, rows = [survival], CAP_CLASSES
+        groups, classes, survival = self.newcomers(cap, hint), cap_classes(cap), self._prior.copy()
+        tables, rows = [survival, _CURVES], CAP_CLASSES + len(_CURVES)
         for number in np.unique(classes).tolist():
             of_class = classes == number
             own, above = _groups(
                 prompts.subset(of_class), (tokens[of_class] > 0) | ended[of_class] | (hint[of_class] > 0)
             )
-            table = _count(
+            table, answers = _life_tables(
                 own,
                 above,
                 tokens[of_class],
                 ended[of_class],
-                cap[of_class],
-                hint[of_class],
+                tokens[of_class] < cap[of_class],
                 self._curve.item(number),
+                EDGES,
+                _CURVES,
+                _HAZARDS,
             )
             survival[number] = table[0]
-            groups[of_class] = np.where(own > 0, rows + own - 1, number)
+            told = (hint[of_class] == 0) | (answers[own] > 0)
+            groups[of_class] = np.where(told, np.where(own > 0, rows + own - 1, number), groups[of_class])
             tables.append(table[1:])
             rows += len(table) - 1
         self._survival = np.concatenate(tables)
@@ -366,21 +380,6 @@ def _groups(prompts: SortedPrompts, informs: NDArray[np.bool_]) -> tuple[Ints, I
     nodes = nodes_of(prompts.common)
     own, above = _rows_of(nodes.parent, nodes.request_parent, nodes.hi - nodes.lo, informs)
     return np.asarray(own), np.asarray(above)
-
-
-def _count(
-    own: Ints, above: Ints, tokens: Ints, ended: NDArray[np.bool_], cap: Ints, hint: Ints, curve: int
-) -> Floats:
-    """Life tables of one class: survival (rows, edges)."""
-    hinted = (hint > 0) & (tokens == 0) & ~ended
-    per_row = np.bincount(own[hinted], minlength=len(above))
-    weight = np.where(hinted, np.minimum(1.0, HINT_WEIGHT / np.maximum(per_row[own], 1)), 1.0)
-    weight = np.where((tokens > 0) | ended | hinted, weight, 0.0)
-    length = np.where(hinted, hint, tokens)
-    ends = (ended | hinted) & (length < cap)
-    return np.asarray(
-        _life_tables(own, above, length, weight, ends, curve, EDGES, _CURVES, _HAZARDS), np.float64
-    )
 
 
 def _ints(*values: Any) -> list[Ints]:

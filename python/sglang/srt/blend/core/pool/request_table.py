@@ -125,7 +125,7 @@ class RequestTable:
         self.max_new[slots] = np.maximum(max_new_tokens, 1)
         self.known[slots] = 0 if known_output is None else known_output
         self.hint[slots] = 0 if expected_output is None else expected_output
-        self.group[slots] = self.lengths.newcomers(self.max_new[slots])
+        self.group[slots] = self.lengths.newcomers(self.max_new[slots], self.hint[slots])
         self.extra[slots] = 0.0 if extra_compute is None else extra_compute
         self.observed[slots] = -1
         self.generated[slots] = 0
@@ -133,8 +133,7 @@ class RequestTable:
         self.sampled[slots] = self.preemptible[slots] = False
         self.plan_position[slots] = UNPLANNED
         self.sequence[slots] = np.arange(self._arrived, self._arrived + n)
-        hint = np.minimum(self.hint[slots], self.max_new[slots])
-        self.estimate[slots] = np.where(hint > 0, hint, self.expected_many(slots))
+        self.estimate[slots] = self.expected_many(slots)
         self.count_waiting(slots)
         self._arrived += n
         self.num_waiting += n
@@ -186,9 +185,11 @@ class RequestTable:
             generated: output tokens of each so far, by default as noted.
         """
         generated = self.generated[slots] if generated is None else generated
-        known, cap = self.known[slots], self.max_new[slots]
-        expected = self.lengths.expected(self.group[slots], generated, cap)
-        return np.asarray(np.where(known > 0, np.minimum(known, cap), np.rint(expected).astype(np.int64)))
+        known, cap, hint = self.known[slots], self.max_new[slots], self.hint[slots]
+        expected = np.rint(self.lengths.expected(self.group[slots], generated, cap)).astype(np.int64)
+        as_hinted = self.lengths.hinted(self.group[slots]) & (generated < hint)
+        expected = np.where(as_hinted, np.minimum(hint, cap), expected)
+        return np.asarray(np.where(known > 0, np.minimum(known, cap), expected))
 
     def outlived(self, slots: Ints) -> Ints:
         """What requests, (n,), that have outlived their estimates are expected to have, tokens."""

@@ -9,6 +9,7 @@ replaced here by one that looks at the work that is left.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from numba import njit
@@ -23,8 +24,8 @@ _MAX_ROWS = 16384
 _FILL = 0.7
 # Share of the KV capacity that the compute side leaves to the memory side however little time it has.
 _LEAST_MEMORY = 0.05
-# Share of the steps left from which on an answer has to begin.
-_LATE = 0.9
+LATE = 0.9
+"""Share of the steps left from which on an answer has to begin."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +103,19 @@ class Quota:
     tokens: int
     density: float
     late: float
+
+
+class Pace(Protocol):
+    """What decides how much steps prefill.
+
+    Attributes:
+        overlapped: whether prefill hides behind memory traffic.
+    """
+
+    overlapped: bool
+
+    def quota(self, left: WorkLeft, *, decode_rows: int, kv_tokens: float) -> Quota:
+        """Prefill for a step, or for a batch that passes all layers, beside so much decoding."""
 
 
 @njit(cache=True)
@@ -189,7 +203,7 @@ class Pacer:
             whole = max(float(sizes[np.searchsorted(sizes, wanted, side="right") - 1]), float(begun))
         # A step cannot decode less; what it does beyond its rows is not made up for by a later pause.
         self._owed = max(wanted - max(whole, decode_rows), 0.0)
-        return Quota(max(int(whole) - decode_rows, 0), left.density, late=_LATE * steps)
+        return Quota(max(int(whole) - decode_rows, 0), left.density, late=LATE * steps)
 
     def _sizes(self, kv_tokens: float) -> NDArray[np.float64]:
         """Rows of which a step should have one number, increasing from 0."""

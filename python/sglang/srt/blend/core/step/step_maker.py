@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from sglang.srt.blend.core.step.dual_scan import Side
 from sglang.srt.blend.core.step.ledger import Ledger, Progress
-from sglang.srt.blend.core.step.pacing import Pacer, Quota
+from sglang.srt.blend.core.step.pacing import Pace, Quota
 from sglang.srt.blend.core.step.step import Running, Step, StepLimits
 from sglang.srt.blend.core.step.step_memory import StepMemory
 
@@ -27,7 +27,7 @@ class StepMaker:
         memory: what one step leaves to the next.
     """
 
-    def __init__(self, ledger: Ledger, pacer: Pacer | None = None, leader_lag: int = 1) -> None:
+    def __init__(self, ledger: Ledger, pacer: Pace | None = None, leader_lag: int = 1) -> None:
         self.memory = StepMemory(leader_lag)
         self._ledger, self._pacer = ledger, pacer
 

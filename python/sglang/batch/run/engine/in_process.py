@@ -1,19 +1,21 @@
-"""SGLang in this process: `sgl.Engine`, whose end this process survives."""
+"""SGLang in this process, a worker's: `sgl.Engine`, whose end this process survives."""
 
 from __future__ import annotations
 
+import ctypes
+import os
 import signal
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from sglang.batch.records import Answer, BatchRequest
 from sglang.batch.request_handlers import RequestHandlers
 from sglang.batch.run.barrier import Barrier, SchedulerBarrier
-from sglang.batch.upstream import Engine, ServerArgs
-
-
-class EngineFailed(Exception):
-    """The engine did not start, or one of its processes died."""
+from sglang.batch.run.engine import flight_recorder
+from sglang.batch.run.engine.protocol import EngineFailed
+from sglang.batch.run.engine.signals import IGNORED
+from sglang.batch.upstream import Engine, ServerArgs, TokenizerManager
 
 
 class InProcessSGLang:
@@ -37,6 +39,7 @@ class InProcessSGLang:
             self.loop = self._engine.loop
             self.tokenizer_manager = self._engine.tokenizer_manager
             self.handlers = RequestHandlers(self.tokenizer_manager, self._engine.template_manager)
+            self._outputs = _count_outputs(self.tokenizer_manager)
         except Exception as error:
             raise EngineFailed(f"the engine did not start: {type(error).__name__}: {error}") from error
 
@@ -60,6 +63,10 @@ class InProcessSGLang:
             AttributeError, ImportError: this SGLang lacks what the barrier needs.
         """
         return SchedulerBarrier(self.tokenizer_manager)
+
+    def progress(self) -> list[float]:
+        """Count what has come from the engine, and what has gone to it or waits for its end."""
+        return [self._outputs(), len(self.tokenizer_manager.rid_to_state)]
 
     def shutdown(self) -> None:
         """Stop every process of the engine; what is still running is dropped."""
@@ -85,18 +92,47 @@ def _engine_class() -> Callable[..., Engine]:
     return SurvivableEngine
 
 
-def _run_scheduler(*args: Any, **kwargs: Any) -> Any:
-    """Run upstream's scheduler process without ctrl-C, which a terminal sends to the whole process group:
-    the engine's processes would die of it, and the watchdog would kill the runner before its last word."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    from sglang.srt.managers.scheduler import run_scheduler_process
+def _count_outputs(tokenizer_manager: TokenizerManager) -> Callable[[], int]:
+    """Count the messages of tokens from here on; upstream sends one for every 50 tokens of a request at the
+    latest (SGLANG_FORCE_STREAM_INTERVAL). Its own time of the last message counts replies to a poll, too."""
+    handle, count = tokenizer_manager._handle_batch_output, 0
 
+    async def counted(output: Any) -> Any:
+        nonlocal count
+        count += 1
+        return await handle(output)
+
+    tokenizer_manager._handle_batch_output = counted  # type: ignore[method-assign]
+    return lambda: count
+
+
+def _run_scheduler(*args: Any, **kwargs: Any) -> Any:
+    """Run upstream's scheduler process as a child that ends with its parent and with nothing else."""
+    _belong_to_parent()
+    from sglang.srt.managers.scheduler import Scheduler, run_scheduler_process
+
+    if recordings := os.environ.get(flight_recorder.VARIABLE):
+        flight_recorder.install(Scheduler, Path(recordings))
     return run_scheduler_process(*args, **kwargs)
 
 
 def _run_detokenizer(*args: Any, **kwargs: Any) -> Any:
-    """Run upstream's detokenizer process, likewise without ctrl-C."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """Run upstream's detokenizer process, likewise."""
+    _belong_to_parent()
     from sglang.srt.managers.detokenizer_manager import run_detokenizer_process
 
     return run_detokenizer_process(*args, **kwargs)
+
+
+PR_SET_PDEATHSIG = 1
+"""Of prctl(2): the signal that a process gets when its parent dies."""
+
+
+def _belong_to_parent() -> None:
+    """Die with the parent from now on: upstream sees to that itself, twenty seconds of imports later. The
+    signals that a service manager sends to all are the runner's business."""
+    for number in IGNORED:
+        signal.signal(number, signal.SIG_IGN)
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() == 1:
+        os._exit(1)  # it was dead before

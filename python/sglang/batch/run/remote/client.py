@@ -1,0 +1,248 @@
+"""One server over HTTP: what it is, and one request to its end."""
+
+from __future__ import annotations
+
+import contextlib
+import email.utils
+import errno
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+import aiohttp
+import msgspec
+
+from sglang.batch.records import Answer, BatchRequest, Usage
+
+CONNECT_SECONDS = 30.0
+"""Seconds until a connection has to be there."""
+
+PROBE_SECONDS = 10.0
+"""Seconds that a server has to say what it is."""
+
+IDLE_SECONDS = 4.0
+"""Seconds that an idle connection is kept: less than uvicorn's 5, so that none is used as it is closed."""
+
+RETRIED = frozenset({408, 429, 500, 502, 503, 504})
+"""Statuses after which a request is sent again."""
+
+OWN_LIMITS = frozenset({errno.EMFILE, errno.ENFILE, errno.EADDRNOTAVAIL})
+"""Errors of a connection that say nothing about the server: this process has too many."""
+
+QUOTED = 2000
+"""Characters that are kept of an error that is not JSON."""
+
+
+class Trouble(Enum):
+    """Why a request should be sent again."""
+
+    OVERLOADED = "overloaded"  # the server wants fewer
+    FAILED = "failed"  # this request, this time
+    GONE = "gone"  # nobody listens: the request has reached nobody
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What came of one attempt.
+
+    Attributes:
+        answer: what becomes of the request if it is not sent again.
+        trouble: None if it need not be.
+        wait: seconds that the server wants to be left alone; None if it did not say.
+        choices: answers that a request asked for, which share its completion tokens.
+    """
+
+    answer: Answer
+    trouble: Trouble | None = None
+    wait: float | None = None
+    choices: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class ServerInfo:
+    """What a server says about itself.
+
+    Attributes:
+        models: names of its models, its own first; empty if it did not say.
+        plans: it is SGLang under blend, which wants to see everything that waits.
+        kv_capacity: tokens, None if it did not say.
+        states: of its schedulers; empty for servers other than SGLang.
+    """
+
+    models: tuple[str, ...] = ()
+    plans: bool = False
+    kv_capacity: int | None = None
+    states: tuple[dict[str, Any], ...] = ()
+
+
+class Unreachable(Exception):
+    """A server does not answer; the message says why."""
+
+
+class Client:
+    """Talks to one server, over connections that are kept; made and used in one event loop.
+
+    Args:
+        url: of the server, without `/v1`.
+        headers: sent with every request.
+    """
+
+    def __init__(self, url: str, headers: Mapping[str, str]) -> None:
+        self.url = url
+        self._headers = {"Content-Type": "application/json", **headers}
+        self._session = self._connect()
+
+    def _connect(self) -> aiohttp.ClientSession:
+        connections = aiohttp.TCPConnector(limit=0, keepalive_timeout=IDLE_SECONDS)
+        return aiohttp.ClientSession(connector=connections, headers=self._headers, trust_env=True)
+
+    async def close(self) -> None:
+        """Close every connection; requests under way end broken."""
+        await self._session.close()
+
+    async def reset(self) -> None:
+        """Close every connection and begin anew."""
+        old, self._session = self._session, self._connect()
+        await old.close()
+
+    async def info(self) -> ServerInfo:
+        """Ask the server what it is.
+
+        Raises:
+            Unreachable: nobody answers at all.
+        """
+        models = await self._get("/v1/models")
+        listed = models.get("data")
+        state = await self._get("/get_server_info")
+        states = tuple(part for part in _list(state.get("internal_states")) if isinstance(part, dict))
+        return ServerInfo(
+            models=tuple(
+                str(model["id"]) for model in _list(listed) if isinstance(model, dict) and "id" in model
+            ),
+            plans=state.get("schedule_policy") == "blend",
+            kv_capacity=_capacity(states),
+            states=states,
+        )
+
+    async def send(self, request: BatchRequest, model: str | None, timeout: float | None) -> Reply:
+        """Run one attempt of a request.
+
+        Args:
+            model: put into bodies that name none.
+            timeout: seconds, None for as many as it takes.
+        """
+        body = request.body if model is None or "model" in request.body else {"model": model, **request.body}
+        # A batch tells its requests apart by custom_id; ids of SGLang's have to be its own.
+        content = msgspec.json.encode({name: value for name, value in body.items() if name != "rid"})
+        limits = aiohttp.ClientTimeout(total=timeout, sock_connect=CONNECT_SECONDS)
+        try:
+            async with self._session.post(
+                self.url + request.url, data=content, timeout=limits, allow_redirects=False
+            ) as response:
+                raw = await response.read()
+        except aiohttp.ClientConnectorError as error:
+            trouble = Trouble.OVERLOADED if error.os_error.errno in OWN_LIMITS else Trouble.GONE
+            return _broken("connection_error", f"{self.url}: {error.os_error or error}", trouble)
+        except TimeoutError:
+            return _broken("timeout", f"{self.url}: no answer in time")
+        except (aiohttp.ClientError, OSError) as error:
+            return _broken("connection_error", f"{self.url}: {type(error).__name__}: {error}")
+        return _read(response.status, response.headers, raw)
+
+    async def _get(self, path: str) -> dict[str, Any]:
+        limits = aiohttp.ClientTimeout(total=PROBE_SECONDS)
+        try:
+            async with self._session.get(self.url + path, timeout=limits, allow_redirects=False) as response:
+                raw = await response.read()
+        except (aiohttp.ClientError, OSError, TimeoutError) as error:
+            raise Unreachable(f"{self.url}: {str(error) or type(error).__name__}") from error
+        found = _decode(raw) if response.status == 200 else None
+        return found if isinstance(found, dict) else {}
+
+
+def _read(status: int, headers: Mapping[str, str], raw: bytes) -> Reply:
+    """Read a response that came in whole."""
+    body = _decode(raw)
+    if 200 <= status < 300:
+        if not isinstance(body, dict):
+            return _broken("invalid_response", f"status {status} without a JSON object", Trouble.FAILED)
+        choices = [choice for choice in _list(body.get("choices")) if isinstance(choice, dict)]
+        line = raw if b"\n" not in raw else msgspec.json.encode(body)
+        answer = Answer(200, line, _usage(body.get("usage")))
+        if any(choice.get("finish_reason") == "abort" for choice in choices):
+            message = "the server aborted the request before its end"
+            aborted = Answer(200, answer.body, answer.usage, "aborted", message)
+            return Reply(aborted, Trouble.FAILED)
+        return Reply(answer, choices=max(len(choices), 1))
+    refusal = _refusal(status, body, raw)
+    if status not in RETRIED:
+        return Reply(refusal)
+    trouble = Trouble.OVERLOADED if status in (429, 503) else Trouble.FAILED
+    return Reply(refusal, trouble, _retry_after(headers.get("Retry-After")))
+
+
+def _refusal(status: int, body: object, raw: bytes) -> Answer:
+    """Read an error in the form of OpenAI's API, of SGLang's, or of whatever stands before them."""
+    fields = body if isinstance(body, dict) else {}
+    error = fields.get("error") if isinstance(fields.get("error"), dict) else fields
+    assert isinstance(error, dict)
+    message = error.get("message")
+    code = error.get("type")
+    if not isinstance(message, str):
+        message = raw[:QUOTED].decode(errors="replace") or f"status {status}"
+        fields = {"message": message, "type": code, "code": status}
+    return Answer(
+        status,
+        msgspec.json.encode(fields),
+        code=code if isinstance(code, str) and code else f"http_{status}",
+        message=message,
+    )
+
+
+def _broken(code: str, message: str, trouble: Trouble = Trouble.FAILED) -> Reply:
+    return Reply(Answer(0, b"{}", code=code, message=message), trouble)
+
+
+def _usage(usage: object) -> Usage:
+    if not isinstance(usage, dict):
+        return Usage()
+    details = usage.get("prompt_tokens_details")
+    return Usage(
+        prompt=_count(usage.get("prompt_tokens")),
+        cached=_count(details.get("cached_tokens")) if isinstance(details, dict) else 0,
+        completion=_count(usage.get("completion_tokens")),
+    )
+
+
+def _retry_after(value: str | None) -> float | None:
+    """Read the header: seconds, or a date."""
+    if value is None:
+        return None
+    with contextlib.suppress(ValueError):
+        return max(float(value), 0.0) if math.isfinite(float(value)) else None
+    with contextlib.suppress(ValueError, TypeError):
+        return max(email.utils.parsedate_to_datetime(value).timestamp() - time.time(), 0.0)
+    return None
+
+
+def _capacity(states: tuple[dict[str, Any], ...]) -> int | None:
+    usage = states[0].get("memory_usage") if states else None
+    return _count(usage.get("token_capacity")) or None if isinstance(usage, dict) else None
+
+
+def _count(value: object) -> int:
+    return value if type(value) is int and value >= 0 else 0
+
+
+def _list(value: object) -> list[Any]:
+    return value if isinstance(value, list) else []
+
+
+def _decode(raw: bytes) -> object:
+    try:
+        return msgspec.json.decode(raw)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None

@@ -1,0 +1,140 @@
+"""Requests that wait for a server, in the order of the planner that SGLang's scheduler has under blend."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from sglang.batch.run.remote.prompt import Prompt
+from sglang.srt.blend.core.cost.cost_model import CostModel
+from sglang.srt.blend.core.planner import Planner
+from sglang.srt.blend.core.pool.request_table import State
+
+
+@dataclass(eq=False, slots=True)
+class Ticket:
+    """A request on its way to an answer.
+
+    Attributes:
+        prompt: what the planner knows of it.
+        turn: completed with the server that it may be sent to, or with the reason why none will come.
+        attempts: times that it was sent.
+        slot: its number in the planner of its queue; -1 while no planner has it.
+        queue: where it waits or whence it was sent; None if nowhere.
+        sent: whether a server has it now.
+        work: modelled seconds, of compute and of memory traffic.
+    """
+
+    prompt: Prompt
+    turn: asyncio.Future[object] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+    attempts: int = 0
+    slot: int = -1
+    queue: PlannedQueue | None = None
+    sent: bool = False
+    work: float = 0.0
+
+
+class PlannedQueue:
+    """The requests of one server: those that wait, in order, and those that run there.
+
+    Args:
+        kv_capacity: tokens that the server holds, or a guess.
+    """
+
+    def __init__(self, cost: CostModel, kv_capacity: int) -> None:
+        self._planner = Planner(cost, kv_capacity=kv_capacity)
+        self._tickets: dict[int, Ticket] = {}
+        self._order: deque[Ticket] = deque()
+        self._again: deque[Ticket] = deque()
+        self._new: dict[Ticket, None] = {}
+
+    def __len__(self) -> int:
+        """Requests that wait."""
+        return len(self._new) + len(self._again) + self._planner.table.num_waiting
+
+    def add(self, tickets: Iterable[Ticket]) -> None:
+        """Requests wait here from now on."""
+        for ticket in tickets:
+            ticket.queue = self
+            self._new[ticket] = None
+
+    def add_again(self, ticket: Ticket) -> None:
+        """A request that was sent in vain waits once more, before all others: its prefix is in use."""
+        self._again.append(ticket)
+
+    def pop(self) -> Ticket:
+        """The next request in order, which runs from now on; IndexError if none waits."""
+        if self._again:
+            return self._again.popleft()
+        self._take_in()
+        if self._planner.stale:
+            self._plan()
+        while True:
+            if not self._order:
+                self._plan()  # late arrivals are in no plan yet
+            ticket = self._order.popleft()
+            if self._waits(ticket):
+                self._planner.admit(ticket.slot)
+                return ticket
+
+    def take_back(self, share: float) -> list[Ticket]:
+        """Give away the last requests in order, neighbours still beside each other.
+
+        Args:
+            share: of those that wait, 0 to 1; rounded up.
+        """
+        self._take_in()
+        self._plan()
+        waiting = [ticket for ticket in self._order if self._waits(ticket)]
+        count = int(np.ceil(len(waiting) * share))
+        leaving = waiting[len(waiting) - count :]
+        if share >= 1.0:
+            leaving = [*self._again, *leaving]
+            self._again.clear()
+        for ticket in leaving:
+            self.remove(ticket)
+        return leaving
+
+    def finished(self, ticket: Ticket, output: int) -> None:
+        """The planner learns from the answer to a request, so many tokens; `remove` comes next."""
+        if ticket.slot >= 0:
+            self._planner.observe(ticket.slot, max(output, 1))
+
+    def remove(self, ticket: Ticket) -> None:
+        """A request of this queue leaves, waiting or running."""
+        assert ticket.queue is self
+        self._new.pop(ticket, None)
+        if ticket in self._again:
+            self._again.remove(ticket)
+        if ticket.slot >= 0:
+            del self._tickets[ticket.slot]
+            self._planner.remove(ticket.slot)
+        ticket.slot, ticket.queue = -1, None
+
+    def _waits(self, ticket: Ticket) -> bool:
+        return ticket.queue is self and self._planner.table.state[ticket.slot] == State.WAITING
+
+    def _plan(self) -> None:
+        waits = self._planner.table.num_waiting
+        order = self._planner.plan().slots.tolist() if waits else ()
+        self._order = deque(self._tickets[slot] for slot in order)
+
+    def _take_in(self) -> None:
+        """Let the planner know of new requests."""
+        if self._new:
+            prompts = [ticket.prompt for ticket in self._new]
+            lengths = [len(prompt.tokens) for prompt in prompts]
+            slots = self._planner.add(
+                np.concatenate([prompt.tokens for prompt in prompts]),
+                np.concatenate([[0], np.cumsum(lengths)]),
+                max_new_tokens=np.array([prompt.max_new for prompt in prompts]),
+                known_output=np.array([prompt.known for prompt in prompts]),
+            )
+            for ticket, slot in zip(self._new, slots.tolist(), strict=True):
+                ticket.slot = slot
+                self._tickets[slot] = ticket
+            self._new = {}

@@ -1,0 +1,341 @@
+"""The routes: `/v1/files`, `/v1/batches` and `/v1/models`, as OpenAI's clients call them."""
+
+from __future__ import annotations
+
+import re
+import sqlite3
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Depends, FastAPI, Query, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import FileResponse, JSONResponse
+from openai.types import Batch, FileDeleted, FileObject, Model
+from pydantic import BaseModel, Field
+from starlette.exceptions import HTTPException
+
+from sglang.batch.endpoints import ENDPOINTS
+from sglang.batch.run.committer import is_full
+from sglang.batch.serve.batches import Batches
+from sglang.batch.serve.keys import Keys
+from sglang.batch.serve.objects import Page, batch_object, file_object, page
+from sglang.batch.serve.store import BatchRow, CreateBatch, NotFound, Store
+from sglang.batch.serve.upload import BadUpload, TooLarge, receive
+
+UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+
+LONGEST_WINDOW = 30 * 86400
+"""Seconds that a batch may take at most."""
+
+SHORTEST_KEPT, LONGEST_KEPT = 3600, 2_592_000
+"""Seconds after which files may expire."""
+
+PAIRS, KEY, VALUE = 16, 64, 512
+"""Metadata of a batch at most: pairs, characters of a key and of a value."""
+
+
+@dataclass(frozen=True)
+class Service:
+    """What the routes need.
+
+    Attributes:
+        models: by which names requests call the models.
+        started: seconds since 1970.
+        file_bytes: of an upload at most.
+    """
+
+    store: Store
+    batches: Batches
+    keys: Keys
+    models: tuple[str, ...]
+    started: int
+    file_bytes: int
+
+
+class Refused(Exception):
+    """A request that is answered with an error.
+
+    Attributes:
+        status: as HTTP has it.
+        param: the field that is wrong.
+    """
+
+    def __init__(self, status: int, message: str, param: str | None = None, code: str | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+        self.param = param
+        self.code = code
+
+
+class ExpiresAfter(BaseModel):
+    """When files expire."""
+
+    anchor: Literal["created_at"]
+    seconds: int = Field(ge=SHORTEST_KEPT, le=LONGEST_KEPT)
+
+
+class NewBatch(BaseModel):
+    """What a batch is created with."""
+
+    input_file_id: str
+    endpoint: str
+    completion_window: str = "24h"
+    metadata: (
+        Annotated[
+            dict[Annotated[str, Field(max_length=KEY)], Annotated[str, Field(max_length=VALUE)]],
+            Field(max_length=PAIRS),
+        ]
+        | None
+    ) = None
+    output_expires_after: ExpiresAfter | None = None
+
+
+def _service(request: Request) -> Service:
+    service: Service = request.app.state.service
+    return service
+
+
+async def _owner(request: Request) -> str:
+    owner = _service(request).keys.owner(request.headers.get("authorization"))
+    if owner is None:
+        raise Refused(401, "the API key is missing or unknown", code="invalid_api_key")
+    return owner
+
+
+Owner = Annotated[str, Depends(_owner)]
+Running = Annotated[Service, Depends(_service)]
+
+router = APIRouter(prefix="/v1")
+
+
+def make_app(service: Service) -> FastAPI:
+    """Make the application."""
+    app = FastAPI(title="sglang-batch serve", docs_url=None, redoc_url=None)
+    app.state.service = service
+    app.include_router(router)
+    app.add_exception_handler(Refused, _refused)
+    app.add_exception_handler(NotFound, _not_found)
+    app.add_exception_handler(RequestValidationError, _invalid)
+    app.add_exception_handler(HTTPException, _http)
+    app.add_exception_handler(OSError, _disk)
+    app.add_exception_handler(sqlite3.Error, _disk)
+    return app
+
+
+# Files.
+
+
+@router.post("/files")
+async def upload_file(request: Request, service: Running, owner: Owner) -> FileObject:
+    """Take a file in."""
+    try:
+        uploaded = await receive(
+            request.headers.get("content-type"),
+            request.stream(),
+            service.store.uploads,
+            limit=service.file_bytes,
+        )
+    except BadUpload as error:
+        raise Refused(400, str(error)) from error
+    except TooLarge as error:
+        raise Refused(413, f"file: has more than {service.file_bytes:,} bytes", "file") from error
+    try:
+        if (purpose := uploaded.fields.get("purpose")) != "batch":
+            raise Refused(400, "purpose: must be batch", "purpose")
+        row = service.store.add_upload(
+            owner,
+            uploaded.path,
+            filename=uploaded.filename or "",
+            purpose=purpose,
+            expires_after=_expires_after(uploaded.fields),
+        )
+    except BaseException:
+        uploaded.path.unlink(missing_ok=True)
+        raise
+    return file_object(row)
+
+
+def _expires_after(fields: dict[str, str]) -> int | None:
+    anchor, seconds = (fields.get(f"expires_after[{name}]") for name in ("anchor", "seconds"))
+    if anchor is None and seconds is None:
+        return None
+    number = int(seconds) if seconds and re.fullmatch(r"[0-9]{1,9}", seconds) else 0
+    if anchor != "created_at" or not SHORTEST_KEPT <= number <= LONGEST_KEPT:
+        raise Refused(
+            400,
+            f"expires_after: anchor must be created_at, seconds from {SHORTEST_KEPT} to {LONGEST_KEPT}",
+            "expires_after",
+        )
+    return number
+
+
+@router.get("/files")
+async def list_files(
+    service: Running,
+    owner: Owner,
+    purpose: str | None = None,
+    after: str | None = None,
+    limit: Annotated[int, Query(ge=1, le=10_000)] = 10_000,
+    order: Literal["asc", "desc"] = "desc",
+) -> Page[FileObject]:
+    """List files, a page at a time."""
+    rows = service.store.list_files(
+        owner, purpose=purpose, after=after, limit=limit + 1, descending=order == "desc"
+    )
+    return page([file_object(row) for row in rows], limit)
+
+
+@router.get("/files/{id}")
+async def retrieve_file(service: Running, owner: Owner, id: str) -> FileObject:
+    """Describe a file."""
+    return file_object(service.store.file(owner, id))
+
+
+@router.get("/files/{id}/content", response_class=FileResponse)
+async def file_content(service: Running, owner: Owner, id: str) -> FileResponse:
+    """Send what is in a file."""
+    path = service.store.path(service.store.file(owner, id))
+    return FileResponse(path, media_type="application/octet-stream")
+
+
+@router.delete("/files/{id}")
+async def delete_file(service: Running, owner: Owner, id: str) -> FileDeleted:
+    """Delete a file. A batch of it goes on."""
+    service.store.delete_file(owner, id)
+    return FileDeleted(id=id, object="file", deleted=True)
+
+
+# Batches.
+
+
+@router.post("/batches")
+async def create_batch(service: Running, owner: Owner, body: NewBatch) -> Batch:
+    """Begin a batch; the same request within minutes is the same batch."""
+    if body.endpoint not in ENDPOINTS:
+        raise Refused(400, f"endpoint: must be one of {', '.join(ENDPOINTS)}", "endpoint")
+    file = service.store.file(owner, body.input_file_id)
+    if file.purpose != "batch":
+        raise Refused(400, "input_file_id: the file's purpose must be batch", "input_file_id")
+    kept = body.output_expires_after
+    row = service.store.create_batch(
+        owner,
+        CreateBatch(
+            input_file_id=body.input_file_id,
+            endpoint=body.endpoint,
+            completion_window=body.completion_window,
+            window=_seconds(body.completion_window),
+            metadata=body.metadata,
+            output_expires=None if kept is None else kept.seconds,
+        ),
+    )
+    service.batches.begin(row.id)
+    return _shown(service, row)
+
+
+def _seconds(window: str) -> int:
+    """Read a completion window.
+
+    >>> _seconds("15m")
+    900
+    """
+    found = re.fullmatch(r"([0-9]{1,7})([smhd])", window)
+    seconds = int(found[1]) * UNITS[found[2]] if found else 0
+    if not 1 <= seconds <= LONGEST_WINDOW:
+        raise Refused(400, "completion_window: must be like 15m, 24h or 7d, 30d at most", "completion_window")
+    return seconds
+
+
+@router.get("/batches")
+async def list_batches(
+    service: Running,
+    owner: Owner,
+    after: str | None = None,
+    limit: Annotated[int, Query(ge=1, le=100)] = 20,
+) -> Page[Batch]:
+    """List batches, the newest first, a page at a time."""
+    rows = service.store.list_batches(owner, after=after, limit=limit + 1)
+    return page([_shown(service, row) for row in rows], limit)
+
+
+@router.get("/batches/{id}")
+async def retrieve_batch(service: Running, owner: Owner, id: str) -> Batch:
+    """Tell how far a batch is."""
+    return _shown(service, service.store.batch(id, owner))
+
+
+@router.post("/batches/{id}/cancel")
+async def cancel_batch(service: Running, owner: Owner, id: str) -> Batch:
+    """Let a batch run no more requests than those that run; what is answered is kept."""
+    row = service.store.batch(id, owner)
+    if not service.batches.cancel(row.id) and row.status not in ("cancelling", "cancelled"):
+        raise Refused(400, f"the batch is {row.status} and cannot be cancelled")
+    return _shown(service, service.store.batch(row.id))
+
+
+def _shown(service: Service, row: BatchRow) -> Batch:
+    return batch_object(row, service.batches.tally(row.id))
+
+
+# Models.
+
+
+@router.get("/models")
+async def list_models(service: Running, owner: Owner) -> Page[Model]:
+    """List the models."""
+    return page([_model(service, name) for name in service.models], len(service.models))
+
+
+@router.get("/models/{name:path}")
+async def retrieve_model(service: Running, owner: Owner, name: str) -> Model:
+    """Describe a model."""
+    if name not in service.models:
+        raise NotFound(f"there is no model {name!r}")
+    return _model(service, name)
+
+
+def _model(service: Service, name: str) -> Model:
+    return Model(id=name, object="model", created=service.started, owned_by="sglang-batch")
+
+
+# Errors.
+
+
+async def _refused(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, Refused)
+    headers = {"WWW-Authenticate": "Bearer"} if error.status == 401 else None
+    return _error(error.status, str(error), error.param, error.code, headers)
+
+
+async def _not_found(request: Request, error: Exception) -> JSONResponse:
+    return _error(404, str(error))
+
+
+async def _invalid(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, RequestValidationError)
+    first = error.errors()[0]
+    param = ".".join(str(part) for part in first["loc"][1:])
+    return _error(400, f"{param or 'the body'}: {first['msg']}", param or None)
+
+
+async def _http(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, HTTPException)
+    return _error(error.status_code, str(error.detail), None, None, dict(error.headers or {}))
+
+
+async def _disk(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, OSError | sqlite3.Error)
+    if is_full(error, _service(request).store.root):
+        return _error(507, "the service's disk is full; nothing was changed")
+    raise error
+
+
+def _error(
+    status: int,
+    message: str,
+    param: str | None = None,
+    code: str | None = None,
+    headers: dict[str, str] | None = None,
+) -> JSONResponse:
+    kind = "invalid_request_error" if status < 500 else "server_error"
+    detail: dict[str, Any] = {"message": message, "type": kind, "param": param, "code": code}
+    return JSONResponse({"error": detail}, status, headers)

@@ -1,0 +1,354 @@
+"""Batches are carried out: each is a job of `sglang.batch.run` in its folder, all on one engine.
+
+A batch's state is in the store before anything that follows from it is done, and what is done can be done
+again: killed at any moment, the next start looks at the state, opens the job, whose journal says what is
+left, and goes on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import signal
+import sqlite3
+import sys
+import time
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import chain
+from typing import Any, TypeVar
+
+from sglang.batch.media import MediaGate, MediaPolicy
+from sglang.batch.records import Answer, BatchFailure, BatchRequest
+from sglang.batch.run.committer import CommitLimits
+from sglang.batch.run.files import JobFiles
+from sglang.batch.run.job import BatchJob
+from sglang.batch.run.journal import Journal
+from sglang.batch.run.recovery import Continue, OpenJob, Work, open_job
+from sglang.batch.run.rounds import RoundLimits, Rounds
+from sglang.batch.run.schema import JournalUnusable
+from sglang.batch.run.stops import Stopped, Stops
+from sglang.batch.run.tally import Tally
+from sglang.batch.serve.content import check_content, input_source
+from sglang.batch.serve.objects import counts, usage
+from sglang.batch.serve.shared_engine import SharedEngine
+from sglang.batch.serve.store import BatchRow, Counts, Store
+from sglang.batch.usage import BadUsage
+
+AT_A_TIME = 64
+"""Jobs that are open at a time; others wait in the order in which they were created."""
+
+CANCEL_SECONDS = 570.0
+"""Seconds that the requests of a cancelled batch get: it is `cancelling` for 10 minutes at most."""
+
+CANCELLED, EXPIRED = "batch_cancelled", "batch_expired"
+"""Error codes of lines that were not run any more."""
+
+WHY = {
+    CANCELLED: "the batch was cancelled before this request was run",
+    EXPIRED: "the batch's completion window ended before this request was run",
+}
+
+LAST = {"finalizing": "completed", "cancelling": "cancelled", "in_progress": "expired"}
+"""Last state of a batch by the state it is in when all lines have their record: one whose time was over stays
+in progress till then."""
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class BatchLimits:
+    """How batches are carried out.
+
+    Attributes:
+        lines: of a batch at most.
+        pool: requests of one batch in flight at most.
+        commits: when records are committed.
+        media: what requests may name beside data URLs.
+        identity: what decides answers, see `run.identity.identity`.
+    """
+
+    lines: int
+    pool: int
+    commits: CommitLimits
+    media: MediaPolicy
+    identity: dict[str, Any]
+
+
+@dataclass
+class _Live:
+    """A batch that is being carried out.
+
+    Attributes:
+        tally: what is done of it; None before its job is open.
+        ending: error code of the lines that are left, once it is not to go on.
+    """
+
+    stops: Stops = field(default_factory=lambda: Stops(()))
+    tally: Tally | None = None
+    ending: str | None = None
+
+    def end(self, code: str) -> None:
+        """Let it run no more lines than those that run."""
+        if self.ending is None:
+            self.ending = code
+            self.stops.stop(signal.SIGINT if code == CANCELLED else signal.SIGTERM)
+
+
+class Batches:
+    """Carries out the batches of a store.
+
+    Args:
+        engine: for all of them.
+        say: tells the operator.
+
+    Attributes:
+        failed: completed with the error that ends the service.
+    """
+
+    def __init__(
+        self, store: Store, engine: SharedEngine, limits: BatchLimits, say: Callable[[str], object]
+    ) -> None:
+        self.failed: asyncio.Future[Exception] = asyncio.get_running_loop().create_future()
+        self._store = store
+        self._engine = engine
+        self._limits = limits
+        self._say = say
+        self._room = asyncio.Semaphore(AT_A_TIME)
+        self._live: dict[str, _Live] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._stopping = False
+
+    def go_on(self) -> None:
+        """Go on with all batches that are open, after it is known how far each of them is."""
+        for batch in self._store.open_batches():
+            done = self._done(batch)
+            if done is not None:
+                self._store.set_counts(batch.id, done)
+            self.begin(batch.id)
+
+    def _done(self, batch: BatchRow) -> Counts | None:
+        """Read from a job's journal how much is done; None where there is none yet."""
+        path = self._job_files(batch).journal
+        if not path.exists():
+            return None
+        with suppress(JournalUnusable, sqlite3.Error):
+            journal = Journal(path, read_only=True)
+            try:
+                tally = journal.tally()
+            finally:
+                journal.close()
+            # While lines are counted, or were counted in vain, the store knows better how many there are.
+            return Counts(max(tally.lines, batch.counts.total), tally.answered, tally.failed)
+        return None
+
+    def begin(self, id: str) -> None:
+        """Begin with a batch, or go on; nothing happens if it is under way."""
+        if id in self._live or self._stopping:
+            return
+        self._live[id] = _Live()
+        task = asyncio.ensure_future(self._carry(id, self._live[id]))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def cancel(self, id: str) -> bool:
+        """Cancel a batch; returns whether it was still to be run."""
+        if not self._store.move(id, "cancelling", of=("validating", "in_progress")):
+            return False
+        self.begin(id)  # one that waits for other settings is closed with its own
+        if (live := self._live.get(id)) is not None:
+            live.end(CANCELLED)
+        return True
+
+    def tally(self, id: str) -> Tally | None:
+        """Tell what is done of a batch whose job is open."""
+        live = self._live.get(id)
+        return None if live is None else live.tally
+
+    async def stop(self) -> None:
+        """Stop all jobs, to be gone on with: what runs gets seconds to end."""
+        self._stopping = True
+        for live in self._live.values():
+            live.stops.stop(signal.SIGTERM)
+        if self._tasks:
+            await asyncio.wait(set(self._tasks))
+
+    async def _carry(self, id: str, live: _Live) -> None:
+        expiry = None
+        try:
+            batch = self._store.batch(id)
+            left = (batch.times["expires_at"] or 0) - time.time()
+            expiry = asyncio.get_running_loop().call_later(max(left, 0), live.end, EXPIRED)
+            if batch.status == "cancelling":
+                live.end(CANCELLED)
+            elif left <= 0:
+                live.end(EXPIRED)
+            if batch.status == "validating" and not await self._validated(batch):
+                return
+            async with self._turn(live):
+                if not self._stopping:
+                    await self._run(self._store.batch(id), live)
+        except BadUsage as error:
+            if live.tally is not None:
+                self._store.set_counts(id, counts(live.tally))
+            self._say(f"{id}: waits; cancel it, or start the service as it was: {error}")
+        except Exception as error:
+            if not self.failed.done():
+                self.failed.set_result(error)
+        finally:
+            if expiry is not None:
+                expiry.cancel()
+            self._live.pop(id, None)
+
+    @asynccontextmanager
+    async def _turn(self, live: _Live) -> AsyncIterator[None]:
+        """Wait until few enough jobs are open; one that is only to be closed does not wait."""
+        try:
+            await live.stops.race(self._room.acquire())
+        except Stopped:
+            yield
+            return
+        try:
+            yield
+        finally:
+            self._room.release()
+
+    async def _validated(self, batch: BatchRow) -> bool:
+        """Check a batch's lines; returns whether they are to be run, or at least recorded."""
+        path = self._store.folder(batch.id) / "input.jsonl"
+        check = partial(check_content, path, endpoint=batch.request.endpoint, most=self._limits.lines)
+        content = await asyncio.to_thread(check)
+        if self._stopping:
+            return False
+        if content.errors:
+            self._store.move(batch.id, "failed", of=("validating",), errors=content.errors)
+            self._store.move(batch.id, "cancelled", of=("cancelling",))
+            await asyncio.to_thread(shutil.rmtree, path.parent, ignore_errors=True)
+            return False
+        total = Counts(content.lines)
+        if not self._store.move(
+            batch.id, "in_progress", of=("validating",), counts=total, model=content.model
+        ):
+            self._store.set_counts(batch.id, total)  # it was cancelled meanwhile
+        return True
+
+    async def _run(self, batch: BatchRow, live: _Live) -> None:
+        opened = open_job(
+            self._job_files(batch),
+            identity=self._identity(batch, live),
+            sources=[input_source(self._store.folder(batch.id) / "input.jsonl")],
+            how=Continue(),
+            say=self._saying(batch),
+        )
+        async with _in_thread(opened) as job:
+            live.tally = tally = job.journal.tally()
+            try:
+                if tally.done < tally.lines and live.ending is None:
+                    await self._run_lines(batch, job, live)
+            except Stopped:
+                if live.ending is None:
+                    return  # the service ends
+            if live.ending is not None:
+                await self._close_lines(job, tally, live.ending)
+            await self._finish(batch, job, tally)
+
+    async def _run_lines(self, batch: BatchRow, job: OpenJob, live: _Live) -> None:
+        assert live.tally is not None
+        engine = self._engine.for_job()
+        rounds = Rounds(
+            job,
+            engine,
+            MediaGate(engine, self._limits.media),
+            live.tally,
+            RoundLimits(
+                pool=self._limits.pool,
+                barrier=False,
+                commits=self._limits.commits,
+                grace=CANCEL_SECONDS,
+                restarts=sys.maxsize,  # the shared engine counts, over all jobs
+            ),
+            live.stops,
+            alone=engine.alone,
+            say=self._saying(batch),
+        )
+        await rounds.start()
+        await rounds.run()
+        await rounds.finish()
+
+    async def _close_lines(self, job: OpenJob, tally: Tally, code: str) -> None:
+        """Give every line that has none an error record, without running it."""
+        batch = BatchJob(
+            _Nobody(),
+            lambda on_commit: job.committer(limits=self._limits.commits, on_commit=on_commit, say=self._say),
+            tally=tally,
+            pool=self._limits.commits.records,
+        )
+        try:
+            await batch.run(_unrun(chain(job.work(), job.work_at(job.journal.quarantined())), code))
+        finally:
+            await batch.committer.close()
+
+    async def _finish(self, batch: BatchRow, job: OpenJob, tally: Tally) -> None:
+        """Publish a batch's files when all of its lines have their record."""
+        if not tally.codes[EXPIRED]:
+            self._store.move(batch.id, "finalizing", of=("in_progress",))
+        if job.logs:
+            await asyncio.to_thread(job.finish)
+        status = self._store.batch(batch.id).status
+        self._store.end(
+            batch,
+            LAST[status],
+            of=(status,),
+            output=job.files.output if tally.answered else None,
+            errors=job.files.errors if tally.failed else None,
+            counts=counts(tally),
+            usage=usage(tally),
+        )
+
+    def _job_files(self, batch: BatchRow) -> JobFiles:
+        folder = self._store.folder(batch.id)
+        return JobFiles.of(folder / "output.jsonl", str(folder / "errors.jsonl"))
+
+    def _identity(self, batch: BatchRow, live: _Live) -> dict[str, Any]:
+        """Tell what decides answers; of a job that is only to be closed, what it was begun with."""
+        path = self._job_files(batch).journal
+        if live.ending is None or not path.exists():
+            return self._limits.identity
+        try:
+            journal = Journal(path, read_only=True)
+        except JournalUnusable:
+            return self._limits.identity
+        try:
+            was: dict[str, Any] = journal.get("identity", self._limits.identity)
+            return was
+        finally:
+            journal.close()
+
+    def _saying(self, batch: BatchRow) -> Callable[[str], object]:
+        return lambda text: self._say(f"{batch.id}: {text}")
+
+
+class _Nobody:
+    """Runs no request."""
+
+    async def answer(self, request: BatchRequest, request_id: str) -> Answer:
+        raise NotImplementedError
+
+
+def _unrun(work: Iterable[Work], code: str) -> Iterator[Work]:
+    """Say of lines that they were not run."""
+    for item in work:
+        line = item.item
+        yield Work(item.position, BatchFailure(line.line, line.custom_id, code, WHY[code]), item.file)
+
+
+@asynccontextmanager
+async def _in_thread(opened: AbstractContextManager[T]) -> AsyncIterator[T]:
+    """Open and close something that takes a while in a thread."""
+    value = await asyncio.to_thread(opened.__enter__)
+    try:
+        yield value
+    finally:
+        await asyncio.to_thread(opened.__exit__, None, None, None)

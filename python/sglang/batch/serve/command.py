@@ -1,0 +1,219 @@
+"""`sglang-batch serve`: the store opened, the engine and the API up, batches carried out until a signal."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import sqlite3
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import uvicorn
+
+from sglang.batch.run.command import DISK_FAILED, ENGINE_FAILED, WORKER, say
+from sglang.batch.run.committer import CommitLimits, DiskFailed
+from sglang.batch.run.engine.protocol import Engine, EngineDied, EngineFailed
+from sglang.batch.run.engine.supervisor import Supervisor
+from sglang.batch.run.identity import identity
+from sglang.batch.run.lock import Locked, locked
+from sglang.batch.run.remote.arguments import RemoteArguments
+from sglang.batch.run.remote.command import remote_identity
+from sglang.batch.run.remote.engine import RemoteEngine, ServersUnavailable
+from sglang.batch.run.stops import Stops
+from sglang.batch.serve.api import Service, make_app
+from sglang.batch.serve.arguments import USAGE, ServeArguments
+from sglang.batch.serve.batches import Batches, BatchLimits
+from sglang.batch.serve.shared_engine import SharedEngine
+from sglang.batch.serve.store import Store
+from sglang.batch.server_flags import parse_server_args
+from sglang.batch.usage import BadUsage
+
+STOPPED = 0
+"""Exit code of a service that a signal has stopped."""
+
+LAST_REPLIES = 5
+"""Seconds that replies get to end when the service stops."""
+
+SWEEP_SECONDS = 60.0
+"""Seconds between two looks for files that have expired."""
+
+
+@dataclass(frozen=True)
+class ServedEngine:
+    """What answers.
+
+    Attributes:
+        alive: tells whether it lives, as far as anybody knows.
+        restarts: deaths in a row that are put up with.
+        models: names by which requests call its models.
+        deciding: what decides answers, see `run.identity.identity`.
+        pool: requests that it takes at most; None for any number.
+    """
+
+    engine: Engine
+    alive: Callable[[], bool]
+    restarts: int
+    models: tuple[str, ...]
+    deciding: dict[str, Any]
+    pool: int | None = None
+
+
+def serve(arguments: ServeArguments) -> int:
+    """Serve until a signal comes, or the engine or the disk fails.
+
+    Returns:
+        The exit code, as `arguments` explains it.
+
+    Raises:
+        BadUsage: the service cannot run as given.
+    """
+    if arguments.remote is None:
+        return serve_by(arguments, lambda store: _own_engine(arguments, store), asyncio.new_event_loop())
+    try:
+        remote = RemoteEngine(arguments.remote, pool=arguments.pool, say=say)
+    except ServersUnavailable as error:
+        say(str(error))
+        return ENGINE_FAILED
+    try:
+        served = _remote_engine(remote, arguments.remote)
+        return serve_by(arguments, lambda store: served, remote.loop)
+    finally:
+        remote.shutdown()
+
+
+def serve_by(
+    arguments: ServeArguments,
+    make_engine: Callable[[Store], ServedEngine],
+    loop: asyncio.AbstractEventLoop,
+) -> int:
+    """Serve with some engine; see `serve`.
+
+    Args:
+        make_engine: makes what answers, once the store is open.
+        loop: that the engine belongs to.
+    """
+    store = Store(arguments.store)
+    try:
+        with locked(store.root / "lock"), _listening(arguments) as listening:
+            store.clear_leftovers()
+            return loop.run_until_complete(_serve(arguments, store, make_engine(store), listening))
+    except Locked as error:
+        raise BadUsage(f"--store {arguments.store}: is served by {error}") from None
+    except (OSError, sqlite3.Error) as error:
+        say(f"the disk failed: {error}; the same command goes on")
+        return DISK_FAILED
+    finally:
+        store.close()
+
+
+def _own_engine(arguments: ServeArguments, store: Store) -> ServedEngine:
+    server_args = parse_server_args(arguments.server, usage=USAGE)
+    engine = Supervisor(WORKER, arguments.server, job=store.id, stall=arguments.stall_timeout)
+    return ServedEngine(
+        engine,
+        lambda: engine.alive,
+        arguments.engine_restarts,
+        (getattr(server_args, "served_model_name", None) or server_args.model_path,),
+        identity(server_args),
+        server_args.max_queued_requests,
+    )
+
+
+def _remote_engine(engine: RemoteEngine, arguments: RemoteArguments) -> ServedEngine:
+    # Servers that are gone for longer than --endpoint-patience are not waited for again.
+    models = () if engine.model is None else (engine.model,)
+    return ServedEngine(engine, lambda: True, 0, models, remote_identity(engine.model))
+
+
+@contextlib.contextmanager
+def _listening(arguments: ServeArguments) -> Any:
+    family = socket.AF_INET6 if ":" in arguments.host else socket.AF_INET
+    try:
+        listening = socket.create_server((arguments.host, arguments.port), family=family, backlog=1024)
+    except (OSError, OverflowError) as error:
+        raise BadUsage(f"--host {arguments.host} --port {arguments.port}: cannot listen: {error}") from error
+    with listening:
+        yield listening
+
+
+class _Server(uvicorn.Server):
+    """A server that leaves signals to the service."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Any:
+        yield
+
+
+async def _serve(
+    arguments: ServeArguments, store: Store, served: ServedEngine, listening: socket.socket
+) -> int:
+    stops = Stops()
+    pool = min(arguments.pool, served.pool or arguments.pool)
+    engine = SharedEngine(served.engine, alive=served.alive, pool=pool, restarts=served.restarts, say=say)
+    limits = BatchLimits(
+        lines=arguments.lines,
+        pool=pool,
+        commits=CommitLimits(),
+        media=arguments.media,
+        identity=served.deciding,
+    )
+    batches = Batches(store, engine, limits, say)
+    batches.go_on()
+    app = make_app(
+        Service(store, batches, arguments.keys, served.models, int(time.time()), arguments.file_bytes)
+    )
+    server = _Server(
+        uvicorn.Config(
+            app, log_level="warning", access_log=False, timeout_graceful_shutdown=LAST_REPLIES, lifespan="off"
+        )
+    )
+    answering = asyncio.ensure_future(server.serve([listening]))
+    starting = asyncio.ensure_future(_start(engine))
+    sweeping = asyncio.ensure_future(_sweep(store))
+    host, port = listening.getsockname()[:2]
+    say(f"listening on http://{f'[{host}]' if ':' in host else host}:{port}/v1")
+    try:
+        ends = (stops.first, engine.failed, batches.failed, answering, sweeping)
+        await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+        return _how_it_ended(stops, engine, batches)
+    finally:
+        for task in (starting, sweeping):
+            task.cancel()
+        server.should_exit = True
+        await batches.stop()
+        await asyncio.wait({answering}, timeout=2 * LAST_REPLIES)
+        await engine.stop()
+
+
+async def _start(engine: SharedEngine) -> None:
+    with contextlib.suppress(EngineFailed):  # `failed` has it
+        await engine.up()
+        say("the engine is up")
+
+
+async def _sweep(store: Store) -> None:
+    while True:
+        store.delete_expired_files()
+        await asyncio.sleep(SWEEP_SECONDS)
+
+
+def _how_it_ended(stops: Stops, engine: SharedEngine, batches: Batches) -> int:
+    """Say why the service ends; returns its exit code.
+
+    Raises:
+        Exception: an error that is neither the engine's nor the disk's.
+    """
+    if stops.first.done():
+        say("stopping; the same command goes on")
+        return STOPPED
+    error = batches.failed.result() if batches.failed.done() else None
+    if engine.failed.done() or isinstance(error, EngineFailed | EngineDied):
+        say(f"{engine.failed.result() if engine.failed.done() else error}; the same command goes on")
+        return ENGINE_FAILED
+    if isinstance(error, DiskFailed | OSError | sqlite3.Error):
+        say(f"the disk failed: {error}; the same command goes on")
+        return DISK_FAILED
+    raise error or RuntimeError("the API has ended")

@@ -1,0 +1,47 @@
+"""The echo engine as a worker, with a child as SGLang has them."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import subprocess
+import sys
+from types import ModuleType
+
+_package = ModuleType("sglang")
+_package.__path__ = importlib.util.find_spec("sglang").submodule_search_locations
+sys.modules["sglang"] = _package
+
+# ruff: noqa: E402
+from echo import Echo
+
+from sglang.batch.run.barrier import Barrier, NoBarrier
+from sglang.batch.run.engine.protocol import EngineFailed
+from sglang.batch.run.engine.worker import serve
+
+
+class EchoEngine(Echo):
+    def __init__(self, flags: list[str]) -> None:
+        log, seconds = flags
+        if log == "/nowhere":
+            raise EngineFailed("the engine did not start: no log")
+        self.loop = asyncio.new_event_loop()
+        super().__init__(log, float(seconds))
+        self._child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(3600)"])
+
+    def install_signal_handlers(self) -> None:
+        pass
+
+    def barrier(self) -> Barrier:
+        return NoBarrier()
+
+    def progress(self) -> list[float]:
+        return []
+
+    def shutdown(self) -> None:
+        self._child.kill()
+        self._child.wait()
+
+
+if __name__ == "__main__":
+    serve(EchoEngine, sys.argv[1:])
