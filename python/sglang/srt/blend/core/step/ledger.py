@@ -17,6 +17,9 @@ from sglang.srt.blend.core.step.scanner import DualScanner
 
 Ints = NDArray[np.int64]
 
+# An estimate is far off if it is wrong by more than one part in so many.
+_FAR = 4
+
 
 @dataclass(frozen=True, slots=True)
 class Progress:
@@ -95,17 +98,33 @@ class Ledger:
         """Running requests (n,) have generated so many tokens (n,); outlived estimates are corrected.
 
         Paper 5.4: a request that turns out to be memory-intensive moves to the memory side's account. An
-        outlived estimate doubles, so the correction is rare.
+        outlived estimate grows by an eighth at least, so the correction is rare.
         """
         table = self.table
         table.generated[slots] = generated
-        for slot in slots[generated >= table.estimate[slots]].tolist():
-            estimate = table.expected(slot)
+        outlived = slots[generated >= table.estimate[slots]]
+        if len(outlived):
+            self._correct(outlived, table.outlived(outlived))
+
+    def look_again(self) -> None:
+        """Lengths were learned anew: correct the estimates of running requests that are far off."""
+        table = self.table
+        running = np.flatnonzero((table.state == State.RUNNING) & (table.known == 0))
+        if not len(running):
+            return
+        old, new = table.estimate[running], table.expected_many(running)
+        far = np.abs(new - old) * _FAR > old
+        self._correct(running[far], new[far])
+
+    def _correct(self, slots: Ints, estimates: Ints) -> None:
+        table = self.table
+        densities = self.cost_model.density(table.store.length[slots], estimates)
+        less = (densities < self.scanner.root_density).tolist()
+        for slot, estimate, memory in zip(slots.tolist(), estimates.tolist(), less, strict=True):
             if table.state[slot] != State.RUNNING or estimate == table.estimate[slot]:
                 continue
             table.correct(slot, estimate)
-            density = self.cost_model.density(table.store.length[slot], estimate)
-            self.scanner.rebalance(slot, self.share(slot), outlived=bool(density < self.scanner.root_density))
+            self.scanner.rebalance(slot, self.share(slot), outlived=memory)
             table.memory_side[slot] = self.scanner.side_of(slot) is Side.MEMORY
 
     # ---------------------------------------------------------------- questions
@@ -142,31 +161,25 @@ class Ledger:
             remaining=np.maximum(table.expected_many(slots) - generated, 1),
         )
 
-    def work_left(self, remaining: Ints, context: Ints) -> WorkLeft:
-        """What running and waiting requests will still do.
-
-        Args:
-            remaining: (n,) output tokens that each running request has yet to produce.
-            context: (n,) KV tokens that each of them reads per step now.
-        """
-        table = self.table
+    def work_left(self, progress: Progress) -> WorkLeft:
+        """What running and waiting requests will still do."""
+        table, remaining = self.table, progress.remaining
         rows = table.waiting_rows + float(remaining.sum())
-        reads = table.waiting_reads + float((remaining * (context + (remaining + 1) / 2)).sum())
+        mean = progress.context + (remaining + 1) / 2
+        reads = table.waiting_reads + float((remaining * mean).sum())
+        held = table.waiting_held + float((remaining * (mean - table.shared[progress.slots])).sum())
         return WorkLeft(
             rows=rows,
             kv_reads=reads,
-            longest=float(max(table.longest_waiting, remaining.max(initial=0))),
+            kv_held=held,
+            longest=float(max(table.longest_waiting, table.tail, remaining.max(initial=0))),
             density=self.cost_model.work_density(rows, reads),
             compute=self.scanner.demand,
         )
 
     def density_left(self) -> float:
         """Comp / Mem of what running and waiting requests will still do."""
-        table = self.table
-        running = np.flatnonzero(table.state == State.RUNNING)
-        generated = table.generated[running]
-        remaining = np.maximum(table.expected_many(running) - generated, 0)
-        return self.work_left(remaining, table.store.length[running] + generated).density
+        return self.work_left(self.progress_of(np.flatnonzero(self.table.state == State.RUNNING))).density
 
     def _check(self) -> None:
         """The scanner and the index agree with the table about who waits and who runs."""

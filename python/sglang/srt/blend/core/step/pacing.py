@@ -57,6 +57,7 @@ class WorkLeft:
     Attributes:
         rows: prompt tokens to compute and output tokens to decode.
         kv_reads: KV tokens that decoding will read, summed over steps.
+        kv_held: KV tokens that the cache will hold, summed over steps: what several read is there once.
         longest: output tokens of the longest answer to come; it takes a step for each.
         density: Comp / Mem of all of it.
         compute: of those that wait and are at least as dense as that.
@@ -64,13 +65,14 @@ class WorkLeft:
 
     rows: float
     kv_reads: float
+    kv_held: float
     longest: float
     density: float
     compute: Demand = Demand()
 
     def read_steps(self, kv_capacity: float) -> float:
         """Passes that it takes to read all KV with a cache as full as it is on average."""
-        return self.kv_reads / (_FILL * kv_capacity)
+        return self.kv_held / (_FILL * kv_capacity)
 
     def steps(self, kv_capacity: float) -> float:
         """Passes that this takes at least, 1 or more."""

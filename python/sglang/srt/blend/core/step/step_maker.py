@@ -126,7 +126,7 @@ class StepMaker:
         if self._pacer is None or not len(progress.slots):
             return None
         return self._pacer.quota(
-            self._ledger.work_left(progress.remaining, progress.context),
+            self._ledger.work_left(progress),
             decode_rows=len(progress.slots),
             kv_tokens=float(progress.context.sum()),
         )

@@ -11,6 +11,9 @@ from sglang.srt.blend.core.step.verdict import Reason
 MIN_PROPOSALS = 32
 """Requests that a step may propose at least."""
 
+RETRACTED = 50
+"""Of so many requests one of unknown length may be retracted because it began in room promised to others."""
+
 
 class StepMemory:
     """Lives as long as the planner; a `Step` reads and writes it.
@@ -24,6 +27,7 @@ class StepMemory:
         longest_fit: output tokens of the longest memory-side request that fits behind one that did not; None
             while any may.
         draining: whether what waits is the rest of a pool that did not fit.
+        retractions: times that a running request went back to the queue.
         reasons: how often each `Reason` was given.
     """
 
@@ -32,9 +36,10 @@ class StepMemory:
         self.full_sides: set[Side] = set()
         self.longest_fit: int | None = None
         self.draining = False
+        self.retractions = 0
         self.reasons: Counter[Reason] = Counter()
         self._proposals: int | None = None
-        self._admitted = 0
+        self._admitted = self._begun = 0
 
     def begin_step(self, max_proposals: int) -> int:
         """A step begins; returns how many requests it may propose.
@@ -51,10 +56,21 @@ class StepMemory:
     def admitted(self) -> None:
         """One more request was admitted in this step."""
         self._admitted += 1
+        self._begun += 1
 
     def somebody_left(self) -> None:
         """KV was given back, or the plan has changed: what did not fit may be tried again."""
         self.full_sides.clear()
+
+    def may_preempt(self, preemptible: int) -> bool:
+        """Whether one more request of unknown length may begin that will most likely be retracted.
+
+        Not if too many have been, and those that run will be: what such a request saves is a guess.
+
+        Args:
+            preemptible: requests that run so already.
+        """
+        return self.retractions + preemptible < 1 + self._begun // RETRACTED
 
     def may_fit(self, side: Side, output: int) -> bool:
         """False for a request that need not be tried again until somebody leaves.
