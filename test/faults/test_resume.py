@@ -12,6 +12,8 @@ import pytest
 import zstandard
 from echo_jobs import FAULTS, SECONDS, EchoJob, request
 
+from sglang.batch.run.journal import Journal
+
 LINES = 300
 
 
@@ -131,6 +133,28 @@ def test_what_changed_is_named_and_refused(change: str, tmp_path: Path) -> None:
     code, said = job.run("--restart", *flags)
     assert code == 0, said
     assert (tmp_path / "out.jsonl.old").read_bytes() == before
+
+
+def test_a_finished_job_that_was_killed_as_all_its_errors_were_to_run_again_goes_on(tmp_path: Path) -> None:
+    job = EchoJob(tmp_path, [request("a", "refuse")])
+    assert job.run()[0] == 1
+    journal = Journal(job.journal)
+    assert journal.retry_failed(None) == 1
+    journal.set(state="running")
+    journal.close()
+    code, said = job.run(env=os.environ | {"ECHO_FORGIVES": "1"})
+    assert code == 0, said
+    assert job.ids() == ["a"]
+
+
+def test_a_restart_sets_aside_what_is_complete_and_what_is_not(tmp_path: Path) -> None:
+    job = EchoJob(tmp_path, [request("a")])
+    assert job.run()[0] == 0
+    before = job.output.read_bytes()
+    job.partial.write_bytes(b"{}\n")
+    assert job.run("--restart")[0] == 0
+    assert (tmp_path / "out.jsonl.old").read_bytes() == before
+    assert (tmp_path / "out.jsonl.partial.old").read_bytes() == b"{}\n"
 
 
 def test_a_line_that_changes_during_the_run_is_not_run(tmp_path: Path) -> None:

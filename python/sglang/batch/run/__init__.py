@@ -6,8 +6,8 @@
 * Engines: `engine` (SGLang in processes of its own), `remote` (running servers).
 * Equal requests: `answer_key` tells them, `twins` gives them one answer.
 * On the disk: `journal` (a row per line, in SQLite; `schema`: its tables; `line_state`: what can happen to a
-  line), `record_log` (answers and errors), `committer` (records reach both, in groups), `files` (names), `lock`
-  (one run), `parquet` (answers as a table).
+  line), `record_log` (answers and errors), `committer` (records reach both, in groups), `files` (names),
+  `lock` (one run), `parquet` (answers as a table).
 * From one run to the next: `recovery` opens a job whatever was left behind, `identity` and `scan` notice what
   has changed, `finish` gives final names.
 * `lengths`: how long answers will be, by earlier ones.

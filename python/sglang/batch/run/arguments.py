@@ -213,7 +213,7 @@ def _add_durability(parser: argparse.ArgumentParser) -> None:
         type=float,
         default=limits.seconds * 1000,
         metavar="MS",
-        help="an answer is on the disk at most so long after it is there (default: %(default)g)",
+        help="answers go to the disk together, so long after the first of them (default: %(default)g)",
     )
     parser.add_argument(
         "--commit-records",

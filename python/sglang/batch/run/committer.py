@@ -41,7 +41,7 @@ class CommitLimits:
     """When a group is closed, and how long a full disk is waited for.
 
     Attributes:
-        seconds: since the group's first record; 0 commits each record on its own.
+        seconds: since the group's first record; 0 commits at once whatever is there.
         records: in the group.
         patience: seconds until a disk that stays full ends the run.
     """

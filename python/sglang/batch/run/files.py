@@ -105,16 +105,18 @@ class JobFiles:
     def set_aside(self) -> list[Path]:
         """Rename all files of an earlier job from OUT... to OUT.old..., over those of the one before it.
 
+        A partial file is OUT.old, too, unless there is a complete one beside it.
+
         Returns:
             The new names of answers and errors.
         """
         kept = []
         for path in self._results():
-            for name in (path, partial(path)):
-                if name.exists():
-                    old = _beside(path, "old")
-                    os.replace(name, old)
-                    kept.append(old)
+            names = (path, partial(path))
+            for name, final in zip(filter(Path.exists, names), names, strict=False):
+                old = _beside(final, "old")
+                os.replace(name, old)
+                kept.append(old)
             finishing(path).unlink(missing_ok=True)
         old_journal = _beside(self.output, "old.journal")
         for suffix in ("-wal", "-shm", ""):  # the journal last: without it there is nothing to continue

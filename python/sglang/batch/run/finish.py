@@ -82,3 +82,4 @@ def _write_anew(file: RecordLog, spans: Iterator[tuple[int, Span]], path: Path) 
             new.writelines(records[span] for _, span in page)
         new.flush()
         os.fdatasync(new.fileno())
+    sync_folder(path.parent)  # the journal is about to say what is where in it

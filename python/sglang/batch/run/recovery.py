@@ -218,7 +218,9 @@ def _open_journal(files: JobFiles, identity: dict[str, Any]) -> Journal:
     if files.journal.exists():
         try:
             journal = Journal(files.journal)
-            if journal.has_history() or journal.get("state") == "finished":
+            finished = journal.get("state") == "finished"
+            # A finished job of which every line is to run again has no history, but still its final names.
+            if finished or journal.has_history() or any(path.exists() for path in files.logs.values()):
                 return journal
             journal.close()  # nothing would be lost, whatever has changed meanwhile
             files.remove_journal()

@@ -66,7 +66,11 @@ def lone_scheduler(model_path: Path | str, deliver: Deliver, **server_args: Any)
         channels = scheduler.ipc_channels
         for channel in (channels.send_to_detokenizer, channels.send_to_tokenizer):
             channel.send_output = lambda payload, *_: deliver(payload)
-        yield scheduler
+        try:
+            yield scheduler
+        finally:
+            # Collected as garbage, it would wait until somebody has read what was sent.
+            channels.recv_from_tokenizer.context.destroy(linger=0)
     finally:
         destroy_model_parallel()
         destroy_distributed_environment()
