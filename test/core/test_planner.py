@@ -150,7 +150,7 @@ def one_of_each():
     planner.table.estimate[:] = [10, 10_000] + [300] * 20
     answers = SortedPrompts.of(np.arange(100), np.arange(101))
     planner.table.lengths.learn(
-        answers, tokens=[10] * 100, ended=[True] * 100, cap=[20_000] * 100, hint=[0] * 100
+        answers, lengths=[1] * 100, tokens=[10] * 100, ended=[True] * 100, cap=[20_000] * 100, hint=[0] * 100
     )
     planner.refresh()
     planner.ledger.scanner.load(planner._order_waiting(planner._planned()).scan)
@@ -305,6 +305,17 @@ def test_steps_left_are_those_of_the_longest_that_still_waits():
     pool([[9], [8]], [5, 4]).add_to(planner)
     planner.remove(1)
     assert planner.ledger.work_left(nobody).longest == 5
+
+
+def test_nobody_waits_for_a_running_answer_whose_length_is_a_guess():
+    """Its expectation grows with it, and answers that begin later would end later in turn."""
+    planner = planner_for(pool([[1], [2], [3]], 9, known=False, max_new=50_000), kv_capacity=10**6)
+    planner.replan()
+    planner.admit(0)
+    planner.ledger.progress(np.array([0]), np.array([20_000]))
+    running = planner.ledger.progress_of(np.array([0]))
+    waiting = planner.table.estimate[1:3].max()
+    assert planner.ledger.work_left(running).longest == waiting < running.remaining[0]
 
 
 def test_a_shared_prefix_is_held_once_and_read_by_all_who_share_it():

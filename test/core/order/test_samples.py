@@ -76,6 +76,14 @@ def test_one_of_each_prompt_that_is_asked_for_several_times_is_sampled():
     assert {slot // SAME_PROMPT for slot in sampled(planner).tolist()} == set(range(20))
 
 
+def test_a_prefix_that_fills_much_of_the_cache_is_not_computed_for_a_sample():
+    """Until the others who share it come, it would have left the cache."""
+    documents = [[document] * 100 + [i] for document in range(20) for i in range(30)]
+    requests = pool(documents, 9, known=False, max_new=1000)
+    assert len(sampled(planner_for(requests, kv_capacity=6000))) == 0
+    assert len(sampled(planner_for(requests, kv_capacity=64_000))) > 0
+
+
 def test_who_runs_anyway_is_sample_enough():
     planner = planner_for(pool([[i, i] for i in range(60)], 9, known=False, max_new=1000), kv_capacity=10**6)
     for slot in range(10):

@@ -12,10 +12,11 @@ from sglang.srt.blend.core.pool.sorted_prompts import SortedPrompts
 class Answers:
     """Answers to prompts of two tokens, group and number, as they are when each has some steps at most."""
 
-    def __init__(self, *groups, cap=8192):
+    def __init__(self, *groups, cap=8192, prompt=None):
         self.length = np.minimum(np.concatenate([np.asarray(group, np.int64) for group in groups]), cap)
         self.group = np.repeat(np.arange(len(groups)), [len(group) for group in groups])
         self.cap = np.full(len(self.length), cap)
+        self.lengths = np.full(len(self.length), 2) if prompt is None else prompt
         tokens = np.stack([self.group, np.arange(len(self.length))], axis=1).ravel()
         self.prompts = SortedPrompts.of(tokens, np.arange(0, len(tokens) + 1, 2))
         assert self.prompts.slots.tolist() == list(range(len(self.length)))
@@ -26,6 +27,7 @@ class Answers:
         estimator = LengthEstimator()
         groups = estimator.learn(
             self.prompts,
+            lengths=self.lengths,
             tokens=np.where(begun, np.minimum(self.length, steps), 0),
             ended=begun & (self.length <= steps),
             cap=self.cap,
@@ -55,7 +57,9 @@ def test_an_estimate_lies_between_what_is_generated_and_the_cap(seen, cap, gener
     prompts = SortedPrompts.of(np.sort(group), np.arange(n + 1))
     estimator = LengthEstimator()
     caps = np.full(n, cap)
-    groups = estimator.learn(prompts, tokens=np.minimum(length, cap), ended=ended, cap=caps, hint=np.zeros(n))
+    groups = estimator.learn(
+        prompts, lengths=np.ones(n), tokens=np.minimum(length, cap), ended=ended, cap=caps, hint=np.zeros(n)
+    )
     given_tokens = np.full(n, min(generated, cap - 1))
     expected = estimator.expected(groups, given_tokens, caps)
     assert np.all((expected >= given_tokens + 1) & (expected <= cap))
@@ -142,6 +146,23 @@ def test_one_answer_of_a_group_is_not_believed_alone():
     assert answers.expected(10**6)[1] < 4000
 
 
+def test_long_texts_are_expected_to_have_long_translations():
+    """Nobody shares anything, and 60 of 300 have begun: their prompts tell how long the others will be."""
+    prompt = np.random.default_rng(0).integers(30, 2000, 300)
+    answers = Answers(prompt, prompt=prompt)
+    estimator, groups = answers.seen(10**6, begun=np.arange(300) < 60)
+    expected = estimator.expected(groups[60:], np.zeros(240), answers.cap[60:])
+    assert np.corrcoef(expected, prompt[60:])[0, 1] > 0.9
+    assert np.abs(expected / prompt[60:] - 1).mean() < 0.4
+
+
+def test_a_length_that_tells_nothing_costs_little():
+    lengths = lognormal(500, 300, spread=0.3)
+    same = Answers(lengths).expected(10**6)[0]
+    prompt = np.random.default_rng(0).integers(30, 2000, 300)
+    assert Answers(lengths, prompt=prompt).expected(10**6)[0] == pytest.approx(same, rel=0.05)
+
+
 def test_hints_of_earlier_runs_hold_until_answers_say_otherwise():
     prompts = SortedPrompts.of(np.arange(100), np.arange(101))
     ended = np.arange(100) < 50
@@ -149,7 +170,9 @@ def test_hints_of_earlier_runs_hold_until_answers_say_otherwise():
 
     def expected(tokens, ended, hint):
         estimator = LengthEstimator()
-        groups = estimator.learn(prompts, tokens=tokens, ended=ended, cap=caps, hint=hint)
+        groups = estimator.learn(
+            prompts, lengths=np.ones(100), tokens=tokens, ended=ended, cap=caps, hint=hint
+        )
         return estimator.expected(groups, np.zeros(100), caps)[99]
 
     zeros = np.zeros(100, np.int64)

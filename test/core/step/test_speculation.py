@@ -13,9 +13,9 @@ from sglang.srt.blend.core.cost.step_time import StepTimeModel
 from sglang.srt.blend.core.planner import Planner
 from sglang.srt.blend.core.pool.request_table import State
 from sglang.srt.blend.core.step.dual_scan import Side
+from sglang.srt.blend.core.step.forecast import PARTS
 from sglang.srt.blend.core.step.outlook import PoolClock, WorkDone
 from sglang.srt.blend.core.step.pacing import Pacer
-from sglang.srt.blend.core.step.forecast import PARTS
 from sglang.srt.blend.core.step.room import Holders, Room
 from sglang.srt.blend.core.step.speculation import Speculation
 from sglang.srt.blend.core.step.step import LATE_STEPS, Running, StepLimits

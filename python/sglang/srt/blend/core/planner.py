@@ -306,7 +306,6 @@ class Planner:
                 such as priorities; it is told who is due (see `Patience`).
         """
         self._steps_begun += 1
-        self.table.tail = max(self.table.tail - 1, 0)
         everything_fits = self._steps.everything_fits(limits.max_proposals)
         # Where everything fits nobody follows a plan, but what it says about a pool that has grown is shown.
         grown = self.table.num_waiting > 2 * self._largest_plan
@@ -351,7 +350,7 @@ class Planner:
         self._open = bool((table.state[unknown.slots] == State.WAITING).any())
         planned = np.zeros(len(table.state), np.bool_)
         planned[prompts.slots[self._planned()]] = True
-        self._samples.choose(unknown, planned[unknown.slots], self.options.sample_fraction)
+        self._samples.choose(unknown, planned[unknown.slots], self.options.sample_fraction, self.kv_capacity)
 
     def _planned(self) -> NDArray[np.bool_]:
         """Which sorted requests wait in the present window: the oldest that still has some waiting."""

@@ -9,7 +9,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from sglang.srt.blend.core.pool.output_length import cap_classes
+from sglang.srt.blend.core.pool.output_length import octaves
 from sglang.srt.blend.core.pool.prefix_tree import nodes_of
 from sglang.srt.blend.core.pool.request_table import RequestTable, State
 from sglang.srt.blend.core.pool.sorted_prompts import SortedPrompts
@@ -19,6 +19,9 @@ Ints = NDArray[np.int64]
 SHORT_CAP = 16
 """Output tokens. Answers capped at so few need no sample: whatever their length is, it changes little, while
 the prefix of a sample may have left the cache when its relatives' turn comes."""
+
+CACHE_SHARE = 64
+"""A sample shares no more than one part in so many of the KV capacity with others, for the same reason."""
 
 SAME_PROMPT = 4
 """Requests with one prompt of which one is a sample: their answers are of a kind."""
@@ -126,7 +129,9 @@ class Samples:
         self._slots: deque[int] = deque()
         self._open = 0
 
-    def choose(self, prompts: SortedPrompts, planned: NDArray[np.bool_], fraction: float) -> None:
+    def choose(
+        self, prompts: SortedPrompts, planned: NDArray[np.bool_], fraction: float, kv_capacity: int
+    ) -> None:
         """Sample more requests where nothing, no hint either, tells about them; those of large caps first.
 
         Each class of caps is sampled for itself. A subtree is large if it has 1 / fraction requests, so that
@@ -136,6 +141,7 @@ class Samples:
             prompts: (n,) requests of unknown length.
             planned: (n,) whether each may run.
             fraction: of the requests of unknown length, to be sampled.
+            kv_capacity: tokens.
         """
         if not fraction:
             return
@@ -144,18 +150,19 @@ class Samples:
         covered = table.sampled[slots] | (table.observed[slots] >= 0) | (table.state[slots] == State.RUNNING)
         unknown = planned & ~covered & (table.hint[slots] == 0) & (cap > SHORT_CAP)
         picks = []
-        classes = cap_classes(cap)
+        classes = octaves(cap)
         for number in np.unique(classes[unknown])[::-1].tolist():
             of_class = classes == number
             members = prompts.subset(of_class)
             nodes = nodes_of(members.common)
-            whole = table.store.length[members.slots] == nodes.depth[nodes.request_parent]
+            shared = nodes.depth[nodes.request_parent]
+            whole = table.store.length[members.slots] == shared
             same = np.bincount(nodes.request_parent[whole], minlength=len(nodes.lo))
             chosen = choose_samples(
                 lo=nodes.lo,
                 hi=nodes.hi,
                 at_least=np.where(same >= SAME_PROMPT, SAME_PROMPT, int(np.ceil(1.0 / fraction))),
-                unknown=unknown[of_class],
+                unknown=unknown[of_class] & (shared * CACHE_SHARE <= kv_capacity),
                 covered=covered[of_class],
                 fraction=fraction,
                 rng=self._rng,

@@ -180,12 +180,13 @@ def _life_tables(rows, above, tokens, over, below_cap, curve, bins, curves, haza
 class LengthEstimator(LifeTables):
     """Life tables of groups of requests: how long answers are that nobody knows the length of.
 
-    Requests of one class of caps are a tree of groups: nodes of the prefix tree below which something is
-    known. A group's table counts the answers below it, those that ended and those that are so long already;
-    an answer cut at its cap is one that would have gone on. In each bin a table is shrunk towards its
-    parent's, as far as that knows more, and beyond the longest answer so far it follows a log-normal curve
-    that is fitted to it. So a group of long answers is known to be long as soon as its first answers are
-    longer than others'.
+    Requests of one class of caps are a tree of groups: classes of prompt lengths, for long texts have long
+    translations, and in each of these the nodes of the prefix tree below which something is known. A
+    group's table counts the answers below it, those that ended and those that are so long already; an
+    answer cut at its cap is one that would have gone on. In each bin a table is shrunk towards its parent's,
+    as far as that knows more, and beyond the longest answer so far it follows a log-normal curve that is
+    fitted to it. So a group of long answers is known to be long as soon as its first answers are longer
+    than others'.
 
     Two prompts begin with 1 and two with 2. One of the first has ended with 30 tokens, and one of the others
     has 500 so far; the last two have not begun:
@@ -193,10 +194,10 @@ class LengthEstimator(LifeTables):
     >>> prompts = SortedPrompts.of([1, 1, 1, 2, 2, 1, 2, 2], [0, 2, 4, 6, 8])
     >>> estimator = LengthEstimator()
     >>> groups = estimator.learn(
-    ...     prompts, tokens=[30, 0, 500, 0], ended=[1, 0, 0, 0], cap=[4096] * 4, hint=[0] * 4
+    ...     prompts, lengths=[2] * 4, tokens=[30, 0, 500, 0], ended=[1, 0, 0, 0], cap=[4096] * 4, hint=[0] * 4
     ... )
     >>> estimator.expected(groups[[1, 3]], generated=[0, 0], cap=[4096, 4096]).round().tolist()
-    [222.0, 1169.0]
+    [208.0, 1103.0]
     >>> nothing = LengthEstimator()
     >>> nothing.expected(nothing.newcomers([4096], hint=[0]), generated=[0], cap=[4096]).round().tolist()
     [876.0]
@@ -211,7 +212,7 @@ class LengthEstimator(LifeTables):
     def newcomers(self, cap: ArrayLike, hint: ArrayLike) -> Ints:
         """Groups, (n,), of requests that came after `learn`: as hints say, or all with such caps."""
         cap, hint = (np.asarray(values, np.int64) for values in (cap, hint))
-        return np.where(hint > 0, CAP_CLASSES + _curve_of(hint), cap_classes(cap))
+        return np.where(hint > 0, CAP_CLASSES + _curve_of(hint), octaves(cap))
 
     @staticmethod
     def hinted(group: ArrayLike) -> NDArray[np.bool_]:
@@ -220,13 +221,21 @@ class LengthEstimator(LifeTables):
         return (group >= CAP_CLASSES) & (group < CAP_CLASSES + len(_CURVES))
 
     def learn(
-        self, prompts: SortedPrompts, *, tokens: ArrayLike, ended: ArrayLike, cap: ArrayLike, hint: ArrayLike
+        self,
+        prompts: SortedPrompts,
+        *,
+        lengths: ArrayLike,
+        tokens: ArrayLike,
+        ended: ArrayLike,
+        cap: ArrayLike,
+        hint: ArrayLike,
     ) -> Ints:
         """Make new tables of all that is known.
 
         Args:
             prompts: (n,) requests of unknown length, waiting, running and remembered ones.
-            tokens: (n,) output tokens so far; arrays are in the order of `prompts`.
+            lengths: (n,) prompt tokens; arrays are in the order of `prompts`.
+            tokens: (n,) output tokens so far.
             ended: (n,) whether each answer has ended with that.
             cap: (n,) output tokens after which each is cut.
             hint: (n,) output tokens that earlier runs let expect while no answer of the group has ended, 0
@@ -235,15 +244,14 @@ class LengthEstimator(LifeTables):
         Returns:
             Groups, int64 (n,), valid until the next call.
         """
-        tokens, cap, hint = (np.asarray(values, np.int64) for values in (tokens, cap, hint))
+        tokens, cap, hint, lengths = (np.asarray(v, np.int64) for v in (tokens, cap, hint, lengths))
         ended = np.asarray(ended, np.bool_)
-        groups, classes, survival = self.newcomers(cap, hint), cap_classes(cap), self._prior.copy()
+        groups, classes, survival = self.newcomers(cap, hint), octaves(cap), self._prior.copy()
         tables, rows = [survival, _CURVES], CAP_CLASSES + len(_CURVES)
         for number in np.unique(classes).tolist():
             of_class = classes == number
-            own, above = _groups(
-                prompts.subset(of_class), (tokens[of_class] > 0) | ended[of_class] | (hint[of_class] > 0)
-            )
+            informs = (tokens[of_class] > 0) | ended[of_class] | (hint[of_class] > 0)
+            own, above = _groups(prompts.subset(of_class), octaves(lengths[of_class]), informs)
             table, answers = _life_tables(
                 own,
                 above,
@@ -264,16 +272,22 @@ class LengthEstimator(LifeTables):
         return groups
 
 
-def cap_classes(cap: Ints) -> Ints:
-    """Number of each cap's class, (n,): its bits.
+def octaves(values: Ints) -> Ints:
+    """Number of each value's class, (n,), its bits: caps or prompts of alike length are of a kind.
 
-    >>> cap_classes(np.array([1, 1000, 1024])).tolist()
+    >>> octaves(np.array([1, 1000, 1024])).tolist()
     [1, 10, 11]
     """
-    return np.asarray(np.frexp(np.maximum(cap, 1).astype(np.float64))[1], np.int64)
+    return np.asarray(np.frexp(np.maximum(values, 1).astype(np.float64))[1], np.int64)
 
 
-def _groups(prompts: SortedPrompts, informs: NDArray[np.bool_]) -> tuple[Ints, Ints]:
-    nodes = nodes_of(prompts.common)
-    own, above = _rows_of(nodes.parent, nodes.request_parent, nodes.hi - nodes.lo, informs)
-    return np.asarray(own), np.asarray(above)
+def _groups(prompts: SortedPrompts, sizes: Ints, informs: NDArray[np.bool_]) -> tuple[Ints, Ints]:
+    """Rows of requests, (n,), and each row's parent, (rows,): row 0 has all, then a tree for each size."""
+    own, above = np.zeros(len(sizes), np.int64), [np.array([-1])]
+    for number in np.unique(sizes).tolist():
+        alike = sizes == number
+        nodes, rows = nodes_of(prompts.subset(alike).common), sum(map(len, above))
+        of_nodes, parents = _rows_of(nodes.parent, nodes.request_parent, nodes.hi - nodes.lo, informs[alike])
+        own[alike] = rows + of_nodes
+        above.append(np.append(0, rows + parents[1:]))
+    return own, np.concatenate(above)

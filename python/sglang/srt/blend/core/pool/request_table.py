@@ -59,7 +59,6 @@ class RequestTable:
             read for their output, once for each of its tokens.
         waiting_output: output tokens among these rows.
         waiting_held: KV tokens that they hold, once for each output token; what they share is held by others.
-        tail: output tokens that the longest answer of unknown length will still have, most likely.
     """
 
     _COLUMNS = (
@@ -107,7 +106,6 @@ class RequestTable:
         self.waiting_tokens = self.waiting_rows = self.waiting_reads = 0.0
         self.waiting_output = self.waiting_held = 0.0
         self.running_tokens = 0.0
-        self.tail = 0
         self.arrived = 0
 
     def put(
@@ -158,23 +156,21 @@ class RequestTable:
         Args:
             prompts: all requests of unknown length.
         """
-        slots, state = prompts.slots, self.state[prompts.slots]
-        self.tail = 0
+        slots = prompts.slots
         if not len(slots):
             return
         ended = self.observed[slots] >= 0
         self.group[slots] = self.lengths.learn(
             prompts,
+            lengths=self.store.length[slots],
             tokens=np.where(ended, self.observed[slots], self.generated[slots]),
             ended=ended,
             cap=self.max_new[slots],
             hint=self.hint[slots],
         )
-        waiting = slots[state == State.WAITING]
+        waiting = slots[self.state[slots] == State.WAITING]
         least = np.minimum(self.generated[waiting] + 1, self.max_new[waiting])
         self.estimate[waiting] = np.maximum(self.expected_many(waiting), least)
-        going = slots[(state == State.WAITING) | (state == State.RUNNING)]
-        self.tail = self.lengths.tail(self.group[going], self.generated[going], self.max_new[going])
 
     def expected(self, slot: int) -> int:
         """Output tokens of a request when they were last looked at; more than it has, at most its cap."""

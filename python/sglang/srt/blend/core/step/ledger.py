@@ -181,7 +181,10 @@ class Ledger:
         mean = progress.context + (remaining + 1) / 2
         reads = table.waiting_reads + float((remaining * mean).sum())
         held = table.waiting_held + float((remaining * (mean - table.shared[progress.slots])).sum())
-        longest = max(table.longest_waiting, table.tail, remaining.max(initial=0))
+        # How long a running answer will go on is a guess that grows with it; whoever waits longer for its end
+        # ends later in turn.
+        known = remaining[table.known[progress.slots] > 0]
+        longest = max(table.longest_waiting, known.max(initial=0))
         return WorkLeft(
             rows=rows + (speculation.rows(output) - output),
             kv_reads=speculation.steps(reads),

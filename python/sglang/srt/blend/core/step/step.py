@@ -267,10 +267,9 @@ class Step:
         known = table.known.item(decision.slot) > 0
         if self._overlaps or not (known or self._memory.may_preempt(int(table.preemptible.sum()))):
             return False
-        tokens = room.longest_visit(new_tokens)
+        tokens, cost = room.longest_visit(new_tokens), self._ledger.cost_model
         if tokens <= self._late:
             return False
-        cost = self._ledger.cost_model
         saved = self._ledger.speculation.steps(tokens) * cost.weight_time / (room.requests + 1)
         return saved > PREEMPTION_GAIN * float(cost.prefix_comp(new_tokens + tokens))
 
@@ -288,16 +287,11 @@ class Step:
         ledger, table, progress = self._ledger, self._ledger.table, self._running()
         slots, work = progress.slots, ledger.work_left(progress)
         reserve = work.compute_reserve(ledger.kv_capacity) if self.paced else ledger.scanner.compute_share()
-        holders = Holders(
-            slots,
-            progress.remaining + self._late,
-            ends=np.maximum(table.ends(slots, PARTS), 1) + self._late,
-            released=progress.context - table.shared[slots],
-            memory_side=table.memory_side[slots],
-            preemptible=table.preemptible[slots],
-        )
+        ends = np.maximum(table.ends(slots, PARTS), 1)
+        late, alone = self._late, progress.context - table.shared[slots]
+        sides = table.memory_side[slots], table.preemptible[slots]
         room = Room(
-            holders,
+            Holders(slots, progress.remaining + late, ends + late, alone, *sides),
             used=self._used + unheld_tokens,
             ahead=self._ahead,
             deviations=0.0 if self.everything_fits else DEVIATIONS,
