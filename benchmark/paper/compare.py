@@ -15,9 +15,8 @@ from benchmark.paper.orders import batchllm_order, density_order
 from benchmark.workloads import PAPER_TRACES, MixTarget, synthesise
 from benchmark.workloads.jobs import make_job
 from benchmark.workloads.traces import with_video_tokens
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
-from sglang.srt.blend.core import planner
 from sglang.srt.blend.core.cost.cost_model import CostModel
 from sglang.srt.blend.core.cost.engines import PoolWork, load_engine, practical_optimum
 from sglang.srt.blend.core.cost.hardware import load_hardware
@@ -26,7 +25,7 @@ from sglang.srt.blend.core.cost.model_shape import ModelShape
 from sglang.srt.blend.core.cost.pdmux import PdmuxTimes
 from sglang.srt.blend.core.cost.pdmux_choice import choose_config
 from sglang.srt.blend.core.cost.step_time import StepTimeModel, StepWork
-from sglang.srt.blend.core.order.output_length import estimate_outputs
+from sglang.srt.blend.core.pool.output_length import LengthEstimator
 from sglang.srt.blend.core.pool.workload import Workload
 from sglang.srt.blend.runtime.pdmux_config import write_pdmux_config
 from sglang.srt.hardware_backend.simulated_gpu.srt_platform import STATIC_MEMORY_FRACTION
@@ -193,7 +192,7 @@ def simulated(run: Run) -> tuple[Workload, SimulationResult]:
     if run.variant == "one end":
         workload, policy = workload.take(density_order(workload, cost)), "fcfs"
     if run.variant in WRONG:
-        planner.estimate_outputs = wrong_by(WRONG[run.variant])
+        LengthEstimator.expected = wrong_by(WRONG[run.variant])  # type: ignore[method-assign]
     if policy == "lpm-unlimited":
         # Upstream serves first come first while more than this many wait.
         schedule_policy.WAITING_QUEUE_PREFIX_MATCH_MAX, policy = len(workload), "lpm"
@@ -233,15 +232,18 @@ def pool_work(workload: Workload, cost: CostModel) -> PoolWork:
     return PoolWork.of(workload.prompt[order], workload.output[order], workload.tree(cost).lcp)
 
 
-def wrong_by(factor: float) -> Callable[..., NDArray[np.int64]]:
-    """`estimate_outputs` whose answers for waiting requests of unknown length are `factor` times too long."""
+def wrong_by(factor: float) -> Callable[..., NDArray[np.float64]]:
+    """`LengthEstimator.expected` whose answers have `factor` times as much left as answers say."""
+    right = LengthEstimator.expected
 
-    def estimate(**arrays: Any) -> NDArray[np.int64]:
-        right = estimate_outputs(**arrays)
-        wrong = np.clip(np.rint(factor * right), 1, arrays["max_new_tokens"]).astype(np.int64)
-        return np.where((arrays["known"] > 0) | (arrays["observed"] >= 0), right, wrong)
+    def expected(
+        estimator: LengthEstimator, group: ArrayLike, generated: ArrayLike, cap: ArrayLike
+    ) -> NDArray[np.float64]:
+        before = np.asarray(generated, np.float64)
+        left = right(estimator, group, generated, cap) - before
+        return np.clip(before + np.maximum(factor * left, 1.0), 1.0, cap)
 
-    return estimate
+    return expected
 
 
 def execute(runs: tuple[Run, ...]) -> list[Row]:

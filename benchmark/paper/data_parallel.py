@@ -33,8 +33,9 @@ from tqdm import tqdm
 from sglang.batch.plan.schedules import simulator_processes
 from sglang.srt.blend.core.cost.engines import PoolWork, practical_optimum
 from sglang.srt.blend.core.cost.step_time import StepTimeModel
-from sglang.srt.blend.core.order.output_length import choose_samples, estimate_outputs
+from sglang.srt.blend.core.order.plan import PlannerOptions
 from sglang.srt.blend.core.order.sharding import Shards, shard
+from sglang.srt.blend.core.planner import Planner
 from sglang.srt.blend.core.pool.workload import Workload
 
 PAPER_SPEEDUPS = {2: (1.85, 1.93), 4: (3.78, 3.88)}
@@ -63,29 +64,24 @@ class Replica:
 
 def expected_outputs(workload: Workload, run: Run, sample_fraction: float) -> NDArray[np.int64]:
     """(n,) known output lengths, and for the rest estimates from a sample's answers."""
-    order, tree = workload.depth_first_order(), workload.tree(cost_model(run))
-    known = np.where(workload.known, workload.output, 0).astype(np.int64)[order]
-    sample = choose_samples(
-        lo=tree.lo,
-        hi=tree.hi,
-        unknown=known == 0,
-        covered=np.zeros(len(workload), np.bool_),
-        fraction=sample_fraction,
-        rng=np.random.default_rng(run.seed),
+    n = len(workload)
+    options = PlannerOptions(sample_fraction, memory=n)
+    planner = Planner(cost_model(run), kv_capacity=1 << 30, options=options, seed=run.seed)
+    slots = planner.add(
+        workload.tokens,
+        workload.offsets,
+        max_new_tokens=workload.max_new_tokens,
+        known_output=np.where(workload.known, workload.output, 0),
     )
-    observed = np.full(len(workload), -1, np.int64)
-    observed[sample] = workload.output[order][sample]
-    expected = np.empty(len(workload), np.int64)
-    expected[order] = estimate_outputs(
-        lo=tree.lo,
-        hi=tree.hi,
-        parent=tree.parent,
-        request_parent=tree.request_parent,
-        observed=observed,
-        known=known,
-        max_new_tokens=workload.max_new_tokens[order].astype(np.int64),
-    )
-    return expected
+    assert np.array_equal(slots, np.arange(n))
+    planner.replan()
+    for sample in np.flatnonzero(planner.table.sampled).tolist():
+        planner.admit(sample)
+        planner.observe(sample, int(workload.output[sample]))
+        planner.remove(sample)
+    planner.replan()
+    table = planner.table
+    return np.where(table.observed[:n] >= 0, table.observed[:n], table.estimate[:n])
 
 
 def divide(workload: Workload, run: Run, parts: int, sample_fraction: float) -> Shards:

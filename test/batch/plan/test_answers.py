@@ -3,13 +3,13 @@
 from plans import make_prompts
 
 from sglang.batch.plan.answers import assume_answers
-from sglang.srt.blend.core.pool.request_table import PRIOR_OUTPUT_TOKENS
+from sglang.srt.blend.core.pool.output_length import OPEN_TOKENS
 
 
 def test_an_answer_is_as_long_as_max_tokens_allows() -> None:
     prompts = make_prompts([[1, 2]] * 3, cap=[7, 0, 9], known=[0, 0, 9])
     workload, answers, refused, _ = assume_answers(prompts, output_tokens=None, longest=4096)
-    assert workload.output.tolist() == [7, PRIOR_OUTPUT_TOKENS, 9]
+    assert workload.output.tolist() == [7, OPEN_TOKENS, 9]
     assert workload.known.tolist() == [False, False, True]
     assert (answers.fixed, answers.capped, answers.open) == (1, 1, 1)
     assert not refused

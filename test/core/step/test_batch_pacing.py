@@ -17,7 +17,7 @@ from sglang.srt.blend.core.step.pacing import WorkLeft
 A100 = load_hardware("a100-80gb")
 TIMES = PdmuxTimes(StepTimeModel(ModelShape.from_config(LLAMA_3_8B), A100))
 CONFIG = PdmuxConfig.of(A100)
-LEFT = WorkLeft(rows=1e6, kv_reads=1e9, longest=5000.0, density=1.0)
+LEFT = WorkLeft(rows=1e6, kv_reads=1e9, kv_held=1e9, longest=5000.0, density=1.0)
 
 
 def lasts(tokens: int, rows: int, kv_tokens: int) -> tuple[float, float]:

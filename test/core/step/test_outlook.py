@@ -103,8 +103,7 @@ def test_answers_are_counted_by_what_was_expected_of_them() -> None:
 def test_the_last_of_many_unknown_answers_is_expected_to_outlast_the_mean() -> None:
     """So few read little: the passes of the longest answer, of which the caps allow 1,600, decide."""
     unknown, known = Run(known=False, requests=20), Run(known=True, requests=20)
-    for run in (unknown, known):
-        run.planner.table.estimate[run.slots] = OUTPUT
+    unknown.planner.table.estimate[unknown.slots] = OUTPUT
     assert unknown.outlook("overlapped").left > 2 * known.outlook("overlapped").left
     assert known.outlook("overlapped").left_high == known.outlook("overlapped").left
 
@@ -112,6 +111,10 @@ def test_the_last_of_many_unknown_answers_is_expected_to_outlast_the_mean() -> N
 def test_answers_that_run_long_raise_what_the_rest_may_take() -> None:
     run = Run(known=False)
     run.begin(10)
-    run.done.ends(PROMPT, 5, expected=OUTPUT)
-    early, late = run.outlook("overlapped", generated=1), run.outlook("overlapped", generated=300)
-    assert early.left <= early.left_high < late.left_high
+    early = run.outlook("overlapped")
+    slots = np.array(run.running)
+    run.planner.ledger.progress(slots, np.full(len(slots), 3 * OUTPUT))
+    run.planner.replan()
+    late = run.outlook("overlapped", generated=3 * OUTPUT)
+    assert early.left <= early.left_high
+    assert early.left < late.left <= late.left_high

@@ -26,7 +26,9 @@ NOTHING = Demand()
 
 
 def left(rows, kv_reads, longest=1.0, compute=NOTHING):
-    return WorkLeft(rows=rows, kv_reads=kv_reads, longest=longest, density=1.0, compute=compute)
+    return WorkLeft(
+        rows=rows, kv_reads=kv_reads, kv_held=kv_reads, longest=longest, density=1.0, compute=compute
+    )
 
 
 def test_free_rows_are_hidden_by_the_reads_of_the_step():
@@ -167,3 +169,11 @@ def test_work_density_agrees_with_that_of_a_request():
         float(cost.density(prompt, output)), rel=0.01
     )
     assert cost.work_density(1, 0) == float("inf")
+
+
+def test_a_prefix_that_many_read_takes_no_steps_for_each_of_them():
+    """Thirty questions on one document: their reads are many, but the cache holds the document once."""
+    shared = WorkLeft(rows=1e4, kv_reads=3e9, kv_held=1e8, longest=1.0, density=1.0)
+    assert shared.full_steps(CAPACITY) == pytest.approx(
+        left(rows=1e4, kv_reads=3e9).full_steps(CAPACITY) / 30
+    )

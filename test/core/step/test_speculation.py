@@ -13,6 +13,7 @@ from sglang.srt.blend.core.cost.step_time import StepTimeModel
 from sglang.srt.blend.core.planner import Planner
 from sglang.srt.blend.core.pool.request_table import State
 from sglang.srt.blend.core.step.dual_scan import Side
+from sglang.srt.blend.core.step.forecast import PARTS
 from sglang.srt.blend.core.step.outlook import PoolClock, WorkDone
 from sglang.srt.blend.core.step.pacing import Pacer
 from sglang.srt.blend.core.step.room import Holders, Room
@@ -89,13 +90,14 @@ def smallest_capacity(running, new, remaining, speculation):
     """KV tokens with which one more request fits beside those that run."""
     left, held = (np.array([r[i] for r in running], np.int64) for i in range(2))
     nobody, late = np.zeros(len(running), np.bool_), speculation.tokens(LATE_STEPS)
-    holders = Holders(np.arange(len(running)), left + late, held, nobody, nobody)
+    ends = np.repeat(left + late, PARTS).reshape(-1, PARTS)
+    holders = Holders(np.arange(len(running)), left + late, ends, held, nobody, nobody)
     for capacity in range(10_000):
         room = Room(
             holders,
             used=int((held + speculation.ahead).sum()),
             ahead=speculation.ahead,
-            margin=0,
+            deviations=0.0,
             reserve=0,
             outlasting=0.0,
             capacity=capacity,

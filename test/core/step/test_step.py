@@ -19,6 +19,7 @@ from sglang.srt.blend.core.step.leaders import PrefixKeys
 from sglang.srt.blend.core.step.pacing import Pacer
 from sglang.srt.blend.core.step.step import LATE_STEPS, MAX_PASSED_OVER, Running, StepLimits
 from sglang.srt.blend.core.step.step_maker import StepMaker
+from sglang.srt.blend.core.step.step_memory import RETRACTED, StepMemory
 from sglang.srt.blend.core.step.verdict import Reason, Verdict
 
 
@@ -513,3 +514,14 @@ def test_a_step_is_decided_without_sglang():
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
     assert " 1 skipped" in done.stdout
+
+
+def test_preemptible_requests_of_unknown_length_are_as_few_as_retractions_allow():
+    memory = StepMemory()
+    assert memory.may_preempt(0)
+    assert not memory.may_preempt(1)
+    for _ in range(RETRACTED):
+        memory.admitted()
+    assert memory.may_preempt(1)
+    memory.retractions = 2
+    assert not memory.may_preempt(0)

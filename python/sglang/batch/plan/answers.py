@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sglang.batch.plan.prompts import BadLine, Prompts
-from sglang.srt.blend.core.pool.request_table import PRIOR_OUTPUT_TOKENS
+from sglang.srt.blend.core.pool.output_length import OPEN_TOKENS
 from sglang.srt.blend.core.pool.workload import Workload
 
 
@@ -76,7 +76,7 @@ def assume_answers(prompts: Prompts, *, output_tokens: int | None, longest: int)
         )
         for i in np.flatnonzero(~fits)
     )
-    open_tokens = output_tokens or PRIOR_OUTPUT_TOKENS
+    open_tokens = output_tokens or OPEN_TOKENS
     cap, known = prompts.cap, prompts.known
     likely = np.where(cap > 0, np.minimum(cap, output_tokens or cap), open_tokens)
     room = np.maximum(longest - length, 1)

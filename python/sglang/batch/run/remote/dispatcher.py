@@ -25,7 +25,7 @@ from sglang.batch.run.remote.queue import PlannedQueue, Ticket
 from sglang.batch.run.remote.window import Window
 from sglang.srt.blend.core.cost.cost_model import CostModel
 from sglang.srt.blend.core.order.sharding import shard
-from sglang.srt.blend.core.pool.request_table import PRIOR_OUTPUT_TOKENS
+from sglang.srt.blend.core.pool.output_length import prior_tokens
 
 Ints = NDArray[np.int64]
 
@@ -278,7 +278,9 @@ class Dispatcher:
         tickets = list(self._inbox)
         self._inbox.clear()
         lengths = np.array([len(ticket.prompt.tokens) for ticket in tickets])
-        output = np.array([t.prompt.known or min(t.prompt.max_new, PRIOR_OUTPUT_TOKENS) for t in tickets])
+        known = np.array([ticket.prompt.known or 0 for ticket in tickets], np.int64)
+        prior = prior_tokens([ticket.prompt.max_new for ticket in tickets])
+        output = np.where(known > 0, known, prior)
         seconds = self._cost.comp(lengths, output) + self._cost.mem(lengths, output)
         for ticket, work in zip(tickets, seconds.tolist(), strict=True):
             ticket.work = work

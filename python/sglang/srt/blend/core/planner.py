@@ -14,7 +14,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sglang.srt.blend.core.cost.cost_model import CostModel
-from sglang.srt.blend.core.order.output_length import estimate_outputs
 from sglang.srt.blend.core.order.plan import (
     OrderedWindow,
     Plan,
@@ -35,6 +34,10 @@ from sglang.srt.blend.core.step.step_maker import StepMaker
 from sglang.srt.blend.core.step.verdict import Reason
 
 Ints = NDArray[np.int64]
+
+# Steps after which what runs is looked at again for what it tells about lengths: so many at first, then so
+# many times as many as at the last look.
+_FIRST_LOOK, _LOOK_AGAIN = 16, 1.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +104,7 @@ class Planner:
         self._pool = SortedPool(self.table, self.options.memory)
         self._samples = Samples(self.table, np.random.default_rng(seed))
         self._window: OrderedWindow | None = None
+        self._steps_begun, self._looked_at, self._open = 0, 0, False  # see `stale`
         self._largest_plan = 0  # requests
         self._largest_sharing = self._largest_density = 0.0
 
@@ -187,6 +191,7 @@ class Planner:
         if generated is not None:
             self.ledger.progress(np.array([slot]), np.array([generated]))
         self.ledger.retract(slot)
+        self._steps.memory.retractions += 1
         self._steps.memory.somebody_left()
         self._unplanned += 1
 
@@ -202,6 +207,8 @@ class Planner:
             return True
         if self._completions >= max(self.options.replan_interval, waiting // 20):
             return True
+        if self._open and self._steps_begun >= _LOOK_AGAIN * self._looked_at + _FIRST_LOOK:
+            return True  # answers that run tell more, too
         return self.ledger.scanner.num_waiting == 0
 
     def refresh(self) -> None:
@@ -215,9 +222,12 @@ class Planner:
         table = self.table
         self.refresh()
         self.replans += 1
+        if self._unplanned * 64 >= table.num_waiting:
+            self._steps_begun = 0  # of newcomers most is learned at first
+        self._looked_at = self._steps_begun
         self._completions = self._unplanned = 0
         self._samples.answered = False
-        self._estimate_outputs()
+        self._learn_lengths()
         self._window = window = self._order_waiting(self._planned())
         table.plan_position.fill(UNPLANNED)
         table.plan_position[window.slots] = np.arange(len(window.slots))
@@ -295,6 +305,7 @@ class Planner:
             choose: proposes so many requests instead of the plan, in an order that the plan does not know,
                 such as priorities; it is told who is due (see `Patience`).
         """
+        self._steps_begun += 1
         everything_fits = self._steps.everything_fits(limits.max_proposals)
         # Where everything fits nobody follows a plan, but what it says about a pool that has grown is shown.
         grown = self.table.num_waiting > 2 * self._largest_plan
@@ -330,25 +341,16 @@ class Planner:
             position=table.plan_position[order],
         )
 
-    def _estimate_outputs(self) -> None:
-        """Estimate all that waits from the answers in its neighbourhood; choose new samples."""
-        table, order = self.table, self._pool.prompts.slots
-        expected = np.maximum(table.estimate[order], 1)
-        tree = self._pool.prompts.tree(table.store.length[order], expected, self.cost_model)
-        estimate = estimate_outputs(
-            lo=tree.lo,
-            hi=tree.hi,
-            parent=tree.parent,
-            request_parent=tree.request_parent,
-            observed=table.observed[order],
-            known=table.known[order],
-            hint=table.hint[order],
-            max_new_tokens=table.max_new[order],
-        )
-        waits = table.state[order] == State.WAITING
-        least = np.minimum(table.generated[order] + 1, table.max_new[order])
-        table.estimate[order[waits]] = np.maximum(estimate, least)[waits]
-        self._samples.choose(order, tree, self._planned(), self.options.sample_fraction)
+    def _learn_lengths(self) -> None:
+        """Learn from every answer, and expect accordingly of what waits and runs; choose new samples."""
+        table, prompts = self.table, self._pool.prompts
+        unknown = prompts.subset(table.known[prompts.slots] == 0)
+        table.learn(unknown)
+        self.ledger.look_again()
+        self._open = bool((table.state[unknown.slots] == State.WAITING).any())
+        planned = np.zeros(len(table.state), np.bool_)
+        planned[prompts.slots[self._planned()]] = True
+        self._samples.choose(unknown, planned[unknown.slots], self.options.sample_fraction, self.kv_capacity)
 
     def _planned(self) -> NDArray[np.bool_]:
         """Which sorted requests wait in the present window: the oldest that still has some waiting."""

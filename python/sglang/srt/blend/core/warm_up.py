@@ -37,7 +37,7 @@ def compile_kernels(cost_model: CostModel) -> None:
     index.totals(lo, hi)
     index.used_sooner(lo, hi, 0, prompts[:2], index.next_use(lo, hi), 1)
     index.next_use_many(np.array([lo]), np.array([hi]))
-    forecast = KVForecast(1, np.array([1, 2]), np.array([1, 2]))
+    forecast = KVForecast.of_known(1, np.array([1, 2]), np.array([1, 2]))
     forecast.add(1, 1)
     forecast.peak_with(1, 1)
     forecast.longest(1, 8)

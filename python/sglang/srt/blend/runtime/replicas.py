@@ -22,7 +22,7 @@ from sglang.srt.blend.core.cost.cost_model import CostModel
 from sglang.srt.blend.core.cost.hardware import Hardware, load_hardware
 from sglang.srt.blend.core.cost.model_shape import ModelShape
 from sglang.srt.blend.core.order.replicas import Replicas
-from sglang.srt.blend.core.pool.request_table import PRIOR_OUTPUT_TOKENS
+from sglang.srt.blend.core.pool.output_length import OPEN_TOKENS, prior_tokens
 from sglang.srt.blend.runtime.arguments import POLICY, get_options, why_not
 from sglang.srt.blend.runtime.model_config import config_dict
 from sglang.srt.blend.runtime.pool import expected_output, known_output
@@ -176,8 +176,8 @@ def _output(request: Any) -> int:
     """Output tokens, known, expected by the sender, or assumed."""
     expected, longest = expected_output(request), request.sampling_params.max_new_tokens
     if longest is None:  # up to the end of the context
-        return expected or PRIOR_OUTPUT_TOKENS
-    return known_output(request) or min(expected or PRIOR_OUTPUT_TOKENS, longest)
+        return expected or OPEN_TOKENS
+    return known_output(request) or min(expected or prior_tokens(longest).item(), longest)
 
 
 def _cost_model(server_args: Any) -> CostModel:

@@ -6,15 +6,114 @@ from collections import deque
 from itertools import islice
 
 import numpy as np
+from numba import njit
 from numpy.typing import NDArray
 
-from sglang.srt.blend.core.order.output_length import choose_samples
-from sglang.srt.blend.core.pool.prefix_tree import ResourceAwarePrefixTree
+from sglang.srt.blend.core.pool.output_length import octaves
+from sglang.srt.blend.core.pool.prefix_tree import nodes_of
 from sglang.srt.blend.core.pool.request_table import RequestTable, State
+from sglang.srt.blend.core.pool.sorted_prompts import SortedPrompts
+
+Ints = NDArray[np.int64]
 
 SHORT_CAP = 16
 """Output tokens. Answers capped at so few need no sample: whatever their length is, it changes little, while
 the prefix of a sample may have left the cache when its relatives' turn comes."""
+
+CACHE_SHARE = 64
+"""A sample shares no more than one part in so many of the KV capacity with others, for the same reason."""
+
+SAME_PROMPT = 4
+"""Requests with one prompt of which one is a sample: their answers are of a kind."""
+
+_LEAST_SAMPLES = 4
+# Of each class of caps: few long answers may hide among many others.
+
+
+@njit(cache=True)
+def _cover_large_subtrees(lo, hi, unknown, chosen, at_least, draws):  # type: ignore[no-untyped-def]
+    """Add one random request of every node with `at_least` (nodes,) unknown requests and no sample.
+
+    Nodes come in preorder, so the last of them are deepest: a sample drawn for a child covers its
+    ancestors too.
+    """
+    n = len(unknown)
+    unknown_before = np.zeros(n + 1, np.int64)
+    for i in range(n):
+        unknown_before[i + 1] = unknown_before[i] + unknown[i]
+    candidates = np.flatnonzero(unknown)
+    # Fenwick tree over samples: coverage changes as samples are added.
+    tree = np.zeros(n + 1, np.int64)
+    for i in range(n):
+        if chosen[i]:
+            j = i + 1
+            while j <= n:
+                tree[j] += 1
+                j += j & -j
+    for node in range(len(lo) - 1, -1, -1):
+        first, last = unknown_before[lo[node]], unknown_before[hi[node]]
+        if last - first < at_least[node]:
+            continue
+        covered, j = 0, hi[node]
+        while j > 0:
+            covered += tree[j]
+            j -= j & -j
+        j = lo[node]
+        while j > 0:
+            covered -= tree[j]
+            j -= j & -j
+        if covered > 0:
+            continue
+        pick = candidates[first + min(int(draws[node] * (last - first)), last - first - 1)]
+        chosen[pick] = True
+        j = pick + 1
+        while j <= n:
+            tree[j] += 1
+            j += j & -j
+
+
+def choose_samples(
+    *,
+    lo: Ints,
+    hi: Ints,
+    at_least: Ints,
+    unknown: NDArray[np.bool_],
+    covered: NDArray[np.bool_],
+    fraction: float,
+    rng: np.random.Generator,
+) -> Ints:
+    """Samples, requests to run before the others: a random `fraction`, and one of every large subtree.
+
+    Their answers tell how long those of their neighbours will be (paper 5.1). Those that are covered already
+    count towards both.
+
+    Args:
+        lo, hi: (nodes,) the tree's intervals.
+        at_least: (nodes,) requests of unknown length that make a subtree large.
+        unknown: (n,) requests that may be sampled.
+        covered: (n,) samples under way and requests whose answer is in; none of them `unknown`.
+        fraction: share of the requests of unknown length, in [0, 1].
+        rng: draws the samples.
+
+    Returns:
+        Ascending indices of requests, int64; empty when fraction is 0 or nothing is unknown.
+
+    Raises:
+        ValueError: fraction outside [0, 1].
+    """
+    if not 0.0 <= fraction <= 1.0:
+        raise ValueError(f"sample fraction must be between 0 and 1, got {fraction}")
+    candidates = np.flatnonzero(unknown)
+    if fraction == 0.0 or len(candidates) == 0:
+        return np.empty(0, np.int64)
+    present = int(covered.sum())
+    total = len(candidates) + present
+    missing = max(int(np.ceil(fraction * total)), min(_LEAST_SAMPLES, total)) - present
+    chosen = covered.copy()
+    if missing > 0:
+        chosen[rng.choice(candidates, size=missing, replace=False)] = True
+    _cover_large_subtrees(lo, hi, unknown, chosen, at_least, rng.random(len(lo)))
+    return np.flatnonzero(chosen & ~covered)
 
 
 class Samples:
@@ -31,36 +130,47 @@ class Samples:
         self._open = 0
 
     def choose(
-        self,
-        slots: NDArray[np.int64],
-        tree: ResourceAwarePrefixTree,
-        planned: NDArray[np.bool_],
-        fraction: float,
+        self, prompts: SortedPrompts, planned: NDArray[np.bool_], fraction: float, kv_capacity: int
     ) -> None:
-        """Sample more requests of unknown length where no answer tells about them.
+        """Sample more requests where nothing, no hint either, tells about them; those of large caps first.
+
+        Each class of caps is sampled for itself. A subtree is large if it has 1 / fraction requests, so that
+        random ones alone would be expected to hit it.
 
         Args:
-            slots: (n,) the tree's requests.
+            prompts: (n,) requests of unknown length.
             planned: (n,) whether each may run.
             fraction: of the requests of unknown length, to be sampled.
+            kv_capacity: tokens.
         """
-        table = self._table
-        unexpected = (table.known[slots] == 0) & (table.hint[slots] == 0)
-        unknown = planned & unexpected & (table.max_new[slots] > SHORT_CAP)
-        covered = table.sampled[slots] | (table.observed[slots] >= 0)
-        picks = slots[
-            choose_samples(
-                lo=tree.lo,
-                hi=tree.hi,
-                unknown=unknown & ~covered,
-                covered=covered,
+        if not fraction:
+            return
+        table, slots = self._table, prompts.slots
+        cap = table.max_new[slots]
+        covered = table.sampled[slots] | (table.observed[slots] >= 0) | (table.state[slots] == State.RUNNING)
+        unknown = planned & ~covered & (table.hint[slots] == 0) & (cap > SHORT_CAP)
+        picks = []
+        classes = octaves(cap)
+        for number in np.unique(classes[unknown])[::-1].tolist():
+            of_class = classes == number
+            members = prompts.subset(of_class)
+            nodes = nodes_of(members.common)
+            shared = nodes.depth[nodes.request_parent]
+            whole = table.store.length[members.slots] == shared
+            same = np.bincount(nodes.request_parent[whole], minlength=len(nodes.lo))
+            chosen = choose_samples(
+                lo=nodes.lo,
+                hi=nodes.hi,
+                at_least=np.where(same >= SAME_PROMPT, SAME_PROMPT, int(np.ceil(1.0 / fraction))),
+                unknown=unknown[of_class] & (shared * CACHE_SHARE <= kv_capacity),
+                covered=covered[of_class],
                 fraction=fraction,
                 rng=self._rng,
             )
-        ]
+            picks.extend(members.slots[chosen].tolist())
         table.sampled[picks] = True
         self._open += len(picks)
-        self._slots.extend(picks.tolist())
+        self._slots.extend(picks)
 
     def waiting(self, limit: int | None = None) -> list[int]:
         """The first samples that wait, `limit` at most."""

@@ -123,7 +123,7 @@ def shard(
     Args:
         tokens: int32, all prompts back to back; request i is tokens[offsets[i]:offsets[i + 1]].
         offsets: int64 (n + 1,).
-        output: (n,) output tokens: known ones, or estimates (`output_length.estimate_outputs`).
+        output: (n,) output tokens: known ones, or estimates (`pool.output_length`).
         cost: of one replica.
         parts: replicas.
         extra_compute: (n,) seconds beside the decoder's own, such as a vision encoder.

@@ -78,6 +78,33 @@ def _range_sums(values: ArrayLike, lo: Ints, hi: Ints) -> Floats:
 
 
 @dataclass(frozen=True, slots=True)
+class Nodes:
+    """The inner nodes of a radix tree, in preorder, and where its requests hang; as in the tree below.
+
+    Attributes:
+        lo, hi, depth, parent: (nodes,); request_parent: (n,).
+    """
+
+    lo: Ints
+    hi: Ints
+    depth: Ints
+    parent: Ints
+    request_parent: Ints
+
+
+def nodes_of(lcp: Ints) -> Nodes:
+    """The radix tree of sorted prompts, of which each shares `lcp`, (n,), tokens with the one before it."""
+    lo, hi, depth = _intervals(lcp)
+    preorder = np.lexsort((-hi, lo))
+    # The root must come first even when a single child spans all requests.
+    if len(lo) > 1:
+        spans = preorder[(lo[preorder] == lo[0]) & (hi[preorder] == hi[0])]
+        preorder[: len(spans)] = spans[np.argsort(depth[spans], kind="stable")]
+    lo, hi, depth = lo[preorder], hi[preorder], depth[preorder]
+    return Nodes(lo, hi, depth, *_parents(lo, hi, len(lcp)))
+
+
+@dataclass(frozen=True, slots=True)
 class ResourceAwarePrefixTree:
     """Radix tree of n requests in sorted order, with resource totals per node.
 
@@ -178,14 +205,8 @@ def build_tree(
         prompt, output: (n,) tokens, in the same order.
         extra_comp: (n,) compute seconds beside the decoder's (a vision encoder), if any.
     """
-    lo, hi, depth = _intervals(lcp)
-    preorder = np.lexsort((-hi, lo))
-    # The root must come first even when a single child spans all requests.
-    if len(lo) > 1:
-        spans = preorder[(lo[preorder] == lo[0]) & (hi[preorder] == hi[0])]
-        preorder[: len(spans)] = spans[np.argsort(depth[spans], kind="stable")]
-    lo, hi, depth = lo[preorder], hi[preorder], depth[preorder]
-    parent, request_parent = _parents(lo, hi, len(lcp))
+    nodes = nodes_of(lcp)
+    lo, hi = nodes.lo, nodes.hi
     comp = cost.comp(prompt, output)
     if extra_comp is not None:
         comp = comp + extra_comp
@@ -197,9 +218,9 @@ def build_tree(
         lcp=lcp,
         lo=lo,
         hi=hi,
-        depth=depth,
-        parent=parent,
-        request_parent=request_parent,
+        depth=nodes.depth,
+        parent=nodes.parent,
+        request_parent=nodes.request_parent,
         comp=comp,
         mem=mem,
         kv_tokens=kv_tokens,

@@ -7,19 +7,18 @@ from enum import IntEnum
 import numpy as np
 from numpy.typing import NDArray
 
+from sglang.srt.blend.core.pool.output_length import LengthEstimator
 from sglang.srt.blend.core.pool.pending_index import NEVER
+from sglang.srt.blend.core.pool.sorted_prompts import SortedPrompts
 from sglang.srt.blend.core.pool.token_store import TokenStore
 
 Ints = NDArray[np.int64]
 
-PRIOR_OUTPUT_TOKENS = 512
-"""Output tokens assumed before the first answer is in, capped by max_new_tokens."""
-
 UNPLANNED = NEVER - 1
 """Plan position of a request that came after the plan: used, but later than any planned one."""
 
-# Share of exponential lengths above their mean.
-_OUTLIVES = float(np.exp(-1.0))
+# What an answer that has outlived its estimate is expected to have at least, of what it has.
+_GROWTH = 1.125
 
 
 class State(IntEnum):
@@ -36,13 +35,15 @@ class RequestTable:
 
     Attributes:
         store: prompts, and their lengths by slot.
+        lengths: what is known of the lengths that nobody knows.
         state: `State`.
         space: namespace; prompts of different ones share nothing.
         max_new: cap of the output, tokens.
         known: output tokens if the request fixes them, else 0.
         hint: output tokens that earlier runs let expect, else 0.
+        group: the request's group in `lengths`.
         extra: seconds of compute beside the decoder's own.
-        estimate: expected output tokens at the last plan, 1 or more.
+        estimate: expected output tokens when they were last looked at, 1 or more.
         generated: output tokens so far.
         observed: output tokens of an answer that has ended, else -1.
         shared: prompt tokens that others hold or will compute.
@@ -66,6 +67,7 @@ class RequestTable:
         ("max_new", np.int64),
         ("known", np.int64),
         ("hint", np.int64),
+        ("group", np.int64),
         ("extra", np.float64),
         ("estimate", np.int64),
         ("generated", np.int64),
@@ -82,6 +84,7 @@ class RequestTable:
     max_new: Ints
     known: Ints
     hint: Ints
+    group: Ints
     extra: NDArray[np.float64]
     estimate: Ints
     generated: Ints
@@ -95,6 +98,7 @@ class RequestTable:
 
     def __init__(self) -> None:
         self.store = TokenStore()
+        self.lengths = LengthEstimator()
         for name, kind in self._COLUMNS:
             setattr(self, name, np.zeros(0, kind))
         self.num_waiting = self.num_running = 0
@@ -124,6 +128,7 @@ class RequestTable:
         self.max_new[slots] = np.maximum(max_new_tokens, 1)
         self.known[slots] = 0 if known_output is None else known_output
         self.hint[slots] = 0 if expected_output is None else expected_output
+        self.group[slots] = self.lengths.newcomers(self.max_new[slots], self.hint[slots])
         self.extra[slots] = 0.0 if extra_compute is None else extra_compute
         self.observed[slots] = -1
         self.generated[slots] = 0
@@ -131,9 +136,7 @@ class RequestTable:
         self.sampled[slots] = self.preemptible[slots] = False
         self.plan_position[slots] = UNPLANNED
         self.sequence[slots] = np.arange(self.arrived, self.arrived + n)
-        hint = np.where(self.hint[slots] > 0, self.hint[slots], PRIOR_OUTPUT_TOKENS)
-        estimate = np.where(self.known[slots] > 0, self.known[slots], hint)
-        self.estimate[slots] = np.clip(estimate, 1, self.max_new[slots])
+        self.estimate[slots] = self.expected_many(slots)
         self.count_waiting(slots)
         self.arrived += n
         self.num_waiting += n
@@ -147,25 +150,53 @@ class RequestTable:
 
     # ---------------------------------------------------------------- lengths
 
-    def expected(self, slot: int) -> int:
-        """Output tokens of a request, capped by max_new_tokens.
+    def learn(self, prompts: SortedPrompts) -> None:
+        """Learn from every answer, ended or not, and expect accordingly of what waits.
 
-        One that has outlived its estimate is expected to go on for as long again: answers' lengths have
-        long tails, and a forecast of memory had better err to this side.
+        Args:
+            prompts: all requests of unknown length.
         """
+        slots = prompts.slots
+        if not len(slots):
+            return
+        ended = self.observed[slots] >= 0
+        self.group[slots] = self.lengths.learn(
+            prompts,
+            lengths=self.store.length[slots],
+            tokens=np.where(ended, self.observed[slots], self.generated[slots]),
+            ended=ended,
+            cap=self.max_new[slots],
+            hint=self.hint[slots],
+        )
+        waiting = slots[self.state[slots] == State.WAITING]
+        least = np.minimum(self.generated[waiting] + 1, self.max_new[waiting])
+        self.estimate[waiting] = np.maximum(self.expected_many(waiting), least)
+
+    def expected(self, slot: int) -> int:
+        """Output tokens of a request when they were last looked at; more than it has, at most its cap."""
         estimate, generated = self.estimate.item(slot), self.generated.item(slot)
         if generated >= estimate:
-            estimate = 2 * max(generated, 1)
+            estimate = self.outlived(np.array([slot])).item(0)
         return min(estimate, self.max_new.item(slot))
 
     def expected_many(self, slots: Ints, generated: Ints | None = None) -> Ints:
-        """`expected`, int64 (n,), of requests that have `generated` so many tokens (by default as noted)."""
+        """Output tokens of requests, (n,), given how many each has; known ones as they are.
+
+        Args:
+            generated: output tokens of each so far, by default as noted.
+        """
         generated = self.generated[slots] if generated is None else generated
-        estimate = self.estimate[slots]
-        outlived = 2 * np.maximum(generated, 1)
-        return np.asarray(
-            np.minimum(np.where(generated >= estimate, outlived, estimate), self.max_new[slots])
-        )
+        known, cap, hint = self.known[slots], self.max_new[slots], self.hint[slots]
+        expected = np.rint(self.lengths.expected(self.group[slots], generated, cap)).astype(np.int64)
+        as_hinted = self.lengths.hinted(self.group[slots]) & (generated < hint)
+        expected = np.where(as_hinted, np.minimum(hint, cap), expected)
+        return np.asarray(np.where(known > 0, np.minimum(known, cap), expected))
+
+    def outlived(self, slots: Ints) -> Ints:
+        """What requests, (n,), that have outlived their estimates are expected to have, tokens."""
+        generated = self.generated[slots]
+        least = np.maximum(np.rint(_GROWTH * generated).astype(np.int64), generated + 1)
+        return np.asarray(np.minimum(np.maximum(self.expected_many(slots), least), self.max_new[slots]))
 
     def work(self, slots: Ints) -> tuple[Ints, Ints]:
         """Tokens to prefill, sharing not deducted, and to decode, of waiting requests; each (n,).
@@ -175,20 +206,15 @@ class RequestTable:
         generated = self.generated[slots]
         return self.store.length[slots] + generated, self.estimate[slots] - generated
 
-    def spread(self, slots: Ints, released: Ints) -> float:
-        """Standard deviation of what running requests will hold together, KV tokens, when they should end.
+    def ends(self, slots: Ints, parts: int) -> Ints:
+        """Steps until running requests, (n,), end: quantiles of each, int64 (n, parts).
 
-        Lengths that are not known are taken for exponential: one that should have ended still holds all its
-        tokens with probability 1/e, and has more of them. One that is expected to reach its cap ends there.
-
-        Args:
-            released: (n,) KV tokens that each of them alone holds now.
+        Those of a known length are all the same, and nobody goes on beyond the cap.
         """
-        estimate = self.expected_many(slots)
-        remaining = np.maximum(estimate - self.generated[slots], 0)
-        uncertain = (self.known[slots] == 0) & (estimate < self.max_new[slots])
-        held = (released + remaining)[uncertain].astype(np.float64)
-        return float(np.sqrt(_OUTLIVES * (1.0 - _OUTLIVES) * (held**2).sum()))
+        known, generated, cap = self.known[slots], self.generated[slots], self.max_new[slots]
+        ends = self.lengths.quantiles(self.group[slots], generated, cap, parts)
+        ends = np.where(known[:, None] > 0, np.minimum(known, cap)[:, None], ends)
+        return np.asarray(ends - generated[:, None])
 
     # ---------------------------------------------------------------- totals
 
@@ -237,9 +263,10 @@ class RequestTable:
         prompt, output = self.work(slots)
         self.waiting_tokens += float((prompt + output).sum())
         self.waiting_rows += float((prompt - self.shared[slots] + output).sum())
-        self.waiting_reads += float((output * (prompt + (output + 1) / 2)).sum())
+        mean = prompt + (output + 1) / 2
+        self.waiting_reads += float((output * mean).sum())
         self.waiting_output += float(output.sum())
-        self.waiting_held += float((output * (prompt - self.shared[slots] + (output + 1) / 2)).sum())
+        self.waiting_held += float((output * (mean - self.shared[slots])).sum())
         self._note_longest(output)
 
     @property
@@ -262,10 +289,11 @@ class RequestTable:
         generated = self.generated.item(slot)
         prompt, output = self.store.length.item(slot) + generated, self.estimate.item(slot) - generated
         self.waiting_tokens += sign * float(prompt + output)
-        self.waiting_rows += sign * float(prompt - self.shared.item(slot) + output)
-        self.waiting_reads += sign * (output * (prompt + (output + 1) / 2))
+        mean, shared = prompt + (output + 1) / 2, self.shared.item(slot)
+        self.waiting_rows += sign * float(prompt - shared + output)
+        self.waiting_reads += sign * (output * mean)
         self.waiting_output += sign * float(output)
-        self.waiting_held += sign * (output * (prompt - self.shared.item(slot) + (output + 1) / 2))
+        self.waiting_held += sign * (output * (mean - shared))
         if sign < 0 and output == self._longest:
             self._as_long -= 1
 

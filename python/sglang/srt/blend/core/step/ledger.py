@@ -18,6 +18,9 @@ from sglang.srt.blend.core.step.speculation import Speculation
 
 Ints = NDArray[np.int64]
 
+# An estimate is far off if it is wrong by more than one part in so many.
+_FAR = 4
+
 
 @dataclass(frozen=True, slots=True)
 class Progress:
@@ -101,17 +104,33 @@ class Ledger:
         """Running requests (n,) have generated so many tokens (n,); outlived estimates are corrected.
 
         Paper 5.4: a request that turns out to be memory-intensive moves to the memory side's account. An
-        outlived estimate doubles, so the correction is rare.
+        outlived estimate grows by an eighth at least, so the correction is rare.
         """
         table = self.table
         table.generated[slots] = generated
-        for slot in slots[generated >= table.estimate[slots]].tolist():
-            estimate = table.expected(slot)
+        outlived = slots[generated >= table.estimate[slots]]
+        if len(outlived):
+            self._correct(outlived, table.outlived(outlived))
+
+    def look_again(self) -> None:
+        """Lengths were learned anew: correct the estimates of running requests that are far off."""
+        table = self.table
+        running = np.flatnonzero((table.state == State.RUNNING) & (table.known == 0))
+        if not len(running):
+            return
+        old, new = table.estimate[running], table.expected_many(running)
+        far = np.abs(new - old) * _FAR > old
+        self._correct(running[far], new[far])
+
+    def _correct(self, slots: Ints, estimates: Ints) -> None:
+        table = self.table
+        densities = self.cost_model.density(table.store.length[slots], estimates)
+        less = (densities < self.scanner.root_density).tolist()
+        for slot, estimate, memory in zip(slots.tolist(), estimates.tolist(), less, strict=True):
             if table.state[slot] != State.RUNNING or estimate == table.estimate[slot]:
                 continue
             table.correct(slot, estimate)
-            density = self.cost_model.density(table.store.length[slot], estimate)
-            self.scanner.rebalance(slot, self.share(slot), outlived=bool(density < self.scanner.root_density))
+            self.scanner.rebalance(slot, self.share(slot), outlived=memory)
             table.memory_side[slot] = self.scanner.side_of(slot) is Side.MEMORY
 
     # ---------------------------------------------------------------- questions
@@ -156,18 +175,21 @@ class Ledger:
         Args:
             progress: of those that run.
         """
-        remaining, context = progress.remaining, progress.context
-        table, speculation = self.table, self.speculation
+        table, speculation, remaining = self.table, self.speculation, progress.remaining
         output = table.waiting_output + float(remaining.sum())
         rows = table.waiting_rows + float(remaining.sum())
-        reads = table.waiting_reads + float((remaining * (context + (remaining + 1) / 2)).sum())
-        own = context - table.shared[progress.slots]
-        held = table.waiting_held + float((remaining * (own + (remaining + 1) / 2)).sum())
+        mean = progress.context + (remaining + 1) / 2
+        reads = table.waiting_reads + float((remaining * mean).sum())
+        held = table.waiting_held + float((remaining * (mean - table.shared[progress.slots])).sum())
+        # How long a running answer will go on is a guess that grows with it; whoever waits longer for its end
+        # ends later in turn.
+        known = remaining[table.known[progress.slots] > 0]
+        longest = max(table.longest_waiting, known.max(initial=0))
         return WorkLeft(
             rows=rows + (speculation.rows(output) - output),
             kv_reads=speculation.steps(reads),
             kv_held=speculation.steps(held),
-            longest=speculation.steps(float(max(table.longest_waiting, remaining.max(initial=0)))),
+            longest=speculation.steps(float(longest)),
             density=self.cost_model.work_density(rows, reads),
             compute=self.scanner.demand,
             accept_length=speculation.accept_length,
@@ -175,11 +197,7 @@ class Ledger:
 
     def density_left(self) -> float:
         """Comp / Mem of what running and waiting requests will still do."""
-        table = self.table
-        running = np.flatnonzero(table.state == State.RUNNING)
-        generated = table.generated[running]
-        remaining = np.maximum(table.expected_many(running) - generated, 0)
-        return self.work_left(Progress(running, table.store.length[running] + generated, remaining)).density
+        return self.work_left(self.progress_of(np.flatnonzero(self.table.state == State.RUNNING))).density
 
     def _check(self) -> None:
         """The scanner and the index agree with the table about who waits and who runs."""

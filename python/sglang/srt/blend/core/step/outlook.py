@@ -22,11 +22,8 @@ from sglang.srt.blend.core.step.step import Running
 
 Ints = NDArray[np.int64]
 
-_EULER = 0.5772
-"""1 + 1/2 + ... + 1/n is about log(n) + this."""
-
-_RARELY = 2.4
-"""The longest of n exponential lengths is more than the mean times log(n) + _EULER + this one time in 20."""
+_LIKELY, _RARELY = 0.5, 0.05
+"""Answers that are expected to go on when the last one ends, most likely and one time in 20."""
 
 
 @dataclass(slots=True)
@@ -38,7 +35,6 @@ class WorkDone:
         decode_rows, kv_tokens: of requests that ended; see `PoolWork`.
         requests: how many began.
         longest: output tokens of the longest answer that has ended.
-        learned: output tokens of the answers of unknown length that have ended.
         lengths: how many answers of unknown length ended, by the powers of two of what was expected when
             they began and of what they came to (`int.bit_length`, so 3 is 4 to 7 tokens).
     """
@@ -49,7 +45,6 @@ class WorkDone:
     kv_tokens: float = 0.0
     requests: int = 0
     longest: int = 0
-    learned: int = 0
     lengths: Counter[tuple[int, int]] = field(default_factory=Counter)
 
     def begins(self, prompt: int, cached: int) -> None:
@@ -66,7 +61,6 @@ class WorkDone:
         self.kv_tokens += prompt * decodes + decodes * (decodes + 1) / 2
         self.longest = max(self.longest, output)
         if expected is not None:
-            self.learned += output
             self.lengths[expected.bit_length(), output.bit_length()] += 1
 
 
@@ -76,7 +70,7 @@ class Outlook:
 
     Attributes:
         done, left: modelled seconds of what is behind and of what is to come, if estimates hold.
-        left_high: of what is to come if answers are longer, as far as is likely.
+        left_high: of what is to come if the longest answer is longer, as far as is likely.
         estimated: share of the output tokens to come that are estimates, 0 to 1; requests fix the others.
         compute, memory: seconds that the work behind takes of the hardware's peak FLOP/s and, for its KV
             reads alone, of its peak bandwidth.
@@ -121,20 +115,21 @@ class PoolClock:
         behind = _behind(table, done, running)
         longest_done = max(done.longest, int(running.generated.max(initial=0)))
         prompt, output = table.work(waiting)
-        longer = _uncensored(table, done, running, waiting, output)
         shared = np.clip(table.shared[waiting], 0, prompt)
         slots = np.concatenate([waiting, running.slots])
-        left = []
-        for expected, beyond in ((output, _EULER), (longer, _EULER + _RARELY)):
-            ahead = _ahead(table, running, remaining, PoolWork.of(prompt, expected, shared))
-            to_come = np.concatenate([expected, remaining])
-            left.append(self.seconds(ahead, _longest(table, slots, to_come, beyond)))
+        to_come = np.concatenate([output, remaining])
+        generated = np.concatenate([table.generated[waiting], running.generated])
+        ahead = _ahead(table, running, remaining, PoolWork.of(prompt, output, shared))
+        left, left_high = (
+            self.seconds(ahead, _longest(table, slots, generated, to_come, going))
+            for going in (_LIKELY, _RARELY)
+        )
         compute, memory = self._peak_seconds(self._in_steps(behind))
         return Outlook(
             done=self.seconds(behind, longest_done),
-            left=left[0],
-            left_high=max(left),
-            estimated=_estimated(table, slots, np.concatenate([output, remaining])),
+            left=left,
+            left_high=left_high,
+            estimated=_estimated(table, slots, to_come),
             compute=compute,
             memory=memory,
         )
@@ -189,36 +184,16 @@ def _ahead(table: RequestTable, running: Running, remaining: Ints, waiting: Pool
     )
 
 
-def _uncensored(table: RequestTable, done: WorkDone, running: Running, waiting: Ints, output: Ints) -> Ints:
-    """Output tokens of waiting requests, estimates raised for the answers that have not ended.
-
-    Estimates are means of answers that have, and short ones end first. For exponential lengths the mean is
-    all tokens generated so far, of answers that run too, by the answers that have ended.
-    """
-    if not done.learned:
-        return output
-    unended = running.generated[table.known[running.slots] == 0].sum()
-    factor = 1.0 + float(unended) / done.learned
-    corrected = np.minimum(output * factor, table.max_new[waiting] - table.generated[waiting])
-    return np.asarray(np.where(table.known[waiting] == 0, np.maximum(corrected, output), output), np.int64)
-
-
-def _longest(table: RequestTable, slots: Ints, to_come: Ints, beyond: float) -> int:
-    """Output tokens that the longest of these answers has yet to produce.
-
-    Lengths that are not known are taken for exponential, as in `RequestTable.spread`. The longest of n is
-    expected to be the mean times 1 + 1/2 + ... + 1/n, and is no longer than requests allow.
+def _longest(table: RequestTable, slots: Ints, generated: Ints, to_come: Ints, going: float) -> int:
+    """Output tokens that the longest of these answers has yet to produce, (n,) each.
 
     Args:
-        beyond: `_EULER` for that, more for a longest that is rarely exceeded.
+        going: answers of unknown length that are expected to go on when the last one ends.
     """
     unknown = table.known[slots] == 0
-    longest = int(to_come.max(initial=0))
-    if not unknown.any():
-        return longest
-    tail = to_come[unknown].mean() * max(math.log(int(unknown.sum())) + beyond, 1.0)
-    allowed = int((table.max_new[slots] - table.generated[slots])[unknown].max())
-    return max(longest, int(min(tail, allowed)))
+    group, cap = table.group[slots[unknown]], table.max_new[slots[unknown]]
+    tail = table.lengths.tail(group, generated[unknown], cap, going=going)
+    return max(tail, int(to_come.max(initial=0)))
 
 
 def _estimated(table: RequestTable, slots: Ints, to_come: Ints) -> float:

@@ -21,6 +21,7 @@ class Holders:
     Attributes:
         slots: requests.
         remaining: output tokens until each is expected to give its KV back, 1 or more.
+        ends: (n, parts) the same of its parts, see `KVForecast`.
         released: KV tokens that each alone holds now, those `ahead` left out.
         memory_side: whether each counts on the memory side.
         preemptible: whether each runs in KV that is promised to others.
@@ -28,6 +29,7 @@ class Holders:
 
     slots: Ints
     remaining: Ints
+    ends: Ints
     released: Ints
     memory_side: NDArray[np.bool_]
     preemptible: NDArray[np.bool_]
@@ -63,7 +65,7 @@ class Room:
         holders: who runs. Preemptible ones count for nobody else; those that fit after all are kept.
         used: KV tokens held now, shared prefixes counted once.
         ahead: KV tokens that each request holds beyond those that it has generated; part of `used`.
-        margin: KV tokens by which use may turn out higher than estimates say.
+        deviations: standard deviations of what they will hold that stay free.
         reserve: KV tokens that the memory side leaves to the compute side.
         outlasting: output tokens; an answer of that many or more outlasts all other work.
         capacity: KV tokens.
@@ -79,13 +81,13 @@ class Room:
         *,
         used: int,
         ahead: int,
-        margin: int,
+        deviations: float,
         reserve: int,
         outlasting: float,
         capacity: int,
         page_size: int,
     ) -> None:
-        self._used, self._ahead, self._margin, self._reserve = used, ahead, margin, reserve
+        self._used, self._ahead, self._deviations, self._reserve = used, ahead, deviations, reserve
         self._outlasting, self._capacity, self._page_size = outlasting, capacity, page_size
         preemptible = holders.preemptible
         # Without preemptible requests: they leave when others need their room.
@@ -154,14 +156,12 @@ class Room:
 
     def _outlook(self, holders: Holders, present: NDArray[np.bool_]) -> Outlook:
         """The outlook of some of the holders, as if the others had given their KV back."""
-        remaining, released = holders.remaining, holders.released + self._ahead
+        ends, released = holders.ends, holders.released + self._ahead
         memory, compute = present & holders.memory_side, present & ~holders.memory_side
         held = self._used - int(released[~present].sum())
         return Outlook(
-            KVForecast(held, remaining[present], released[present], self._margin),
-            KVForecast(
-                held - int(released[compute].sum()), remaining[memory], released[memory], self._margin
-            ),
+            KVForecast(held, ends[present], released[present], self._deviations),
+            KVForecast(held - int(released[compute].sum()), ends[memory], released[memory], self._deviations),
         )
 
 

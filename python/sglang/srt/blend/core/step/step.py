@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sglang.srt.blend.core.step.dual_scan import Side
+from sglang.srt.blend.core.step.forecast import PARTS
 from sglang.srt.blend.core.step.leaders import NO_PREFIX, PrefixKeys
 from sglang.srt.blend.core.step.ledger import Ledger, Progress
 from sglang.srt.blend.core.step.pacing import Quota
@@ -35,7 +36,7 @@ Ints = NDArray[np.int64]
 LATE_STEPS = 2
 """Steps by which the scheduler sees an ended request later than its output length tells."""
 
-DEVIATIONS = 3.0
+DEVIATIONS = 2.5
 """Standard deviations of what running requests will hold that stay free, for retractions compute twice."""
 
 PREEMPTION_GAIN = 1.5
@@ -224,7 +225,7 @@ class Step:
         room = self._room = self._room or self._look_ahead(decision.unheld_tokens)
         if room.fits(side, decision.new_tokens, self.tokens_left(decision.slot)):
             return decision.because(Verdict.ADMIT, Reason.FITS)
-        if side is Side.MEMORY and self._worth_preemption(room, decision.new_tokens):
+        if side is Side.MEMORY and self._worth_preemption(room, decision):
             return decision.because(Verdict.ADMIT_PREEMPTIBLE, Reason.WORTH_PREEMPTION)
         return self._side_is_full(decision, Reason.NO_ROOM)
 
@@ -256,18 +257,19 @@ class Step:
             return decision.because(Verdict.ENOUGH, reason)
         return self._pass_over(decision, Verdict.SIDE_FULL, reason)
 
-    def _worth_preemption(self, room: Room, new_tokens: int) -> bool:
+    def _worth_preemption(self, room: Room, decision: Decision) -> bool:
         """Whether a request should begin in room that it has to leave to others before it ends.
 
         Until then its rows share what a step costs however few it has. What it holds when it leaves is
         computed once more. Not where prefill and steps hide behind each other: nothing is fixed there.
         """
-        if self._overlaps:
+        table, new_tokens = self._ledger.table, decision.new_tokens
+        known = table.known.item(decision.slot) > 0
+        if self._overlaps or not (known or self._memory.may_preempt(int(table.preemptible.sum()))):
             return False
-        tokens = room.longest_visit(new_tokens)
+        tokens, cost = room.longest_visit(new_tokens), self._ledger.cost_model
         if tokens <= self._late:
             return False
-        cost = self._ledger.cost_model
         saved = self._ledger.speculation.steps(tokens) * cost.weight_time / (room.requests + 1)
         return saved > PREEMPTION_GAIN * float(cost.prefix_comp(new_tokens + tokens))
 
@@ -283,16 +285,16 @@ class Step:
             unheld_tokens: of the request that asks; the engine holds them while it looks.
         """
         ledger, table, progress = self._ledger, self._ledger.table, self._running()
-        slots, remaining = progress.slots, progress.remaining + self._late
-        released = progress.context - table.shared[slots]
-        work = ledger.work_left(progress)
+        slots, work = progress.slots, ledger.work_left(progress)
         reserve = work.compute_reserve(ledger.kv_capacity) if self.paced else ledger.scanner.compute_share()
-        margin = 0 if self.everything_fits else int(DEVIATIONS * table.spread(slots, released))
+        ends = np.maximum(table.ends(slots, PARTS), 1)
+        late, alone = self._late, progress.context - table.shared[slots]
+        sides = table.memory_side[slots], table.preemptible[slots]
         room = Room(
-            Holders(slots, remaining, released, table.memory_side[slots], table.preemptible[slots]),
+            Holders(slots, progress.remaining + late, ends + late, alone, *sides),
             used=self._used + unheld_tokens,
             ahead=self._ahead,
-            margin=margin,
+            deviations=0.0 if self.everything_fits else DEVIATIONS,
             reserve=int(reserve),
             outlasting=work.full_steps(ledger.kv_capacity) * work.accept_length,
             capacity=ledger.kv_capacity,
@@ -363,8 +365,7 @@ class Step:
     def preempted(self, slots: Sequence[int], used_tokens: int) -> None:
         """The engine has taken KV from running requests; these (n,) still run and hold so many tokens."""
         self._progress = self._ledger.progress_of(np.array(slots, np.int64))
-        self._admitted, self._used, self._room = [], used_tokens, None
-        self._idle = not len(slots)
+        self._admitted, self._used, self._room, self._idle = [], used_tokens, None, not len(slots)
 
     def _runs(self, slot: int | None, tokens: int, prefill_tokens: int) -> None:
         """A request takes KV and prefills; prefill of any side is prefill of this step."""

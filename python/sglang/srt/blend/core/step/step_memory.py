@@ -11,6 +11,9 @@ from sglang.srt.blend.core.step.verdict import Reason
 MIN_PROPOSALS = 32
 """Requests that a step may propose at least."""
 
+RETRACTED = 50
+"""Of so many requests one of unknown length may be retracted because it began in room promised to others."""
+
 
 class StepMemory:
     """Lives as long as the planner; a `Step` reads and writes it.
@@ -24,6 +27,7 @@ class StepMemory:
         longest_fit: output tokens of the longest memory-side request that fits behind one that did not; None
             while any may.
         draining: whether what waits is the rest of a pool that did not fit.
+        retractions: times that a running request went back to the queue.
         reasons: how often each `Reason` was given.
         admissions: in all steps.
     """
@@ -33,6 +37,7 @@ class StepMemory:
         self.full_sides: set[Side] = set()
         self.longest_fit: int | None = None
         self.draining = False
+        self.retractions = 0
         self.reasons: Counter[Reason] = Counter()
         self.admissions = 0
         self._proposals: int | None = None
@@ -58,6 +63,16 @@ class StepMemory:
     def somebody_left(self) -> None:
         """KV was given back, or the plan has changed: what did not fit may be tried again."""
         self.full_sides.clear()
+
+    def may_preempt(self, preemptible: int) -> bool:
+        """Whether one more request of unknown length may begin that will most likely be retracted.
+
+        Not if too many have been, and those that run will be: what such a request saves is a guess.
+
+        Args:
+            preemptible: requests that run so already.
+        """
+        return self.retractions + preemptible < 1 + self.admissions // RETRACTED
 
     def may_fit(self, side: Side, output: int) -> bool:
         """False for a request that need not be tried again until somebody leaves.
