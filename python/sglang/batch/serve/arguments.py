@@ -14,6 +14,7 @@ from sglang.batch.media import MediaPolicy, add_media_arguments, media_policy
 from sglang.batch.run.arguments import DEFAULT_POOL, add_engine_arguments
 from sglang.batch.run.remote.arguments import RemoteArguments, add_remote_arguments, check_remote
 from sglang.batch.serve.keys import Keys, read_keys
+from sglang.batch.serve.online import DEFAULT_MOST
 from sglang.batch.serve.quotas import Quotas
 from sglang.batch.server_flags import with_defaults
 from sglang.batch.usage import BadUsage, check_folder
@@ -25,9 +26,10 @@ USAGE = (
 
 DESCRIPTION = (
     "Serve OpenAI's Files and Batches API (/v1/files, /v1/batches, /v1/models) on your own engine, for the"
-    " openai client and others. Batches outlive the service: started again with the same store, after a"
-    " signal or a crash, it goes on with them. Every flag of the SGLang server is accepted too"
-    " (--help-server lists them), --host and --port apart, which are the service's."
+    " openai client and others; online requests (/v1/chat/completions and the like) go ahead of all batches."
+    " Batches outlive the service: started again with the same store, after a signal or a crash, it goes on"
+    " with them. Every flag of the SGLang server is accepted too (--help-server lists them), --host and"
+    " --port apart, which are the service's."
 )
 
 EPILOG = (
@@ -47,6 +49,7 @@ class ServeArguments:
         quotas: of each key.
         certificate, private_key: files for TLS; None without.
         pool: requests in flight at most, of all batches together.
+        online: requests of online users in flight at most; 0 if none are passed through.
         engine_restarts: deaths of the engine in a row, without an answer between, that are put up with.
         start_timeout: seconds that the engine has to start.
         stall_timeout: seconds without any progress after which the engine counts as dead.
@@ -64,6 +67,7 @@ class ServeArguments:
     certificate: Path | None
     private_key: Path | None
     pool: int
+    online: int
     engine_restarts: int
     start_timeout: float
     stall_timeout: float
@@ -109,6 +113,14 @@ def add_serve_arguments(parser: argparse.ArgumentParser) -> None:
         default=DEFAULT_POOL,
         metavar="N",
         help="requests in flight at most, of all batches together (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--max-online",
+        type=int,
+        default=DEFAULT_MOST,
+        metavar="N",
+        help="online requests (/v1/chat/completions and the like) in flight at most, which go ahead of all"
+        " batches; one more is answered with 429; 0 passes none through (default: %(default)s)",
     )
     _add_quotas(parser)
     _add_tls(parser)
@@ -174,6 +186,7 @@ def check_serve(options: argparse.Namespace, rest: Sequence[str]) -> ServeArgume
         ("max_file_mb", 0.001),
         ("max_requests", 1),
         ("pool", 1),
+        ("max_online", 0),
         ("max_open_batches", 1),
         ("max_stored_mb", 0.001),
         ("max_daily_tokens", 1),
@@ -202,6 +215,7 @@ def check_serve(options: argparse.Namespace, rest: Sequence[str]) -> ServeArgume
         certificate=options.ssl_certfile,
         private_key=options.ssl_keyfile,
         pool=options.pool,
+        online=options.max_online,
         engine_restarts=options.engine_restarts,
         start_timeout=options.start_timeout,
         stall_timeout=options.stall_timeout,

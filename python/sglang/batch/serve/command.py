@@ -20,6 +20,7 @@ from sglang.batch.run.engine.supervisor import Supervisor
 from sglang.batch.run.identity import identity
 from sglang.batch.run.lock import Locked, locked
 from sglang.batch.run.remote.arguments import RemoteArguments
+from sglang.batch.run.remote.client import first_priority
 from sglang.batch.run.remote.command import remote_identity
 from sglang.batch.run.remote.engine import RemoteEngine, ServersUnavailable
 from sglang.batch.run.stops import Stops
@@ -27,6 +28,7 @@ from sglang.batch.serve.api import make_app
 from sglang.batch.serve.arguments import USAGE, ServeArguments
 from sglang.batch.serve.batches import Batches, BatchLimits
 from sglang.batch.serve.metrics import totals
+from sglang.batch.serve.online import Online, OnlineEngine, OwnEngine
 from sglang.batch.serve.service import Service
 from sglang.batch.serve.shared_engine import SharedEngine
 from sglang.batch.serve.speeds import EVERY, Speeds
@@ -36,6 +38,12 @@ from sglang.batch.usage import BadUsage
 
 STOPPED = 0
 """Exit code of a service that a signal has stopped."""
+
+PRIORITY_POLICIES = ("blend", "fcfs", "lof")
+"""Schedule policies that can let some requests go first."""
+
+PRIORITIES = ("--enable-priority-scheduling", "--default-priority-value", "0")
+"""Flags that let them."""
 
 LAST_REPLIES = 5
 """Seconds that replies get to end when the service stops."""
@@ -54,6 +62,7 @@ class ServedEngine:
         models: names by which requests call its models.
         deciding: what decides answers, see `run.identity.identity`.
         pool: requests that it takes at most; None for any number.
+        online: the same, for requests that go first; None if it runs none.
     """
 
     engine: Engine
@@ -62,6 +71,7 @@ class ServedEngine:
     models: tuple[str, ...]
     deciding: dict[str, Any]
     pool: int | None = None
+    online: OnlineEngine | None = None
 
 
 def serve(arguments: ServeArguments) -> int:
@@ -113,10 +123,16 @@ def serve_by(
 
 
 def _own_engine(arguments: ServeArguments, store: Store) -> ServedEngine:
-    server_args = parse_server_args(arguments.server, usage=USAGE)
-    engine = Supervisor(
-        WORKER, arguments.server, job=store.id, start=arguments.start_timeout, stall=arguments.stall_timeout
+    flags = arguments.server
+    server_args = parse_server_args(flags, usage=USAGE)
+    if arguments.online and server_args.schedule_policy in PRIORITY_POLICIES:
+        flags = [*PRIORITIES, *flags]
+        server_args = parse_server_args(flags, usage=USAGE)
+    first = first_priority(
+        server_args.enable_priority_scheduling, low_first=server_args.schedule_low_priority_values_first
     )
+    start, stall = arguments.start_timeout, arguments.stall_timeout
+    engine = Supervisor(WORKER, flags, job=store.id, start=start, stall=stall)
     return ServedEngine(
         engine,
         lambda: engine.alive,
@@ -124,13 +140,14 @@ def _own_engine(arguments: ServeArguments, store: Store) -> ServedEngine:
         (getattr(server_args, "served_model_name", None) or server_args.model_path,),
         identity(server_args),
         server_args.max_queued_requests,
+        OwnEngine(engine, first),
     )
 
 
 def _remote_engine(engine: RemoteEngine, arguments: RemoteArguments) -> ServedEngine:
     # Servers that are gone for longer than --endpoint-patience are not waited for again.
     models = () if engine.model is None else (engine.model,)
-    return ServedEngine(engine, lambda: True, 0, models, remote_identity(engine.model))
+    return ServedEngine(engine, lambda: True, 0, models, remote_identity(engine.model), online=engine)
 
 
 @contextlib.contextmanager
@@ -156,7 +173,7 @@ async def _serve(
     arguments: ServeArguments, store: Store, served: ServedEngine, listening: socket.socket
 ) -> int:
     stops = Stops()
-    pool = min(arguments.pool, served.pool or arguments.pool)
+    pool = _pool(arguments, served)
     engine = SharedEngine(served.engine, alive=served.alive, pool=pool, restarts=served.restarts, say=say)
     limits = BatchLimits(
         lines=arguments.lines,
@@ -177,6 +194,9 @@ async def _serve(
         arguments.quotas,
         lambda: engine.is_up,
         Speeds(),
+        None
+        if served.online is None or not arguments.online
+        else Online(served.online, engine, arguments.media, arguments.online),
     )
     server = _Server(
         uvicorn.Config(
@@ -207,6 +227,13 @@ async def _serve(
         await batches.stop()
         await asyncio.wait({answering}, timeout=2 * LAST_REPLIES)
         await engine.stop()
+
+
+def _pool(arguments: ServeArguments, served: ServedEngine) -> int:
+    """Count the requests of batches in flight at most: the engine takes the online ones beside them."""
+    if not served.pool:
+        return arguments.pool
+    return max(min(arguments.pool, served.pool - arguments.online), 1)
 
 
 async def _start(engine: SharedEngine) -> None:

@@ -80,6 +80,9 @@ def _mismatches(
     if request.url != endpoint:
         message = f"line {line}: url is {request.url}, the batch's endpoint is {endpoint}"
         yield _error("url_mismatch", message, line, "url")
+    if request.body.get("priority") is not None:
+        message = f"line {line}: priority is set, which a line of a batch cannot have; remove it"
+        yield _error("priority_not_supported", message, line, "body.priority")
     if isinstance(named, str) and named != model:
         message = f"line {line}: names another model than the lines before it; a file has one"
         yield _error("model_mismatch", message, line, "body.model")

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from sglang.batch.serve.batches import Batches
 from sglang.batch.serve.keys import Keys
+from sglang.batch.serve.online import Online
 from sglang.batch.serve.quotas import Quotas
 from sglang.batch.serve.speeds import Speeds
 from sglang.batch.serve.store import Store
@@ -23,6 +24,7 @@ class Service:
         quotas: of each key.
         engine_up: tells whether the engine is up.
         speeds: tokens per second over time.
+        online: passes requests of online users through; None if it does not.
     """
 
     store: Store
@@ -34,3 +36,8 @@ class Service:
     quotas: Quotas
     engine_up: Callable[[], bool]
     speeds: Speeds
+    online: Online | None = None
+
+    def tokens_online(self, owner: str) -> int:
+        """Count the tokens of an owner's online requests of this day."""
+        return 0 if self.online is None else self.online.tokens_today(owner)

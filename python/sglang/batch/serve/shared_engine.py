@@ -8,7 +8,7 @@ are its own. A job that runs lines by themselves, of which the engine may die, g
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any, NoReturn
 
@@ -19,6 +19,10 @@ from sglang.batch.run.engine.restarts import Restarts
 
 LOOK = 0.05
 """Seconds between two looks whether the others' requests have ended."""
+
+
+class Busy(Exception):
+    """The engine takes no request at once: it starts, or one job has it for itself."""
 
 
 class SharedEngine:
@@ -132,12 +136,26 @@ class SharedEngine:
                 except EngineFailed as error:
                     raise EngineDied(str(error), suspects=frozenset()) from error
                 if self._sole in (None, job):
-                    return await self._run(job, request, request_id)
+                    return await self._run(job, request_id, self._engine.answer(request, request_id))
 
-    async def _run(self, job: JobEngine, request: BatchRequest, request_id: str) -> Answer:
+    async def at_once(self, job: JobEngine, request_id: str, work: Callable[[], Awaitable[Answer]]) -> Answer:
+        """Run something that waits for nobody and takes none of the room; its deaths count as others' do.
+
+        Args:
+            work: lets the engine run it.
+
+        Raises:
+            Busy: it cannot be run now.
+            EngineDied: suspects are those of the job.
+        """
+        if not self.is_up or self._sole is not None:
+            raise Busy
+        return await self._run(job, request_id, work())
+
+    async def _run(self, job: JobEngine, request_id: str, work: Awaitable[Answer]) -> Answer:
         self._running[request_id] = job
         try:
-            answer = await self._engine.answer(request, request_id)
+            answer = await work
         except EngineDied as died:
             raise self._told(died, job) from died
         finally:
