@@ -1,9 +1,10 @@
 """`sglang-batch serve` under load: clients that poll and upload while jobs run, and uploads of 200 MB.
 
 The service runs with the tests' echo engine, which answers each request after up to 50 ms, in processes of
-their own. The jobs are run twice: alone, and with clients that each poll their job, list files, and upload
-100 KB with every tenth request, one request after another without a pause. Then, on a service of its own,
-200 MB are uploaded whole: lines that are none, a form that is cut off, and one byte too many.
+their own. The jobs are run twice: alone, and with clients that each poll their job and list files, then
+pause, and upload 100 KB every tenth time; the clients are one process on the same machine. Then, on a service
+of its own, 200 MB are uploaded at once: lines that are none, one line without an end, a form that is cut off,
+and one byte too many.
 
     python -m benchmark.service_load --lines 300 --clients 10
     python -m benchmark.service_load --json benchmark/results/service_load.json
@@ -13,9 +14,11 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import json
 import os
 import platform
+import random
 import re
 import signal
 import subprocess
@@ -30,6 +33,7 @@ from typing import Any
 
 import httpx
 import numpy as np
+import psutil
 from benchmark import provenance
 
 SCRIPT = Path(__file__).resolve().parents[1] / "test" / "faults" / "echo_serve.py"
@@ -106,11 +110,16 @@ async def begin(client: httpx.AsyncClient, content: bytes) -> str:
 
 
 async def poll(
-    client: httpx.AsyncClient, id: str, over: asyncio.Event, times: list[float], statuses: Counter[str]
+    client: httpx.AsyncClient,
+    id: str,
+    pause: float,
+    over: asyncio.Event,
+    times: list[float],
+    statuses: Counter[str],
 ) -> None:
     """Be a client until it is over, and note how long each poll of a batch took and what came of all."""
     content = os.urandom(SMALL // 2).hex().encode()
-    done = 0
+    done = random.randrange(10)
     while not over.is_set():
         try:
             began = time.perf_counter()
@@ -125,6 +134,8 @@ async def poll(
         except httpx.HTTPError as error:
             statuses[type(error).__name__] += 1
         done += 1
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(over.wait(), random.uniform(0.5, 1.5) * pause)
 
 
 async def ended(client: httpx.AsyncClient, ids: list[str]) -> None:
@@ -139,15 +150,18 @@ async def ended(client: httpx.AsyncClient, ids: list[str]) -> None:
             raise SystemExit(f"{id}: {batch['request_counts']}")
 
 
-async def jobs_run(running: Service, *, jobs: int, count: int, clients: int) -> dict[str, Any]:
+async def jobs_run(
+    running: Service, *, jobs: int, count: int, clients: int, pause: float = 1.0
+) -> dict[str, Any]:
     """Run jobs beside clients; returns lines per second and what the clients saw."""
     limits = httpx.Limits(max_connections=clients + 10, max_keepalive_connections=clients + 10)
     async with httpx.AsyncClient(base_url=running.url, limits=limits, timeout=SECONDS) as client:
         over, times, statuses = asyncio.Event(), list[float](), Counter[str]()
-        began = time.monotonic()
+        began, spent = time.monotonic(), time.process_time()
         ids = [await begin(client, lines(job, count)) for job in range(jobs)]
         polling = [
-            asyncio.create_task(poll(client, ids[i % jobs], over, times, statuses)) for i in range(clients)
+            asyncio.create_task(poll(client, ids[i % jobs], pause, over, times, statuses))
+            for i in range(clients)
         ]
         await ended(client, ids)
         seconds = time.monotonic() - began
@@ -163,6 +177,8 @@ async def jobs_run(running: Service, *, jobs: int, count: int, clients: int) -> 
         for share in (50, 99):
             figures[f"poll_p{share}_ms"] = round(1000 * float(np.percentile(times, share)), 1)
     figures["peak_mb"] = running.memory()
+    figures["service_cpu_seconds"] = round(sum(psutil.Process(running.process.pid).cpu_times()[:2]), 1)
+    figures["clients_cpu_seconds"] = round(time.process_time() - spent, 1)
     return figures
 
 
@@ -205,12 +221,14 @@ async def _fails(client: httpx.AsyncClient, file: str) -> str:
     return f"{batch['status']}: {batch['errors']['data'][0]['code']}"
 
 
-def measure(jobs: int, count: int, clients: int, size: int) -> dict[str, Any]:
+def measure(jobs: int, count: int, clients: int, pause: float, size: int) -> dict[str, Any]:
     """Measure all of it."""
     results: dict[str, Any] = {}
     for name, number in (("alone", 0), ("with clients", clients)):
         with service() as running:
-            results[name] = asyncio.run(jobs_run(running, jobs=jobs, count=count, clients=number))
+            results[name] = asyncio.run(
+                jobs_run(running, jobs=jobs, count=count, clients=number, pause=pause)
+            )
         print(name, json.dumps(results[name]), flush=True)
     speeds = [results[name]["lines_per_second"] for name in ("with clients", "alone")]
     results["speed_ratio"] = round(speeds[0] / speeds[1], 3)
@@ -228,6 +246,7 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=10)
     parser.add_argument("--lines", type=int, default=2000, help="of each job (default: %(default)s)")
     parser.add_argument("--clients", type=int, default=50)
+    parser.add_argument("--pause", type=float, default=1.0, help="seconds, about (default: %(default)s)")
     parser.add_argument("--bytes", type=int, default=LARGE, help="of a large upload (default: %(default)s)")
     parser.add_argument("--json", type=Path, help="write the figures there")
     options = parser.parse_args()
@@ -240,7 +259,8 @@ def main() -> None:
         "jobs": options.jobs,
         "lines": options.lines,
         "clients": options.clients,
-        **measure(options.jobs, options.lines, options.clients, options.bytes),
+        "pause": options.pause,
+        **measure(options.jobs, options.lines, options.clients, options.pause, options.bytes),
     }
     if options.json is not None:
         options.json.write_text(json.dumps(figures, indent=1) + "\n")

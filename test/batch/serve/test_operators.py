@@ -4,9 +4,11 @@ import base64
 import datetime
 import hashlib
 import ipaddress
+import json
 import re
 import ssl
 import subprocess
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -206,3 +208,41 @@ def test_the_openapi_document_names_every_status_that_comes(service: EchoService
     reply = httpx.get(service.url + "/files/none")
     assert reply.status_code == 404
     assert reply.json()["error"].keys() == {"message", "type", "param", "code"}
+
+
+def test_keys_that_change_count_without_a_restart(service: EchoService, tmp_path: Path) -> None:
+    path = write_keys(tmp_path, "old")
+    service.start("--api-keys", str(path))
+
+    def until(key: str, status: int) -> None:
+        deadline = time.monotonic() + SECONDS
+        headers = {"Authorization": f"Bearer {key}"}
+        while httpx.get(f"{service.url}/files", headers=headers).status_code != status:
+            assert time.monotonic() < deadline, service.said.read_text()
+            time.sleep(0.1)
+
+    until("old", 200)
+    write_keys(tmp_path, "new", "newer")
+    until("new", 200)
+    until("old", 401)
+    path.write_text("no hash, perhaps a key")
+    deadline = time.monotonic() + SECONDS
+    while "the keys stay as they were" not in service.said.read_text():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    until("newer", 200)
+    assert "perhaps a key" not in service.said.read_text()
+
+
+def test_told_as_json_each_request_has_a_line_with_the_id_of_its_reply(service: EchoService) -> None:
+    client = service.start("--log-format", "json")
+    batch = wait_for(client, create(client, lines(2, "a secret prompt")).id)
+    reply = httpx.get(f"{service.url}/batches/{batch.id}?after=secret")
+    assert httpx.get(f"{service.url}/nowhere/secret").status_code == 404
+    service.terminate()
+    told = [json.loads(line) for line in service.said.read_text().splitlines()]
+    (mine,) = [line for line in told if line.get("request") == reply.headers["x-request-id"]]
+    assert (mine["method"], mine["route"], mine["status"]) == ("GET", "/v1/batches/{id}", 200)
+    assert any(line.get("route") is None and line.get("status") == 404 for line in told)
+    assert any(line["message"].startswith("listening on") for line in told)
+    assert "secret" not in service.said.read_text()

@@ -15,6 +15,7 @@ from sglang.batch.endpoints import ENDPOINTS
 from sglang.batch.serve import bodies, online_routes
 from sglang.batch.serve.caller import Owner, Running
 from sglang.batch.serve.errors import ERRORS, Refused, add_error_handlers
+from sglang.batch.serve.log import FORMATS, Requests
 from sglang.batch.serve.metrics import registry
 from sglang.batch.serve.objects import Page, batch_object, file_object, page
 from sglang.batch.serve.quotas import check_batch, check_upload
@@ -83,14 +84,19 @@ router = APIRouter(prefix="/v1", responses=ERRORS)
 seen = APIRouter(include_in_schema=False)
 
 
-def make_app(service: Service) -> FastAPI:
-    """Make the application."""
+def make_app(service: Service, log_format: str = FORMATS[0]) -> FastAPI:
+    """Make the application.
+
+    Args:
+        log_format: of what is told of requests, see `log.FORMATS`.
+    """
     app = FastAPI(title="sglang-batch serve", docs_url=None, redoc_url=None)
     app.state.service = service
     app.include_router(router)
     app.include_router(online_routes.router)
     app.include_router(seen)
     app.add_middleware(bodies.Bounded)
+    app.add_middleware(Requests, style=log_format)
     add_error_handlers(app)
     for path in app.openapi()["paths"].values():
         for operation in path.values():

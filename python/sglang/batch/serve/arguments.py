@@ -14,6 +14,7 @@ from sglang.batch.media import MediaPolicy, add_media_arguments, media_policy
 from sglang.batch.run.arguments import DEFAULT_POOL, add_engine_arguments
 from sglang.batch.run.remote.arguments import RemoteArguments, add_remote_arguments, check_remote
 from sglang.batch.serve.keys import Keys, read_keys
+from sglang.batch.serve.log import FORMATS
 from sglang.batch.serve.online import DEFAULT_MOST
 from sglang.batch.serve.quotas import Quotas
 from sglang.batch.server_flags import with_defaults
@@ -53,6 +54,7 @@ class ServeArguments:
         engine_restarts: deaths of the engine in a row, without an answer between, that are put up with.
         start_timeout: seconds that the engine has to start.
         stall_timeout: seconds without any progress after which the engine counts as dead.
+        log_format: of what the operator is told, see `log.FORMATS`.
         server: flags for the server's own parser; none for a remote engine.
         remote: running servers that answer; None for an engine of the service's own.
     """
@@ -72,6 +74,7 @@ class ServeArguments:
     start_timeout: float
     stall_timeout: float
     media: MediaPolicy
+    log_format: str
     server: list[str]
     remote: RemoteArguments | None
 
@@ -91,7 +94,7 @@ def add_serve_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         metavar="FILE",
         help="lines of a key's SHA-256 and a name, such as `printf %%s KEY | sha256sum` prints; each key sees"
-        " what was made with it only. Without keys, only this machine may call",
+        " what was made with it only. Read again when it changes. Without keys, only this machine may call",
     )
     parser.add_argument(
         "--max-file-mb",
@@ -121,6 +124,13 @@ def add_serve_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="online requests (/v1/chat/completions and the like) in flight at most, which go ahead of all"
         " batches; one more is answered with 429; 0 passes none through (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--log-format",
+        choices=FORMATS,
+        default=FORMATS[0],
+        help="of what is told on stderr; as json also a line for each request, never with what is in it"
+        " (default: %(default)s)",
     )
     _add_quotas(parser)
     _add_tls(parser)
@@ -220,6 +230,7 @@ def check_serve(options: argparse.Namespace, rest: Sequence[str]) -> ServeArgume
         start_timeout=options.start_timeout,
         stall_timeout=options.stall_timeout,
         media=media_policy(options),
+        log_format=options.log_format,
         server=with_defaults(rest) if remote is None else [],
         remote=remote,
     )

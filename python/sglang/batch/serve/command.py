@@ -13,7 +13,7 @@ from typing import Any
 
 import uvicorn
 
-from sglang.batch.run.command import DISK_FAILED, ENGINE_FAILED, WORKER, say
+from sglang.batch.run.command import DISK_FAILED, ENGINE_FAILED, WORKER
 from sglang.batch.run.committer import CommitLimits, DiskFailed
 from sglang.batch.run.engine.protocol import Engine, EngineDied, EngineFailed
 from sglang.batch.run.engine.supervisor import Supervisor
@@ -27,6 +27,8 @@ from sglang.batch.run.stops import Stops
 from sglang.batch.serve.api import make_app
 from sglang.batch.serve.arguments import USAGE, ServeArguments
 from sglang.batch.serve.batches import Batches, BatchLimits
+from sglang.batch.serve.keys import Keys
+from sglang.batch.serve.log import sayer
 from sglang.batch.serve.metrics import totals
 from sglang.batch.serve.online import Online, OnlineEngine, OwnEngine
 from sglang.batch.serve.service import Service
@@ -38,6 +40,12 @@ from sglang.batch.usage import BadUsage
 
 STOPPED = 0
 """Exit code of a service that a signal has stopped."""
+
+REREAD_SECONDS = 2.0
+"""Seconds between two looks whether the file of keys has changed."""
+
+Say = Callable[[str], object]
+"""Tells the operator something."""
 
 PRIORITY_POLICIES = ("blend", "fcfs", "lof")
 """Schedule policies that can let some requests go first."""
@@ -83,6 +91,7 @@ def serve(arguments: ServeArguments) -> int:
     Raises:
         BadUsage: the service cannot run as given.
     """
+    say = sayer(arguments.log_format)
     if arguments.remote is None:
         return serve_by(arguments, lambda store: _own_engine(arguments, store), asyncio.new_event_loop())
     try:
@@ -116,7 +125,7 @@ def serve_by(
     except Locked as error:
         raise BadUsage(f"--store {arguments.store}: is served by {error}") from None
     except (OSError, sqlite3.Error) as error:
-        say(f"the disk failed: {error}; the same command goes on")
+        sayer(arguments.log_format)(f"the disk failed: {error}; the same command goes on")
         return DISK_FAILED
     finally:
         store.close()
@@ -172,7 +181,7 @@ class _Server(uvicorn.Server):
 async def _serve(
     arguments: ServeArguments, store: Store, served: ServedEngine, listening: socket.socket
 ) -> int:
-    stops = Stops()
+    stops, say = Stops(), sayer(arguments.log_format)
     pool = _pool(arguments, served)
     engine = SharedEngine(served.engine, alive=served.alive, pool=pool, restarts=served.restarts, say=say)
     limits = BatchLimits(
@@ -200,7 +209,7 @@ async def _serve(
     )
     server = _Server(
         uvicorn.Config(
-            make_app(service),
+            make_app(service, arguments.log_format),
             log_level="warning",
             access_log=False,
             timeout_graceful_shutdown=LAST_REPLIES,
@@ -210,18 +219,19 @@ async def _serve(
         )
     )
     answering = asyncio.ensure_future(server.serve([listening]))
-    starting = asyncio.ensure_future(_start(engine))
+    starting = asyncio.ensure_future(_start(engine, say))
     sweeping = asyncio.ensure_future(_sweep(store))
+    rereading = asyncio.ensure_future(_reread(arguments.keys, say))
     measuring = asyncio.ensure_future(_measure(service))
     host, port = listening.getsockname()[:2]
     scheme = "http" if arguments.certificate is None else "https"
     say(f"listening on {scheme}://{f'[{host}]' if ':' in host else host}:{port}/v1")
     try:
-        ends = (stops.first, engine.failed, batches.failed, answering, sweeping, measuring)
+        ends = (stops.first, engine.failed, batches.failed, answering, sweeping, rereading, measuring)
         await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
-        return _how_it_ended(stops, engine, batches)
+        return _how_it_ended(stops, engine, batches, say)
     finally:
-        for task in (starting, sweeping, measuring):
+        for task in (starting, sweeping, rereading, measuring):
             task.cancel()
         server.should_exit = True
         await batches.stop()
@@ -236,7 +246,7 @@ def _pool(arguments: ServeArguments, served: ServedEngine) -> int:
     return max(min(arguments.pool, served.pool - arguments.online), 1)
 
 
-async def _start(engine: SharedEngine) -> None:
+async def _start(engine: SharedEngine, say: Say) -> None:
     with contextlib.suppress(EngineFailed):  # `failed` has it
         await engine.up()
         say("the engine is up")
@@ -248,13 +258,20 @@ async def _sweep(store: Store) -> None:
         await asyncio.sleep(SWEEP_SECONDS)
 
 
+async def _reread(keys: Keys, say: Say) -> None:
+    while True:
+        await asyncio.sleep(REREAD_SECONDS)
+        if (told := keys.refresh()) is not None:
+            say(told)
+
+
 async def _measure(service: Service) -> None:
     while True:
         service.speeds.note(time.monotonic(), totals(service))
         await asyncio.sleep(EVERY)
 
 
-def _how_it_ended(stops: Stops, engine: SharedEngine, batches: Batches) -> int:
+def _how_it_ended(stops: Stops, engine: SharedEngine, batches: Batches, say: Say) -> int:
     """Say why the service ends; returns its exit code.
 
     Raises:

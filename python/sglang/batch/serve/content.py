@@ -12,6 +12,12 @@ from sglang.batch.input.source import Source, open_source
 from sglang.batch.records import BatchFailure, BatchRequest, parse_lines
 from sglang.batch.usage import BadUsage
 
+LONGEST_LINE = 32 << 20
+"""Bytes of a line at most."""
+
+PIECE = 1 << 20
+"""Bytes that are looked at at a time."""
+
 SHOWN = 100
 """Errors that are listed at most."""
 
@@ -45,6 +51,9 @@ def check_content(path: Path, *, endpoint: str, most: int) -> Content:
     """
     errors: list[dict[str, Any]] = []
     lines, model = 0, None
+    if (long := _long_line(path)) is not None:
+        text = f"line {long} has more than {LONGEST_LINE:,} bytes"
+        return Content(0, None, [_error("line_too_long", text, long)])
     try:
         for item in _items(path):
             lines += 1
@@ -63,6 +72,20 @@ def check_content(path: Path, *, endpoint: str, most: int) -> Content:
     if not lines and not errors:
         errors.append(_error("empty_file", "the file has no requests"))
     return Content(lines, model, errors[:SHOWN])
+
+
+def _long_line(path: Path) -> int | None:
+    """Find a line that is too long, before one is read into memory; None if there is none."""
+    number, length = 1, 0
+    with path.open("rb") as file:
+        while piece := file.read(PIECE):
+            first, *others = piece.split(b"\n")
+            for line in (length + len(first), *map(len, others)):
+                if line > LONGEST_LINE:
+                    return number
+                number, length = number + 1, line
+            number -= 1  # the last one goes on
+    return None
 
 
 def _items(path: Path) -> Iterator[BatchRequest | BatchFailure]:
