@@ -28,7 +28,8 @@ from services import EchoService, counts, create, lines, wait_for, wait_until
 
 from sglang.batch.endpoints import ENDPOINTS
 from sglang.batch.serve.api import make_app
-from sglang.batch.serve.speeds import HEIGHT, WIDTH, Speeds
+from sglang.batch.serve.speeds import HEIGHT, WIDTH, Speeds, Uses
+from sglang.batch.serve.status_page import render
 from sglang.batch.serve.sums import Totals
 
 
@@ -121,6 +122,41 @@ def test_speeds_are_differences_and_the_newest_is_at_the_right() -> None:
     points = [tuple(map(float, point.split(","))) for point in speeds.line(0).split()]
     assert points[-1] == (WIDTH, HEIGHT / 2)
     assert points[0][1] == 0.0
+
+
+def state(compute: float, memory: float) -> Any:
+    outlook = {"compute": compute, "memory": memory}
+    return {"hardware": "<gpu>", "outlook": outlook, "sharing_achieved": 0.25}
+
+
+def test_uses_are_shares_of_time_and_a_new_engine_counts_from_nothing() -> None:
+    uses = Uses()
+    for second, seen in ((0.0, state(5, 1)), (10.0, state(10, 2)), (20.0, state(0, 0)), (30.0, state(1, 4))):
+        uses.note(second, seen)
+    assert list(uses.samples) == [(0.5, 0.1), (0.0, 0.0), (0.1, 0.4)]
+    uses.note(40.0, None)
+    uses.note(50.0, state(9, 9))
+    uses.note(60.0, {**state(0, 0), "outlook": None})
+    assert (len(uses.samples), uses.top, uses.sharing) == (3, 0.5, 0.25)
+    assert uses.line(0).split()[0].endswith(",0.0")
+
+
+def test_the_page_draws_what_the_engine_uses() -> None:
+    uses = Uses()
+    uses.note(0.0, state(0, 0))
+    uses.note(10.0, state(4, 2))
+    service: Any = SimpleNamespace(
+        batches=SimpleNamespace(tallies=dict),
+        store=SimpleNamespace(list_batches=lambda owner, **options: []),
+        engine_up=lambda: True,
+        models=("m",),
+        speeds=Speeds(),
+        uses=uses,
+    )
+    page = render(service, "")
+    assert page.count("<polyline") == 2
+    assert "up to 40% of what &lt;gpu&gt; can" in " ".join(page.split())
+    assert "25% of the prompt tokens" in page
 
 
 def test_one_batch_too_many_is_refused_until_another_has_ended(service: EchoService) -> None:

@@ -125,13 +125,7 @@ def add_serve_arguments(parser: argparse.ArgumentParser) -> None:
         help="online requests (/v1/chat/completions and the like) in flight at most, which go ahead of all"
         " batches; one more is answered with 429; 0 passes none through (default: %(default)s)",
     )
-    parser.add_argument(
-        "--log-format",
-        choices=FORMATS,
-        default=FORMATS[0],
-        help="of what is told on stderr; as json also a line for each request, never with what is in it"
-        " (default: %(default)s)",
-    )
+    _add_log(parser)
     _add_quotas(parser)
     _add_tls(parser)
     add_engine_arguments(parser)
@@ -139,6 +133,16 @@ def add_serve_arguments(parser: argparse.ArgumentParser) -> None:
     add_remote_arguments(parser)
     parser.add_argument(
         "--help-server", action="store_true", help="show the server's flags, which are all accepted, and exit"
+    )
+
+
+def _add_log(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--log-format",
+        choices=FORMATS,
+        default=FORMATS[0],
+        help="of what is told on stderr; as json also a line for each request, never with what is in it"
+        " (default: %(default)s)",
     )
 
 

@@ -9,10 +9,12 @@ import sqlite3
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import uvicorn
 
+from sglang.batch.records import RequestFailed
+from sglang.batch.run.blend_history import BlendState
 from sglang.batch.run.command import DISK_FAILED, ENGINE_FAILED, WORKER
 from sglang.batch.run.committer import CommitLimits, DiskFailed
 from sglang.batch.run.engine.protocol import Engine, EngineDied, EngineFailed
@@ -203,7 +205,7 @@ async def _serve(
         arguments.quotas,
         lambda: engine.is_up,
         Speeds(),
-        None
+        online=None
         if served.online is None or not arguments.online
         else Online(served.online, engine, arguments.media, arguments.online),
     )
@@ -222,7 +224,7 @@ async def _serve(
     starting = asyncio.ensure_future(_start(engine, say))
     sweeping = asyncio.ensure_future(_sweep(store))
     rereading = asyncio.ensure_future(_reread(arguments.keys, say))
-    measuring = asyncio.ensure_future(_measure(service))
+    measuring = asyncio.ensure_future(_measure(service, served.engine))
     host, port = listening.getsockname()[:2]
     scheme = "http" if arguments.certificate is None else "https"
     say(f"listening on {scheme}://{f'[{host}]' if ':' in host else host}:{port}/v1")
@@ -265,9 +267,14 @@ async def _reread(keys: Keys, say: Say) -> None:
             say(told)
 
 
-async def _measure(service: Service) -> None:
+async def _measure(service: Service, engine: Engine) -> None:
     while True:
         service.speeds.note(time.monotonic(), totals(service))
+        blend: object = None
+        if service.engine_up():
+            with contextlib.suppress(EngineDied, RequestFailed):
+                blend = (await engine.internal_state())[0].get("blend")
+        service.uses.note(time.monotonic(), cast(BlendState, blend) if isinstance(blend, dict) else None)
         await asyncio.sleep(EVERY)
 
 

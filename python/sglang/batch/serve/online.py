@@ -91,7 +91,6 @@ class Online:
         self.used = Usage()
         self._engine = engine
         self._shared = shared
-        self._job = shared.for_job()
         self._gate = MediaGate(self, media)
         self._most = most
         self._parts: dict[str, Part] = {}
@@ -142,7 +141,7 @@ class Online:
     async def answer(self, request: BatchRequest, request_id: str) -> Answer:
         """Run a request whose media are data URLs."""
         part = self._parts.get(request_id)
-        return await self._shared.at_once(self._job, request_id, lambda: self._engine.pass_on(request, part))
+        return await self._shared.at_once(request_id, lambda: self._engine.pass_on(request, part))
 
     def _count(self, owner: str, usage: Usage) -> None:
         self.used = Usage(

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from sglang.batch.serve.batches import Batches
 from sglang.batch.serve.keys import Keys
 from sglang.batch.serve.online import Online
 from sglang.batch.serve.quotas import Quotas
-from sglang.batch.serve.speeds import Speeds
+from sglang.batch.serve.speeds import Speeds, Uses
 from sglang.batch.serve.store import Store
 
 
@@ -24,6 +24,7 @@ class Service:
         quotas: of each key.
         engine_up: tells whether the engine is up.
         speeds: tokens per second over time.
+        uses: shares of the engine's hardware over time.
         online: passes requests of online users through; None if it does not.
     """
 
@@ -36,6 +37,7 @@ class Service:
     quotas: Quotas
     engine_up: Callable[[], bool]
     speeds: Speeds
+    uses: Uses = field(default_factory=Uses)
     online: Online | None = None
 
     def tokens_online(self, owner: str) -> int:

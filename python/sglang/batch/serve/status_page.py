@@ -66,6 +66,7 @@ def render(service: Service, owner: str) -> str:
         codes=codes.most_common(),
         sharing=sums.cached_tokens / sums.prompt_tokens if sums.prompt_tokens else None,
         speeds=service.speeds,
+        uses=service.uses,
         chart=(WIDTH, HEIGHT),
         minutes=round(KEPT * EVERY / 60),
         now=time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime()),
