@@ -43,6 +43,9 @@ from sglang.batch.usage import BadUsage
 STOPPED = 0
 """Exit code of a service that a signal has stopped."""
 
+IDLE_SECONDS = 75
+"""Seconds that an idle connection is kept: longer than clients do, so that none is used as it is closed."""
+
 REREAD_SECONDS = 2.0
 """Seconds between two looks whether the file of keys has changed."""
 
@@ -215,6 +218,7 @@ async def _serve(
             log_level="warning",
             access_log=False,
             timeout_graceful_shutdown=LAST_REPLIES,
+            timeout_keep_alive=IDLE_SECONDS,
             lifespan="off",
             ssl_certfile=arguments.certificate,
             ssl_keyfile=arguments.private_key,
