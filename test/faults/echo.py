@@ -12,6 +12,7 @@ import os
 import random
 import signal
 import time
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from sglang.batch.checks import Limits, Refused, check_body, check_fields
@@ -25,8 +26,16 @@ class Echo:
         self._log = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         self._seconds = seconds
         self._random = random.Random(1)
+        self.running = 0
 
     async def answer(self, request: BatchRequest, request_id: str) -> Answer:
+        self.running += 1
+        try:
+            return await self._answer(request)
+        finally:
+            self.running -= 1
+
+    async def _answer(self, request: BatchRequest) -> Answer:
         await asyncio.sleep(self._random.uniform(0, self._seconds))
         prompt = str(request.body.get("prompt"))
         if prompt.startswith("kill"):
@@ -48,8 +57,32 @@ class Echo:
         body = {"echo": prompt, "choices": [choice], "usage": usage}
         return Answer(200, json.dumps(body).encode(), Usage(10, 4, 2))
 
+    async def stream(
+        self, request: BatchRequest, request_id: str, part: Callable[[bytes], Awaitable[None]]
+    ) -> Answer:
+        """Answer word by word, then with the tokens."""
+        answer = await self.answer(request, request_id)
+        if not answer.ok:
+            return answer
+        body = json.loads(answer.body)
+        for word in body["choices"][0]["text"].split():
+            choice = {"index": 0, "text": word, "delta": {"content": word}, "finish_reason": None}
+            await part(_event({"choices": [choice]}))
+            await asyncio.sleep(self._random.uniform(0, self._seconds))
+        await part(_event({"choices": [], "usage": body["usage"]}))
+        await part(b"data: [DONE]\n\n")
+        return Answer(200, b"")
+
     async def internal_state(self) -> list[dict[str, Any]]:
         return [{"memory_usage": {"token_capacity": 4000}}]
+
+
+def _event(body: dict[str, Any]) -> bytes:
+    return (
+        b"data: "
+        + json.dumps({"id": "e", "object": "e", "created": 1, "model": "echo", **body}).encode()
+        + b"\n\n"
+    )
 
 
 def _refusal(message: str) -> Answer:

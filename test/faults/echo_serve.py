@@ -15,6 +15,7 @@ import light_sglang  # noqa: F401  before all of SGLang
 from sglang.batch.run.engine.supervisor import Supervisor
 from sglang.batch.serve.arguments import add_serve_arguments, check_serve
 from sglang.batch.serve.command import ServedEngine, serve, serve_by
+from sglang.batch.serve.online import OwnEngine
 from sglang.batch.serve.store import Store
 from sglang.batch.usage import BAD_USAGE, BadUsage
 
@@ -34,7 +35,14 @@ def main() -> int:
         engine = Supervisor(worker, flags, job=store.id, start=start, stall=stall)
         model = options.echo_model
         deciding = {"--model-path": model}
-        return ServedEngine(engine, lambda: engine.alive, options.engine_restarts, (model,), deciding)
+        return ServedEngine(
+            engine,
+            lambda: engine.alive,
+            options.engine_restarts,
+            (model,),
+            deciding,
+            online=OwnEngine(engine, first=1),
+        )
 
     try:
         checked = check_serve(options, [])

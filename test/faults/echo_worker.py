@@ -29,11 +29,14 @@ class EchoEngine(Echo):
     def install_signal_handlers(self) -> None:
         pass
 
+    def abort(self, request_id: str) -> bool:
+        return False
+
     def barrier(self) -> Barrier:
         return NoBarrier()
 
     def progress(self) -> list[float]:
-        return []
+        return [self.running]
 
     def shutdown(self) -> None:
         self._child.kill()

@@ -1,9 +1,11 @@
 """An engine may die, hang, or be killed: the run goes on, and nothing of the engine is left behind."""
 
+import asyncio
 import os
 import random
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -11,7 +13,9 @@ import psutil
 import pytest
 from echo_jobs import FAULTS, SECONDS, EchoJob, request
 
+from sglang.batch.records import BatchRequest
 from sglang.batch.run.engine.leftovers import engine_processes, temporary_folder
+from sglang.batch.run.engine.supervisor import Supervisor
 from sglang.batch.run.journal import Journal
 
 QUICK = ("--echo-worker", "--pool", "20", "--commit-ms", "5")
@@ -209,3 +213,30 @@ def test_what_a_handler_raises_is_said_as_it_was_raised(tmp_path: Path) -> None:
         "internal_error",
         "RuntimeError: cannot run this",
     )
+
+
+def test_a_request_that_nobody_waits_for_is_dropped_by_the_engine(tmp_path: Path) -> None:
+    worker = [sys.executable, str(Path(__file__).with_name("echo_worker.py"))]
+    endless = BatchRequest(1, "a", "/v1/completions", {"prompt": "x"})
+
+    async def running(engine: Supervisor, count: int) -> None:
+        assert engine._life is not None
+        deadline = time.monotonic() + SECONDS
+        while (await engine._life.call("progress"))[0] != count:
+            assert time.monotonic() < deadline
+            await asyncio.sleep(0.01)
+
+    async def test() -> None:
+        flags = [str(tmp_path / "echo.log"), "1e9"]
+        engine = Supervisor(worker, flags, job=f"test{os.getpid()}", start=SECONDS, stall=SECONDS)
+        await engine.start()
+        try:
+            for work in (engine.answer(endless, "one"), engine.stream(endless, "two", print)):
+                task = asyncio.ensure_future(work)
+                await running(engine, 1)
+                task.cancel()
+                await running(engine, 0)
+        finally:
+            await engine.stop()
+
+    asyncio.run(test())

@@ -7,7 +7,7 @@ a request body that works against `sglang serve` gives the same reply here.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextvars import ContextVar
 from typing import Any
 
@@ -44,6 +44,29 @@ class RequestHandlers:
             request_id: the engine's id for it (`rid`); one in the body is replaced, since a batch tells
                 its requests apart by custom_id. Several prompts get `<request_id>_0` and so on.
         """
+        return _answer(await self._reply(request, request_id))
+
+    async def stream(
+        self, request: BatchRequest, request_id: str, part: Callable[[bytes], Awaitable[None]]
+    ) -> Answer:
+        """Run one request, whose body asks for a stream, to its end.
+
+        Args:
+            part: takes server-sent events as they come; never called for a request that is refused.
+
+        Returns:
+            Status and, of a refusal, the body.
+        """
+        reply = await self._reply(request, request_id)
+        parts = getattr(reply, "body_iterator", None)
+        if parts is None:
+            return _answer(reply)
+        async for text in parts:
+            await part(text if isinstance(text, bytes) else text.encode())
+        return Answer(200, b"")
+
+    async def _reply(self, request: BatchRequest, request_id: str) -> Any:
+        """Let upstream's handler reply: a response of its own or of starlette's, or an `ErrorResponse`."""
         from pydantic import ValidationError
 
         endpoint = ENDPOINTS[request.url]
@@ -52,20 +75,20 @@ class RequestHandlers:
         try:
             handler = self._handler(request.url)
         except _NotServed as error:
-            return _answer(_bad_request(str(error)))
+            return _bad_request(str(error))
         try:
             check_body(request.body)
             parsed = model.model_validate({**defaults, **request.body, **endpoint.sets, "rid": request_id})
             check_fields(dict(parsed), self._limits)
         except ValidationError as error:
-            return _answer(handler.create_error_response(_explain(error)))
+            return handler.create_error_response(_explain(error))
         except Refused as error:
-            return _answer(handler.create_error_response(str(error), param=error.field))
+            return handler.create_error_response(str(error), param=error.field)
         except Exception as error:  # some models look into values before they know their types
-            return _answer(handler.create_error_response(f"the body cannot be read: {error!r}"))
+            return handler.create_error_response(f"the body cannot be read: {error!r}")
         _carry_stop_iteration(asyncio.get_running_loop())
         self._request_id.set(request_id)
-        return _answer(await getattr(handler, endpoint.method)(parsed, None))
+        return await getattr(handler, endpoint.method)(parsed, None)
 
     def _handler(self, url: str) -> RequestHandler:
         """Make a handler when the first line asks for it: some need a model of their kind, or a download."""
@@ -159,8 +182,8 @@ class _Cached(msgspec.Struct):
     cached_tokens: int | None = None
 
 
-class _Counts(msgspec.Struct):
-    """Usage, by the names of /v1/responses and by those of all others."""
+class Counts(msgspec.Struct):
+    """Usage in a reply, by the names of /v1/responses and by those of all others."""
 
     prompt_tokens: int = 0
     completion_tokens: int | None = None
@@ -170,6 +193,7 @@ class _Counts(msgspec.Struct):
     input_tokens_details: _Cached | None = None
 
     def tokens(self) -> Usage:
+        """Read it as this package counts tokens."""
         details = self.prompt_tokens_details or self.input_tokens_details or _Cached()
         return Usage(
             prompt=self.prompt_tokens or self.input_tokens,
@@ -185,7 +209,7 @@ class _Choice(msgspec.Struct):
 class _Reply(msgspec.Struct):
     """Of a reply, what a record of it needs; the rest is skipped."""
 
-    usage: _Counts | None = None
+    usage: Counts | None = None
     choices: list[_Choice] = []
     status: str | None = None
 

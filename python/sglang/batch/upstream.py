@@ -16,6 +16,8 @@ class ServerArgs(Protocol):
     Attributes:
         device: None until upstream's platform has chosen it.
         max_queued_requests: requests that the scheduler queues at most; None for no limit.
+        enable_priority_scheduling: whether requests have priorities; schedule_low_priority_values_first:
+            whether low values go first.
         tp_size: ranks that share the model; dp_size: replicas of it.
     """
 
@@ -23,6 +25,8 @@ class ServerArgs(Protocol):
     schedule_policy: str
     device: str | None
     max_queued_requests: int | None
+    enable_priority_scheduling: bool
+    schedule_low_priority_values_first: bool
     tp_size: int
     dp_size: int
 
@@ -95,6 +99,9 @@ class TokenizerManager(Protocol):
 
     async def get_internal_state(self) -> list[dict[str, Any]]:
         """Ask every data-parallel rank's scheduler for its state; one dict per rank."""
+
+    def abort_request(self, rid: str) -> None:
+        """Drop a request of `rid_to_state`, which ends with an error then."""
 
     def generate_request(self, obj: Any, request: Any = None) -> AsyncIterator[Any]:
         """Run what a handler has made of a request, which may be several prompts."""

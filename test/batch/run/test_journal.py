@@ -116,8 +116,17 @@ def test_what_is_no_journal_is_refused(tmp_path: Path) -> None:
     assert (tmp_path / "text").read_text() == "precious " * 100
 
 
-def test_a_journal_whose_making_was_interrupted_is_told_from_others(tmp_path: Path) -> None:
-    (tmp_path / "journal").touch()
+MAKING = ("journal_mode = WAL", f"application_id = {APPLICATION_ID}")
+
+
+@pytest.mark.parametrize("made", [MAKING[:0], MAKING[:1], MAKING])
+def test_a_journal_whose_making_was_interrupted_is_told_from_others(
+    made: tuple[str, ...], tmp_path: Path
+) -> None:
+    db = sqlite3.connect(tmp_path / "journal")
+    for pragma in made:
+        db.execute(f"PRAGMA {pragma}")
+    db.close()
     with pytest.raises(JournalUnfinished):
         Journal(tmp_path / "journal")
 

@@ -25,10 +25,15 @@ class WebServer:
     """
 
     def __init__(
-        self, respond: Respond | None, *, model: str | None = "m", policy: str | None = None
+        self,
+        respond: Respond | None,
+        *,
+        model: str | None = "m",
+        policy: str | None = None,
+        priorities: bool = False,
     ) -> None:
         self.respond = respond
-        self.model, self.policy = model, policy
+        self.model, self.policy, self.priorities = model, policy, priorities
         self.seen: list[str] = []
         self.bodies: list[dict[str, Any]] = []
         self.answered: list[str] = []
@@ -86,7 +91,8 @@ class WebServer:
         if self.policy is None:
             raise web.HTTPNotFound
         state = {"memory_usage": {"token_capacity": 5000}}
-        return web.json_response({"schedule_policy": self.policy, "internal_states": [state]})
+        flags = {"schedule_policy": self.policy, "enable_priority_scheduling": self.priorities}
+        return web.json_response({**flags, "internal_states": [state]})
 
     async def _post(self, request: web.Request) -> web.StreamResponse:
         body = await request.json()

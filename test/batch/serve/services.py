@@ -45,7 +45,7 @@ class EchoService:
         with self.said.open("ab") as said:
             self.process = subprocess.Popen(self.command(*flags), stdin=subprocess.DEVNULL, stderr=said)
         deadline = time.monotonic() + SECONDS
-        while not (found := re.search(r"listening on (\S+)", self.said.read_bytes()[begin:].decode())):
+        while not (found := re.search(r"listening on ([^\s\"]+)", self.said.read_bytes()[begin:].decode())):
             assert self.process.poll() is None, self.said.read_text()
             assert time.monotonic() < deadline
             time.sleep(0.02)

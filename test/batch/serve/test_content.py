@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from echo_jobs import request
 
+from sglang.batch.serve import content as module
 from sglang.batch.serve.content import SHOWN, check_content
 
 URL = "/v1/completions"
@@ -38,6 +39,17 @@ def test_each_fault_has_its_code_and_line(
     content: bytes, expected: list[tuple[str, int | None]], tmp_path: Path
 ) -> None:
     assert errors(tmp_path, content) == expected
+
+
+@pytest.mark.parametrize("piece", [1, 7, 1000])
+def test_a_line_that_is_too_long_is_named(
+    piece: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "PIECE", piece)
+    monkeypatch.setattr(module, "LONGEST_LINE", len(request("aa")) - 1)
+    assert errors(tmp_path, request("a") + b"\n" + request("aa") + request("b")) == []
+    assert errors(tmp_path, request("a") + b"\n" + request("aaa") + request("b")) == [("line_too_long", 3)]
+    assert errors(tmp_path, request("a") * 2 + request("aaa").rstrip()) == [("line_too_long", 3)]
 
 
 def test_a_file_has_so_many_requests_at_most(tmp_path: Path) -> None:

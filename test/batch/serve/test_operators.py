@@ -4,9 +4,11 @@ import base64
 import datetime
 import hashlib
 import ipaddress
+import json
 import re
 import ssl
 import subprocess
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -24,8 +26,10 @@ from fastapi.testclient import TestClient
 from prometheus_client.parser import text_string_to_metric_families
 from services import EchoService, counts, create, lines, wait_for, wait_until
 
+from sglang.batch.endpoints import ENDPOINTS
 from sglang.batch.serve.api import make_app
-from sglang.batch.serve.speeds import HEIGHT, WIDTH, Speeds
+from sglang.batch.serve.speeds import HEIGHT, WIDTH, Speeds, Uses
+from sglang.batch.serve.status_page import render
 from sglang.batch.serve.sums import Totals
 
 
@@ -120,6 +124,41 @@ def test_speeds_are_differences_and_the_newest_is_at_the_right() -> None:
     assert points[0][1] == 0.0
 
 
+def state(compute: float, memory: float) -> Any:
+    outlook = {"compute": compute, "memory": memory}
+    return {"hardware": "<gpu>", "outlook": outlook, "sharing_achieved": 0.25}
+
+
+def test_uses_are_shares_of_time_and_a_new_engine_counts_from_nothing() -> None:
+    uses = Uses()
+    for second, seen in ((0.0, state(5, 1)), (10.0, state(10, 2)), (20.0, state(0, 0)), (30.0, state(1, 4))):
+        uses.note(second, seen)
+    assert list(uses.samples) == [(0.5, 0.1), (0.0, 0.0), (0.1, 0.4)]
+    uses.note(40.0, None)
+    uses.note(50.0, state(9, 9))
+    uses.note(60.0, {**state(0, 0), "outlook": None})
+    assert (len(uses.samples), uses.top, uses.sharing) == (3, 0.5, 0.25)
+    assert uses.line(0).split()[0].endswith(",0.0")
+
+
+def test_the_page_draws_what_the_engine_uses() -> None:
+    uses = Uses()
+    uses.note(0.0, state(0, 0))
+    uses.note(10.0, state(4, 2))
+    service: Any = SimpleNamespace(
+        batches=SimpleNamespace(tallies=dict),
+        store=SimpleNamespace(list_batches=lambda owner, **options: []),
+        engine_up=lambda: True,
+        models=("m",),
+        speeds=Speeds(),
+        uses=uses,
+    )
+    page = render(service, "")
+    assert page.count("<polyline") == 2
+    assert "up to 40% of what &lt;gpu&gt; can" in " ".join(page.split())
+    assert "25% of the prompt tokens" in page
+
+
 def test_one_batch_too_many_is_refused_until_another_has_ended(service: EchoService) -> None:
     client = service.start("--echo-seconds", "0.3", "--pool", "2", "--max-open-batches", "1")
     first = create(client, lines(60))
@@ -195,10 +234,51 @@ def test_the_openapi_document_names_every_status_that_comes(service: EchoService
     service.start()
     paths = httpx.get(root(service) + "/openapi.json").json()["paths"]
     assert not {"/", "/metrics", "/health"} & paths.keys()
-    for operation in (operation for path in paths.values() for operation in path.values()):
-        assert operation["responses"].keys() == {"200", "400", "401", "404", "413", "429", "507"}
+    statuses = {"200", "400", "401", "404", "413", "429", "507"}
+    for path, operations in paths.items():
+        more = {"500", "502", "503"} if path in ENDPOINTS else set()
+        for operation in operations.values():
+            assert operation["responses"].keys() == statuses | more
     form = paths["/v1/files"]["post"]["requestBody"]["content"]["multipart/form-data"]["schema"]
     assert form["required"] == ["file", "purpose"]
     reply = httpx.get(service.url + "/files/none")
     assert reply.status_code == 404
     assert reply.json()["error"].keys() == {"message", "type", "param", "code"}
+
+
+def test_keys_that_change_count_without_a_restart(service: EchoService, tmp_path: Path) -> None:
+    path = write_keys(tmp_path, "old")
+    service.start("--api-keys", str(path))
+
+    def until(key: str, status: int) -> None:
+        deadline = time.monotonic() + SECONDS
+        headers = {"Authorization": f"Bearer {key}"}
+        while httpx.get(f"{service.url}/files", headers=headers).status_code != status:
+            assert time.monotonic() < deadline, service.said.read_text()
+            time.sleep(0.1)
+
+    until("old", 200)
+    write_keys(tmp_path, "new", "newer")
+    until("new", 200)
+    until("old", 401)
+    path.write_text("no hash, perhaps a key")
+    deadline = time.monotonic() + SECONDS
+    while "the keys stay as they were" not in service.said.read_text():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    until("newer", 200)
+    assert "perhaps a key" not in service.said.read_text()
+
+
+def test_told_as_json_each_request_has_a_line_with_the_id_of_its_reply(service: EchoService) -> None:
+    client = service.start("--log-format", "json")
+    batch = wait_for(client, create(client, lines(2, "a secret prompt")).id)
+    reply = httpx.get(f"{service.url}/batches/{batch.id}?after=secret")
+    assert httpx.get(f"{service.url}/nowhere/secret").status_code == 404
+    service.terminate()
+    told = [json.loads(line) for line in service.said.read_text().splitlines()]
+    (mine,) = [line for line in told if line.get("request") == reply.headers["x-request-id"]]
+    assert (mine["method"], mine["route"], mine["status"]) == ("GET", "/v1/batches/{id}", 200)
+    assert any(line.get("route") is None and line.get("status") == 404 for line in told)
+    assert any(line["message"].startswith("listening on") for line in told)
+    assert "secret" not in service.said.read_text()

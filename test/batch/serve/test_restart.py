@@ -2,38 +2,53 @@
 
 import random
 import time
+from pathlib import Path
 
 import pytest
 from echo_jobs import FAULTS, request
 from openai import OpenAI
-from services import EchoService, assert_whole, counts, create, lines, wait_for, wait_until
+from services import LAST, EchoService, assert_whole, counts, create, lines, wait_for, wait_until
+from test_operators import write_keys
 
 FLAGS = ("--echo-seconds", "0.2", "--pool", "20")
 
 
-@pytest.mark.parametrize("seed", range(10 if FAULTS == "all" else 3))
-def test_kill_9_at_random_moments_loses_and_doubles_nothing(seed: int, service: EchoService) -> None:
-    chance = random.Random(seed)
-    client = service.start(*FLAGS)
-    ids = {}
-    for name in "abc":
-        batch = create(client, lines(60, name=name) + request(f"{name}bad", "refuse"))
-        ids[batch.id] = [*(f"{name}{i}" for i in range(60)), f"{name}bad"]
-    seen = dict.fromkeys(ids, (0, 0, 0))
-    for _ in range(3):
-        time.sleep(chance.uniform(0, 0.6))
-        for id in ids:
-            seen[id] = _grown(client, id, seen[id])
+def test_kill_9_at_random_moments_of_5_jobs_of_2_keys_loses_and_doubles_nothing(
+    service: EchoService, tmp_path: Path
+) -> None:
+    flags = (*FLAGS, "--api-keys", str(write_keys(tmp_path, "odd", "even")))
+    chance = random.Random(7)
+    service.start(*flags)
+    jobs: dict[str, tuple[str, list[str]]] = {}
+    seen: dict[str, tuple[int, int, int]] = {}
+    cancelled = ""
+    for moment in range(20 if FAULTS == "all" else 6):
+        clients = {key: service.client(key) for key in ("odd", "even")}
+        for id, (key, _) in jobs.items():
+            seen[id] = _grown(clients[key], id, seen.get(id, (0, 0, 0)))
+        if len(jobs) < 5:
+            key, name = ("even", "odd")[moment % 2], "abcde"[moment]
+            batch = create(clients[key], lines(60, name=name) + request(f"{name}bad", "refuse"))
+            jobs[batch.id] = key, [*(f"{name}{i}" for i in range(60)), f"{name}bad"]
+        elif not cancelled:
+            cancelled = next(id for id in jobs if clients[jobs[id][0]].batches.retrieve(id).status != LAST[0])
+            clients[jobs[cancelled][0]].batches.cancel(cancelled)
+        time.sleep(chance.uniform(0, 0.3))
         service.kill()
-        client = service.start(*FLAGS)
-        for id in ids:
-            seen[id] = _grown(client, id, seen[id])
-    for id, expected in ids.items():
+        service.start(*flags)
+    assert "waits" not in service.said.read_text(), "a batch cannot go on"
+    for id, (key, expected) in jobs.items():
+        client = service.client(key)
         batch = wait_for(client, id)
-        assert batch.status == "completed"
+        assert batch.status == ("cancelled" if id == cancelled else "completed")
         assert_whole(client, batch, expected)
-    assert len(list(client.files.list())) == 3 * 3
-    assert len(list(client.batches.list())) == 3
+    for key, count in (("even", 3), ("odd", 2)):
+        client = service.client(key)
+        mine = list(client.batches.list())
+        assert {batch.id for batch in mine} == {id for id, (whose, _) in jobs.items() if whose == key}
+        named = {file for batch in mine for file in (batch.output_file_id, batch.error_file_id) if file}
+        assert {file.id for file in client.files.list(purpose="batch_output")} == named
+        assert len(list(client.files.list(purpose="batch"))) == count
 
 
 def _grown(client: OpenAI, id: str, before: tuple[int, int, int]) -> tuple[int, int, int]:

@@ -4,6 +4,7 @@ import hashlib
 import subprocess
 import time
 from pathlib import Path
+from typing import Any
 
 import httpx
 import openai
@@ -30,9 +31,10 @@ def test_a_batch_is_uploaded_run_and_downloaded(service: EchoService) -> None:
     errors = {record["custom_id"]: record for record in records(client, batch.error_file_id)}
     assert errors["bad"]["response"]["status_code"] == 400
     assert (errors["worse"]["response"], errors["worse"]["error"]["code"]) == (None, "internal_error")
-    assert batch.usage is not None
-    assert batch.usage.input_tokens == 200
-    assert batch.usage.input_tokens_details.cached_tokens == 80
+    usage: Any = batch.to_dict()["usage"]  # older clients have no type for it
+    assert (usage["input_tokens"], usage["output_tokens"], usage["total_tokens"]) == (200, 40, 240)
+    assert usage["input_tokens_details"] == {"cached_tokens": 80}
+    assert usage["output_tokens_details"] == {"reasoning_tokens": 0}
     assert batch.in_progress_at is not None
     assert batch.finalizing_at is not None
     assert batch.created_at <= batch.in_progress_at <= batch.finalizing_at <= (batch.completed_at or 0)
@@ -43,6 +45,30 @@ def test_a_batch_is_uploaded_run_and_downloaded(service: EchoService) -> None:
     assert [model.id for model in client.models.list()] == ["echo"]
     assert client.models.retrieve("echo").id == "echo"
     assert "refuse it" not in service.said.read_text()
+
+
+def test_lines_and_lists_have_the_form_that_clients_read(service: EchoService) -> None:
+    client = service.start()
+    batch = wait_for(
+        client, create(client, lines(1) + request("bad", "refuse") + request("worse", "raise")).id
+    )
+    (answered,) = records(client, batch.output_file_id)
+    assert answered.keys() == {"id", "custom_id", "response", "error"}
+    assert answered["id"].startswith("batch_req_")
+    assert answered["response"].keys() == {"status_code", "request_id", "body"}
+    assert (answered["response"]["status_code"], answered["error"]) == (200, None)
+    failed = {record["custom_id"]: record for record in records(client, batch.error_file_id)}
+    assert failed["bad"]["error"] is None
+    assert failed["bad"]["response"]["body"]["error"]["message"]
+    assert failed["worse"]["response"] is None
+    assert {"code", "message"} <= failed["worse"]["error"].keys()
+    binary = httpx.get(
+        f"{service.url}/files/{batch.output_file_id}/content", headers={"Accept": "application/binary"}
+    )
+    assert binary.status_code == 200
+    listed = httpx.get(f"{service.url}/files", params={"purpose": "batch_output", "limit": 1}).json()
+    assert (listed["object"], listed["has_more"], len(listed["data"])) == ("list", True, 1)
+    assert listed["last_id"] == listed["data"][-1]["id"]
 
 
 def test_all_requests_failing_is_completed_without_an_output(service: EchoService) -> None:

@@ -118,7 +118,8 @@ def _version(db: sqlite3.Connection) -> int:
 def _check_ours(db: sqlite3.Connection, path: Path) -> None:
     version = _version(db)
     (application,) = db.execute("PRAGMA application_id").fetchone()
-    if version == 0 and (application == APPLICATION_ID or not path.stat().st_size):
+    (tables,) = db.execute("SELECT COUNT(*) FROM sqlite_master").fetchone()
+    if version == 0 and (application == APPLICATION_ID or (application == 0 and not tables)):
         raise JournalUnfinished(f"{path}: was never finished")
     if application != APPLICATION_ID or version > VERSION:
         problem = "is no journal of sglang-batch"

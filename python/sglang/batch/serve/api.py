@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import re
-import sqlite3
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from fastapi import APIRouter, Depends, FastAPI, Query, Request
-from fastapi.exceptions import RequestValidationError
+from fastapi import APIRouter, FastAPI, Query, Request
 from fastapi.responses import FileResponse, HTMLResponse, JSONResponse, Response
 from openai.types import Batch, FileDeleted, FileObject, Model
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from pydantic import BaseModel, Field
-from starlette.exceptions import HTTPException
 
 from sglang.batch.endpoints import ENDPOINTS
-from sglang.batch.run.committer import is_full
+from sglang.batch.serve import bodies, online_routes
+from sglang.batch.serve.caller import Owner, Running
+from sglang.batch.serve.errors import ERRORS, Refused, add_error_handlers
+from sglang.batch.serve.log import FORMATS, Requests
 from sglang.batch.serve.metrics import registry
 from sglang.batch.serve.objects import Page, batch_object, file_object, page
-from sglang.batch.serve.quotas import OverQuota, check_batch, check_upload
+from sglang.batch.serve.quotas import check_batch, check_upload
 from sglang.batch.serve.service import Service
 from sglang.batch.serve.status_page import PAGE_HEADERS, render
 from sglang.batch.serve.store import BatchRow, CreateBatch, NotFound
@@ -34,30 +34,6 @@ SHORTEST_KEPT, LONGEST_KEPT = 3600, 2_592_000
 
 PAIRS, KEY, VALUE = 16, 64, 512
 """Metadata of a batch at most: pairs, characters of a key and of a value."""
-
-
-class Refused(Exception):
-    """A request that is answered with an error.
-
-    Attributes:
-        status: as HTTP has it.
-        param: the field that is wrong.
-        headers: of the reply.
-    """
-
-    def __init__(
-        self,
-        status: int,
-        message: str,
-        param: str | None = None,
-        code: str | None = None,
-        headers: dict[str, str] | None = None,
-    ) -> None:
-        super().__init__(message)
-        self.status = status
-        self.param = param
-        self.code = code
-        self.headers = headers
 
 
 class ExpiresAfter(BaseModel):
@@ -82,52 +58,6 @@ class NewBatch(BaseModel):
     ) = None
     output_expires_after: ExpiresAfter | None = None
 
-
-def _service(request: Request) -> Service:
-    service: Service = request.app.state.service
-    return service
-
-
-async def _owner(request: Request) -> str:
-    owner = _service(request).keys.owner(request.headers.get("authorization"))
-    if owner is None:
-        # A browser asks for the page's key, a client has one.
-        scheme = "Basic" if request.url.path == "/" else "Bearer"
-        headers = {"WWW-Authenticate": f'{scheme} realm="sglang-batch"'}
-        raise Refused(401, "the API key is missing or unknown", code="invalid_api_key", headers=headers)
-    return owner
-
-
-Owner = Annotated[str, Depends(_owner)]
-Running = Annotated[Service, Depends(_service)]
-
-
-class ErrorDetail(BaseModel):
-    """What went wrong, as OpenAI's clients read it."""
-
-    message: str
-    type: str
-    param: str | None
-    code: str | None
-
-
-class ErrorReply(BaseModel):
-    """The body of a reply with an error."""
-
-    error: ErrorDetail
-
-
-ERRORS: dict[int | str, dict[str, Any]] = {
-    status: {"model": ErrorReply, "description": why}
-    for status, why in (
-        (400, "something in the request is wrong"),
-        (401, "the API key is missing or unknown"),
-        (404, "there is no such thing, or it is somebody else's"),
-        (413, "more bytes than the service or the key may have"),
-        (429, "more than the key may have now; Retry-After says when to ask again"),
-        (507, "the service's disk is full"),
-    )
-}
 
 UPLOAD = {
     "requestBody": {
@@ -154,19 +84,20 @@ router = APIRouter(prefix="/v1", responses=ERRORS)
 seen = APIRouter(include_in_schema=False)
 
 
-def make_app(service: Service) -> FastAPI:
-    """Make the application."""
+def make_app(service: Service, log_format: str = FORMATS[0]) -> FastAPI:
+    """Make the application.
+
+    Args:
+        log_format: of what is told of requests, see `log.FORMATS`.
+    """
     app = FastAPI(title="sglang-batch serve", docs_url=None, redoc_url=None)
     app.state.service = service
     app.include_router(router)
+    app.include_router(online_routes.router)
     app.include_router(seen)
-    app.add_exception_handler(Refused, _refused)
-    app.add_exception_handler(OverQuota, _over_quota)
-    app.add_exception_handler(NotFound, _not_found)
-    app.add_exception_handler(RequestValidationError, _invalid)
-    app.add_exception_handler(HTTPException, _http)
-    app.add_exception_handler(OSError, _disk)
-    app.add_exception_handler(sqlite3.Error, _disk)
+    app.add_middleware(bodies.Bounded)
+    app.add_middleware(Requests, style=log_format)
+    add_error_handlers(app)
     for path in app.openapi()["paths"].values():
         for operation in path.values():
             operation["responses"].pop("422", None)  # FastAPI's own, which `_invalid` replaces
@@ -280,7 +211,9 @@ async def create_batch(service: Running, owner: Owner, body: NewBatch) -> Batch:
     )
     row = service.store.repeated_batch(owner, wanted)
     if row is None:
-        check_batch(service.quotas, service.store, owner, service.batches.tallies())
+        check_batch(
+            service.quotas, service.store, owner, service.batches.tallies(), service.tokens_online(owner)
+        )
         row = service.store.create_batch(owner, wanted)
     service.batches.begin(row.id)
     return _shown(service, row)
@@ -371,54 +304,3 @@ async def health(service: Running) -> JSONResponse:
 async def status_page(service: Running, owner: Owner) -> HTMLResponse:
     """Show the caller's batches as a page."""
     return HTMLResponse(render(service, owner), headers=PAGE_HEADERS)
-
-
-# Errors.
-
-
-async def _over_quota(request: Request, error: Exception) -> JSONResponse:
-    assert isinstance(error, OverQuota)
-    if error.retry_after is None:
-        return _error(413, str(error), code="quota_exceeded")
-    headers = {"Retry-After": str(error.retry_after)}
-    return _error(429, str(error), None, "rate_limit_exceeded", headers)
-
-
-async def _refused(request: Request, error: Exception) -> JSONResponse:
-    assert isinstance(error, Refused)
-    return _error(error.status, str(error), error.param, error.code, error.headers)
-
-
-async def _not_found(request: Request, error: Exception) -> JSONResponse:
-    return _error(404, str(error))
-
-
-async def _invalid(request: Request, error: Exception) -> JSONResponse:
-    assert isinstance(error, RequestValidationError)
-    first = error.errors()[0]
-    param = ".".join(str(part) for part in first["loc"][1:])
-    return _error(400, f"{param or 'the body'}: {first['msg']}", param or None)
-
-
-async def _http(request: Request, error: Exception) -> JSONResponse:
-    assert isinstance(error, HTTPException)
-    return _error(error.status_code, str(error.detail), None, None, dict(error.headers or {}))
-
-
-async def _disk(request: Request, error: Exception) -> JSONResponse:
-    assert isinstance(error, OSError | sqlite3.Error)
-    if is_full(error, _service(request).store.root):
-        return _error(507, "the service's disk is full; nothing was changed")
-    raise error
-
-
-def _error(
-    status: int,
-    message: str,
-    param: str | None = None,
-    code: str | None = None,
-    headers: dict[str, str] | None = None,
-) -> JSONResponse:
-    kind = "invalid_request_error" if status < 500 else "server_error"
-    detail = ErrorDetail(message=message, type=kind, param=param, code=code)
-    return JSONResponse(ErrorReply(error=detail).model_dump(), status, headers)

@@ -9,24 +9,30 @@ import sqlite3
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import uvicorn
 
-from sglang.batch.run.command import DISK_FAILED, ENGINE_FAILED, WORKER, say
+from sglang.batch.records import RequestFailed
+from sglang.batch.run.blend_history import BlendState
+from sglang.batch.run.command import DISK_FAILED, ENGINE_FAILED, WORKER
 from sglang.batch.run.committer import CommitLimits, DiskFailed
 from sglang.batch.run.engine.protocol import Engine, EngineDied, EngineFailed
 from sglang.batch.run.engine.supervisor import Supervisor
 from sglang.batch.run.identity import identity
 from sglang.batch.run.lock import Locked, locked
 from sglang.batch.run.remote.arguments import RemoteArguments
+from sglang.batch.run.remote.client import first_priority
 from sglang.batch.run.remote.command import remote_identity
 from sglang.batch.run.remote.engine import RemoteEngine, ServersUnavailable
 from sglang.batch.run.stops import Stops
 from sglang.batch.serve.api import make_app
 from sglang.batch.serve.arguments import USAGE, ServeArguments
 from sglang.batch.serve.batches import Batches, BatchLimits
+from sglang.batch.serve.keys import Keys
+from sglang.batch.serve.log import sayer
 from sglang.batch.serve.metrics import totals
+from sglang.batch.serve.online import Online, OnlineEngine, OwnEngine
 from sglang.batch.serve.service import Service
 from sglang.batch.serve.shared_engine import SharedEngine
 from sglang.batch.serve.speeds import EVERY, Speeds
@@ -36,6 +42,21 @@ from sglang.batch.usage import BadUsage
 
 STOPPED = 0
 """Exit code of a service that a signal has stopped."""
+
+IDLE_SECONDS = 75
+"""Seconds that an idle connection is kept: longer than clients do, so that none is used as it is closed."""
+
+REREAD_SECONDS = 2.0
+"""Seconds between two looks whether the file of keys has changed."""
+
+Say = Callable[[str], object]
+"""Tells the operator something."""
+
+PRIORITY_POLICIES = ("blend", "fcfs", "lof")
+"""Schedule policies that can let some requests go first."""
+
+PRIORITIES = ("--enable-priority-scheduling", "--default-priority-value", "0")
+"""Flags that let them."""
 
 LAST_REPLIES = 5
 """Seconds that replies get to end when the service stops."""
@@ -54,6 +75,7 @@ class ServedEngine:
         models: names by which requests call its models.
         deciding: what decides answers, see `run.identity.identity`.
         pool: requests that it takes at most; None for any number.
+        online: the same, for requests that go first; None if it runs none.
     """
 
     engine: Engine
@@ -62,6 +84,7 @@ class ServedEngine:
     models: tuple[str, ...]
     deciding: dict[str, Any]
     pool: int | None = None
+    online: OnlineEngine | None = None
 
 
 def serve(arguments: ServeArguments) -> int:
@@ -73,6 +96,7 @@ def serve(arguments: ServeArguments) -> int:
     Raises:
         BadUsage: the service cannot run as given.
     """
+    say = sayer(arguments.log_format)
     if arguments.remote is None:
         return serve_by(arguments, lambda store: _own_engine(arguments, store), asyncio.new_event_loop())
     try:
@@ -106,17 +130,23 @@ def serve_by(
     except Locked as error:
         raise BadUsage(f"--store {arguments.store}: is served by {error}") from None
     except (OSError, sqlite3.Error) as error:
-        say(f"the disk failed: {error}; the same command goes on")
+        sayer(arguments.log_format)(f"the disk failed: {error}; the same command goes on")
         return DISK_FAILED
     finally:
         store.close()
 
 
 def _own_engine(arguments: ServeArguments, store: Store) -> ServedEngine:
-    server_args = parse_server_args(arguments.server, usage=USAGE)
-    engine = Supervisor(
-        WORKER, arguments.server, job=store.id, start=arguments.start_timeout, stall=arguments.stall_timeout
+    flags = arguments.server
+    server_args = parse_server_args(flags, usage=USAGE)
+    if arguments.online and server_args.schedule_policy in PRIORITY_POLICIES:
+        flags = [*PRIORITIES, *flags]
+        server_args = parse_server_args(flags, usage=USAGE)
+    first = first_priority(
+        server_args.enable_priority_scheduling, low_first=server_args.schedule_low_priority_values_first
     )
+    start, stall = arguments.start_timeout, arguments.stall_timeout
+    engine = Supervisor(WORKER, flags, job=store.id, start=start, stall=stall)
     return ServedEngine(
         engine,
         lambda: engine.alive,
@@ -124,13 +154,14 @@ def _own_engine(arguments: ServeArguments, store: Store) -> ServedEngine:
         (getattr(server_args, "served_model_name", None) or server_args.model_path,),
         identity(server_args),
         server_args.max_queued_requests,
+        OwnEngine(engine, first),
     )
 
 
 def _remote_engine(engine: RemoteEngine, arguments: RemoteArguments) -> ServedEngine:
     # Servers that are gone for longer than --endpoint-patience are not waited for again.
     models = () if engine.model is None else (engine.model,)
-    return ServedEngine(engine, lambda: True, 0, models, remote_identity(engine.model))
+    return ServedEngine(engine, lambda: True, 0, models, remote_identity(engine.model), online=engine)
 
 
 @contextlib.contextmanager
@@ -155,8 +186,8 @@ class _Server(uvicorn.Server):
 async def _serve(
     arguments: ServeArguments, store: Store, served: ServedEngine, listening: socket.socket
 ) -> int:
-    stops = Stops()
-    pool = min(arguments.pool, served.pool or arguments.pool)
+    stops, say = Stops(), sayer(arguments.log_format)
+    pool = _pool(arguments, served)
     engine = SharedEngine(served.engine, alive=served.alive, pool=pool, restarts=served.restarts, say=say)
     limits = BatchLimits(
         lines=arguments.lines,
@@ -177,31 +208,36 @@ async def _serve(
         arguments.quotas,
         lambda: engine.is_up,
         Speeds(),
+        online=None
+        if served.online is None or not arguments.online
+        else Online(served.online, engine, arguments.media, arguments.online),
     )
     server = _Server(
         uvicorn.Config(
-            make_app(service),
+            make_app(service, arguments.log_format),
             log_level="warning",
             access_log=False,
             timeout_graceful_shutdown=LAST_REPLIES,
+            timeout_keep_alive=IDLE_SECONDS,
             lifespan="off",
             ssl_certfile=arguments.certificate,
             ssl_keyfile=arguments.private_key,
         )
     )
     answering = asyncio.ensure_future(server.serve([listening]))
-    starting = asyncio.ensure_future(_start(engine))
+    starting = asyncio.ensure_future(_start(engine, say))
     sweeping = asyncio.ensure_future(_sweep(store))
-    measuring = asyncio.ensure_future(_measure(service))
+    rereading = asyncio.ensure_future(_reread(arguments.keys, say))
+    measuring = asyncio.ensure_future(_measure(service, served.engine))
     host, port = listening.getsockname()[:2]
     scheme = "http" if arguments.certificate is None else "https"
     say(f"listening on {scheme}://{f'[{host}]' if ':' in host else host}:{port}/v1")
     try:
-        ends = (stops.first, engine.failed, batches.failed, answering, sweeping, measuring)
+        ends = (stops.first, engine.failed, batches.failed, answering, sweeping, rereading, measuring)
         await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
-        return _how_it_ended(stops, engine, batches)
+        return _how_it_ended(stops, engine, batches, say)
     finally:
-        for task in (starting, sweeping, measuring):
+        for task in (starting, sweeping, rereading, measuring):
             task.cancel()
         server.should_exit = True
         await batches.stop()
@@ -209,7 +245,14 @@ async def _serve(
         await engine.stop()
 
 
-async def _start(engine: SharedEngine) -> None:
+def _pool(arguments: ServeArguments, served: ServedEngine) -> int:
+    """Count the requests of batches in flight at most: the engine takes the online ones beside them."""
+    if not served.pool:
+        return arguments.pool
+    return max(min(arguments.pool, served.pool - arguments.online), 1)
+
+
+async def _start(engine: SharedEngine, say: Say) -> None:
     with contextlib.suppress(EngineFailed):  # `failed` has it
         await engine.up()
         say("the engine is up")
@@ -221,13 +264,25 @@ async def _sweep(store: Store) -> None:
         await asyncio.sleep(SWEEP_SECONDS)
 
 
-async def _measure(service: Service) -> None:
+async def _reread(keys: Keys, say: Say) -> None:
+    while True:
+        await asyncio.sleep(REREAD_SECONDS)
+        if (told := keys.refresh()) is not None:
+            say(told)
+
+
+async def _measure(service: Service, engine: Engine) -> None:
     while True:
         service.speeds.note(time.monotonic(), totals(service))
+        blend: object = None
+        if service.engine_up():
+            with contextlib.suppress(EngineDied, RequestFailed):
+                blend = (await engine.internal_state())[0].get("blend")
+        service.uses.note(time.monotonic(), cast(BlendState, blend) if isinstance(blend, dict) else None)
         await asyncio.sleep(EVERY)
 
 
-def _how_it_ended(stops: Stops, engine: SharedEngine, batches: Batches) -> int:
+def _how_it_ended(stops: Stops, engine: SharedEngine, batches: Batches, say: Say) -> int:
     """Say why the service ends; returns its exit code.
 
     Raises:

@@ -12,6 +12,12 @@ from sglang.batch.input.source import Source, open_source
 from sglang.batch.records import BatchFailure, BatchRequest, parse_lines
 from sglang.batch.usage import BadUsage
 
+LONGEST_LINE = 32 << 20
+"""Bytes of a line at most."""
+
+PIECE = 1 << 20
+"""Bytes that are looked at at a time."""
+
 SHOWN = 100
 """Errors that are listed at most."""
 
@@ -45,6 +51,9 @@ def check_content(path: Path, *, endpoint: str, most: int) -> Content:
     """
     errors: list[dict[str, Any]] = []
     lines, model = 0, None
+    if (long := _long_line(path)) is not None:
+        text = f"line {long} has more than {LONGEST_LINE:,} bytes"
+        return Content(0, None, [_error("line_too_long", text, long)])
     try:
         for item in _items(path):
             lines += 1
@@ -65,6 +74,20 @@ def check_content(path: Path, *, endpoint: str, most: int) -> Content:
     return Content(lines, model, errors[:SHOWN])
 
 
+def _long_line(path: Path) -> int | None:
+    """Find a line that is too long, before one is read into memory; None if there is none."""
+    number, length = 1, 0
+    with path.open("rb") as file:
+        while piece := file.read(PIECE):
+            first, *others = piece.split(b"\n")
+            for line in (length + len(first), *map(len, others)):
+                if line > LONGEST_LINE:
+                    return number
+                number, length = number + 1, line
+            number -= 1  # the last one goes on
+    return None
+
+
 def _items(path: Path) -> Iterator[BatchRequest | BatchFailure]:
     with open_source(input_source(path)) as opened:
         if not opened.in_place:
@@ -80,6 +103,9 @@ def _mismatches(
     if request.url != endpoint:
         message = f"line {line}: url is {request.url}, the batch's endpoint is {endpoint}"
         yield _error("url_mismatch", message, line, "url")
+    if request.body.get("priority") is not None:
+        message = f"line {line}: priority is set, which a line of a batch cannot have; remove it"
+        yield _error("priority_not_supported", message, line, "body.priority")
     if isinstance(named, str) and named != model:
         message = f"line {line}: names another model than the lines before it; a file has one"
         yield _error("model_mismatch", message, line, "body.model")

@@ -19,10 +19,29 @@ class Keys:
 
     Args:
         names: their names by their SHA-256, in hexadecimal digits; None where anybody may call.
+        path: the file that they are from.
     """
 
-    def __init__(self, names: Mapping[str, str] | None) -> None:
+    def __init__(self, names: Mapping[str, str] | None, path: Path | None = None) -> None:
         self._names = names
+        self._path = path
+        self._seen = _stamp(path)
+
+    def refresh(self) -> str | None:
+        """Read the file again if it has changed; one that cannot be used leaves the keys as they are.
+
+        Returns:
+            What is to be said of it; None if it has not changed.
+        """
+        now = _stamp(self._path)
+        if self._path is None or now == self._seen:
+            return None
+        self._seen = now
+        try:
+            self._names = _read(self._path)
+        except BadUsage as error:
+            return f"{error}; the keys stay as they were"
+        return f"--api-keys {self._path}: read again, {len(self._names)} keys"
 
     @property
     def required(self) -> bool:
@@ -52,14 +71,25 @@ def _key(authorization: str) -> str:
     return value.strip() if scheme.lower() == "bearer" else ""
 
 
+def _stamp(path: Path | None) -> tuple[int, int, int] | None:
+    """What changes with a file; None of one that is not there."""
+    if path is not None:
+        with suppress(OSError):
+            found = path.stat()
+            return found.st_ino, found.st_mtime_ns, found.st_size
+    return None
+
+
 def read_keys(path: Path | None) -> Keys:
     """Read the file of `--api-keys`: lines of a key's SHA-256 and a name; # begins a comment.
 
     Raises:
         BadUsage: it cannot be read, has no keys, or something else than hashes.
     """
-    if path is None:
-        return Keys(None)
+    return Keys(None if path is None else _read(path), path)
+
+
+def _read(path: Path) -> dict[str, str]:
     try:
         lines = path.read_text().splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -78,4 +108,4 @@ def read_keys(path: Path | None) -> Keys:
         names[digest.lower()] = name.strip()
     if not names:
         raise BadUsage(f"--api-keys {path}: has no keys")
-    return Keys(names)
+    return names

@@ -51,6 +51,7 @@ class _Collector(Collector):
     def collect(self) -> Iterable[Metric]:
         yield from self._batches()
         yield from self._lines_and_tokens()
+        yield from self._online()
         yield from self._machine()
 
     def _batches(self) -> Iterator[Metric]:
@@ -80,6 +81,27 @@ class _Collector(Collector):
         for code, number in sorted(error_codes(self._service).items()):
             errors.add_metric([code], number)
         yield errors
+
+    def _online(self) -> Iterator[Metric]:
+        online = self._service.online
+        if online is None:
+            return
+        yield GaugeMetricFamily(
+            f"{PREFIX}online_in_flight", "Online requests in flight.", float(online.running)
+        )
+        requests = CounterMetricFamily(
+            f"{PREFIX}online_requests", "Online requests since the start.", labels=["outcome"]
+        )
+        for outcome, number in sorted(online.outcomes.items()):
+            requests.add_metric([outcome], number)
+        yield requests
+        tokens = CounterMetricFamily(
+            f"{PREFIX}online_tokens", "Tokens of online requests since the start.", labels=["kind"]
+        )
+        tokens.add_metric(["prompt"], online.used.prompt)
+        tokens.add_metric(["cached"], online.used.cached)
+        tokens.add_metric(["completion"], online.used.completion)
+        yield tokens
 
     def _machine(self) -> Iterator[Metric]:
         service = self._service

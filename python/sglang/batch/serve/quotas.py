@@ -57,11 +57,12 @@ def check_upload(quotas: Quotas, store: Store, owner: str) -> int | None:
     return left
 
 
-def check_batch(quotas: Quotas, store: Store, owner: str, live: dict[str, Tally]) -> None:
+def check_batch(quotas: Quotas, store: Store, owner: str, live: dict[str, Tally], online: int = 0) -> None:
     """Check that a key may begin a batch.
 
     Args:
         live: what is done of the batches that run, by id.
+        online: tokens of the key's online requests of this day.
 
     Raises:
         OverQuota: it may not now.
@@ -69,10 +70,21 @@ def check_batch(quotas: Quotas, store: Store, owner: str, live: dict[str, Tally]
     running = [batch for batch in store.open_batches() if batch.owner == owner]
     if len(running) >= quotas.batches:
         raise OverQuota(f"this key has {len(running)} open batches, as many as it may have", SOON)
+    check_tokens(quotas, store, owner, live, online)
+
+
+def check_tokens(quotas: Quotas, store: Store, owner: str, live: dict[str, Tally], online: int) -> None:
+    """Check that a key has tokens left of this day; arguments as in `check_batch`.
+
+    Raises:
+        OverQuota: it has none.
+    """
     if math.isinf(quotas.daily_tokens):
         return
     now = int(time.time())
+    running = [batch for batch in store.open_batches() if batch.owner == owner]
     used = store.sums.tokens_since(owner, now // DAY * DAY) + sum(_tokens(batch, live) for batch in running)
+    used += online
     if used >= quotas.daily_tokens:
         raise OverQuota(
             f"this key has used {used:,} of the {int(quotas.daily_tokens):,} tokens of a day", DAY - now % DAY

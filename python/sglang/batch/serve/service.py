@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from sglang.batch.serve.batches import Batches
 from sglang.batch.serve.keys import Keys
+from sglang.batch.serve.online import Online
 from sglang.batch.serve.quotas import Quotas
-from sglang.batch.serve.speeds import Speeds
+from sglang.batch.serve.speeds import Speeds, Uses
 from sglang.batch.serve.store import Store
 
 
@@ -23,6 +24,8 @@ class Service:
         quotas: of each key.
         engine_up: tells whether the engine is up.
         speeds: tokens per second over time.
+        uses: shares of the engine's hardware over time.
+        online: passes requests of online users through; None if it does not.
     """
 
     store: Store
@@ -34,3 +37,9 @@ class Service:
     quotas: Quotas
     engine_up: Callable[[], bool]
     speeds: Speeds
+    uses: Uses = field(default_factory=Uses)
+    online: Online | None = None
+
+    def tokens_online(self, owner: str) -> int:
+        """Count the tokens of an owner's online requests of this day."""
+        return 0 if self.online is None else self.online.tokens_today(owner)

@@ -8,7 +8,7 @@ are its own. A job that runs lines by themselves, of which the engine may die, g
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any, NoReturn
 
@@ -19,6 +19,10 @@ from sglang.batch.run.engine.restarts import Restarts
 
 LOOK = 0.05
 """Seconds between two looks whether the others' requests have ended."""
+
+
+class Busy(Exception):
+    """The engine takes no request at once: it starts, or one job has it for itself."""
 
 
 class SharedEngine:
@@ -54,8 +58,8 @@ class SharedEngine:
         self._started = self._up = False
         self._last = "the engine died"
         self._answered = 0
-        self._running: dict[str, JobEngine] = {}
-        self._death: tuple[EngineDied, dict[str, JobEngine]] | None = None
+        self._running: dict[str, JobEngine | None] = {}
+        self._death: tuple[EngineDied, dict[str, JobEngine | None]] | None = None
         self._sole: JobEngine | None = None
         self._exclusive = asyncio.Lock()
         self._opened = asyncio.Event()
@@ -134,6 +138,28 @@ class SharedEngine:
                 if self._sole in (None, job):
                     return await self._run(job, request, request_id)
 
+    async def at_once(self, request_id: str, work: Callable[[], Awaitable[Answer]]) -> Answer:
+        """Run something of no job, which waits for nobody and takes none of the room.
+
+        Args:
+            work: lets the engine run it.
+
+        Raises:
+            Busy: it cannot be run now.
+            EngineDied: suspects are those of no job.
+        """
+        if not self.is_up or self._sole is not None:
+            raise Busy
+        self._running[request_id] = None
+        try:
+            answer = await work()
+        except EngineDied as died:
+            raise self._told(died, None) from died
+        finally:
+            self._running.pop(request_id, None)
+        self._answered += 1
+        return answer
+
     async def _run(self, job: JobEngine, request: BatchRequest, request_id: str) -> Answer:
         self._running[request_id] = job
         try:
@@ -145,7 +171,7 @@ class SharedEngine:
         self._answered += 1
         return answer
 
-    def _told(self, died: EngineDied, job: JobEngine) -> EngineDied:
+    def _told(self, died: EngineDied, job: JobEngine | None) -> EngineDied:
         """Say of a death what concerns a job; the first who hears of it notes what was running."""
         self._up, self._last = False, str(died)
         if self._death is None or self._death[0] is not died:

@@ -61,11 +61,14 @@ def render(service: Service, owner: str) -> str:
     )
     return page.render(
         up=service.engine_up(),
-        models=", ".join(service.models),
+        models=", ".join(
+            name.rpartition("/")[2] if name.startswith("/") else name for name in service.models
+        ),
         batches=[_shown(row, live.get(row.id)) for row in rows],
         codes=codes.most_common(),
         sharing=sums.cached_tokens / sums.prompt_tokens if sums.prompt_tokens else None,
         speeds=service.speeds,
+        uses=service.uses,
         chart=(WIDTH, HEIGHT),
         minutes=round(KEPT * EVERY / 60),
         now=time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime()),

@@ -43,13 +43,31 @@ class NotLaunched(msgspec.Struct, tag=True):
 
 
 class Submit(msgspec.Struct, tag=True):
-    """To the worker: run a request; `body` is JSON."""
+    """To the worker: run a request; `body` is JSON.
+
+    Attributes:
+        stream: its reply is wanted in parts.
+    """
 
     id: str
     line: int
     custom_id: str
     url: str
     body: bytes
+    stream: bool = False
+
+
+class GiveUp(msgspec.Struct, tag=True):
+    """To the worker: nobody waits for a request any more."""
+
+    id: str
+
+
+class Part(msgspec.Struct, tag=True):
+    """From the worker: a part of a request's reply, before `Reply` ends it."""
+
+    id: str
+    data: bytes
 
 
 class Reply(msgspec.Struct, tag=True):
@@ -80,7 +98,7 @@ class Result(msgspec.Struct, tag=True):
     value: bytes
 
 
-Message = Launch | Launched | NotLaunched | Submit | Reply | Raised | Call | Result
+Message = Launch | Launched | NotLaunched | Submit | GiveUp | Part | Reply | Raised | Call | Result
 
 _ENCODER = msgspec.msgpack.Encoder()
 _DECODER: msgspec.msgpack.Decoder[Message] = msgspec.msgpack.Decoder(Message)

@@ -6,7 +6,7 @@ import ctypes
 import multiprocessing
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +47,20 @@ class InProcessSGLang:
     async def answer(self, request: BatchRequest, request_id: str) -> Answer:
         """Run one request to its end."""
         return await self.handlers.answer(request, request_id)
+
+    async def stream(
+        self, request: BatchRequest, request_id: str, part: Callable[[bytes], Awaitable[None]]
+    ) -> Answer:
+        """Run one request to its end; its reply goes out in parts."""
+        return await self.handlers.stream(request, request_id, part)
+
+    def abort(self, request_id: str) -> bool:
+        """Drop a request, all prompts of it; returns whether the engine had it."""
+        known = self.tokenizer_manager.rid_to_state
+        mine = [id for id in known if id == request_id or id.startswith(f"{request_id}_")]
+        for id in mine:
+            self.tokenizer_manager.abort_request(id)
+        return bool(mine)
 
     def install_signal_handlers(self) -> None:
         """Let upstream install its handlers, which would otherwise come with the first request: they would

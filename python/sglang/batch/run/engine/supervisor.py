@@ -26,11 +26,13 @@ from sglang.batch.run.engine import flight_recorder, leftovers
 from sglang.batch.run.engine.channel import (
     Call,
     Channel,
+    GiveUp,
     Launch,
     Launched,
     Message,
     Method,
     NotLaunched,
+    Part,
     Raised,
     Reply,
     Result,
@@ -94,8 +96,20 @@ class Supervisor:
             RequestFailed: its handler raised.
             EngineDied: the engine is gone.
         """
-        submit = Submit(request_id, request.line, request.custom_id, request.url, encode_json(request.body))
-        reply = await self._living().ask(submit, waiting=True)
+        reply = await self._living().ask(_submit(request, request_id), waiting=True)
+        assert isinstance(reply, Reply)
+        return reply.answer
+
+    async def stream(self, request: BatchRequest, request_id: str, part: Callable[[bytes], object]) -> Answer:
+        """Run one request to its end, as `answer` does, and hand out its reply as it comes.
+
+        Args:
+            part: takes server-sent events; never called for a request that is refused.
+
+        Returns:
+            Status and, of a refusal, the body.
+        """
+        reply = await self._living().ask(_submit(request, request_id, stream=True), waiting=True, part=part)
         assert isinstance(reply, Reply)
         return reply.answer
 
@@ -140,6 +154,8 @@ class _Life:
         self._job = job
         self._waiting: dict[str, asyncio.Future[Message]] = {}
         self._requests: set[str] = set()
+        self._parts: dict[str, Callable[[bytes], object]] = {}
+        self._given_up: set[asyncio.Task[None]] = set()
         self._death: EngineDied | None = None
         self._killed = False
         self._tasks: list[asyncio.Task[None]] = []
@@ -180,11 +196,18 @@ class _Life:
         self.no_barrier = message.no_barrier
         self._tasks = [asyncio.create_task(self._listen()), asyncio.create_task(self._watch(stall))]
 
-    async def ask(self, message: Submit | Call, *, waiting: bool = False) -> Message:
+    async def ask(
+        self,
+        message: Submit | Call,
+        *,
+        waiting: bool = False,
+        part: Callable[[bytes], object] | None = None,
+    ) -> Message:
         """Send a message and wait for what answers it.
 
         Args:
             waiting: whether the engine is expected to get ahead meanwhile.
+            part: takes the parts that come before the answer.
         """
         if self._death is not None:
             raise self._death
@@ -192,16 +215,34 @@ class _Life:
         self._waiting[message.id] = answer
         if waiting:
             self._requests.add(message.id)
+        if part is not None:
+            self._parts[message.id] = part
         try:
             with contextlib.suppress(ConnectionError):  # `_listen` will notice, and say more about it
                 await self._channel.send(message)
             reply = await answer
+        except asyncio.CancelledError:
+            if waiting:
+                self._give_up(message.id)
+            raise
         finally:
             self._waiting.pop(message.id, None)
             self._requests.discard(message.id)
+            self._parts.pop(message.id, None)
         if isinstance(reply, Raised):
             raise RequestFailed(reply.error)
         return reply
+
+    def _give_up(self, id: str) -> None:
+        """Let the engine drop a request for which nobody waits any more."""
+
+        async def send() -> None:
+            with contextlib.suppress(ConnectionError):
+                await self._channel.send(GiveUp(id))
+
+        task = asyncio.ensure_future(send())
+        self._given_up.add(task)
+        task.add_done_callback(self._given_up.discard)
 
     async def call(self, method: Method) -> Any:
         result = await self.ask(Call(uuid.uuid4().hex, method))
@@ -226,7 +267,10 @@ class _Life:
 
     async def _listen(self) -> None:
         while (message := await self._channel.receive()) is not None:
-            if isinstance(message, Reply | Raised | Result):
+            if isinstance(message, Part):
+                if (part := self._parts.get(message.id)) is not None:
+                    part(message.data)
+            elif isinstance(message, Reply | Raised | Result):
                 answer = self._waiting.get(message.id)
                 if answer is not None and not answer.done():
                     answer.set_result(message)
@@ -288,6 +332,11 @@ class _Life:
                 # The group has the worker's number, also when only children of the worker are left in it.
                 os.killpg(self._process.pid, signal.SIGKILL)
         await asyncio.to_thread(self._process.wait)
+
+
+def _submit(request: BatchRequest, request_id: str, *, stream: bool = False) -> Submit:
+    body = encode_json(request.body)
+    return Submit(request_id, request.line, request.custom_id, request.url, body, stream)
 
 
 class _RemoteBarrier:

@@ -13,7 +13,7 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -24,10 +24,12 @@ from sglang.batch.run.barrier import Barrier, NoBarrier
 from sglang.batch.run.engine.channel import (
     Call,
     Channel,
+    GiveUp,
     Launch,
     Launched,
     Method,
     NotLaunched,
+    Part,
     Raised,
     Reply,
     Result,
@@ -58,6 +60,14 @@ class WorkerEngine(Protocol):
 
     async def answer(self, request: BatchRequest, request_id: str) -> Answer:
         """Run one request to its end; what this raises becomes its error record."""
+
+    async def stream(
+        self, request: BatchRequest, request_id: str, part: Callable[[bytes], Awaitable[None]]
+    ) -> Answer:
+        """Run one request to its end and hand out the reply in parts; the rest, if any, is in the answer."""
+
+    def abort(self, request_id: str) -> bool:
+        """Drop a request; returns whether it had come as far as the engine."""
 
     def install_signal_handlers(self) -> None:
         """Install what the engine brings along; the worker's own come after."""
@@ -139,6 +149,10 @@ class _Worker:
         while (message := await self._channel.receive()) is not None:
             if isinstance(message, Submit):
                 self._running[message.id] = loop.create_task(self._answer(message))
+            elif isinstance(message, GiveUp):
+                running = self._running.get(message.id)
+                if running is not None and not self._engine.abort(message.id):
+                    running.cancel()
             elif isinstance(message, Call):
                 call = loop.create_task(self._call(message))
                 self._calls.add(call)
@@ -156,13 +170,22 @@ class _Worker:
         try:
             body = msgspec.json.decode(submit.body)
             request = BatchRequest(submit.line, submit.custom_id, submit.url, body)
-            message = Reply(submit.id, await self._engine.answer(request, submit.id))
+            message = Reply(submit.id, await self._run(request, submit))
         except Exception as error:
             message = Raised(submit.id, f"{type(error).__name__}: {error}")
         finally:
             self._running.pop(submit.id, None)
         self._replies += 1
         await self._channel.send(message)
+
+    async def _run(self, request: BatchRequest, submit: Submit) -> Answer:
+        if not submit.stream:
+            return await self._engine.answer(request, submit.id)
+
+        async def part(data: bytes) -> None:
+            await self._channel.send(Part(submit.id, data))
+
+        return await self._engine.stream(request, submit.id, part)
 
     async def _call(self, call: Call) -> None:
         message: Result | Raised

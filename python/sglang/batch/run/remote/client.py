@@ -7,7 +7,7 @@ import email.utils
 import errno
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
@@ -31,6 +31,9 @@ RETRIED = frozenset({408, 429, 500, 502, 503, 504})
 
 OWN_LIMITS = frozenset({errno.EMFILE, errno.ENFILE, errno.EADDRNOTAVAIL})
 """Errors of a connection that say nothing about the server: this process has too many."""
+
+FIRST = 1 << 62
+"""Beyond the `priority` of whatever is not to go first; SGLang's priorities have 64 bits."""
 
 QUOTED = 2000
 """Characters that are kept of an error that is not JSON."""
@@ -69,12 +72,14 @@ class ServerInfo:
         models: names of its models, its own first; empty if it did not say.
         plans: it is SGLang under blend, which wants to see everything that waits.
         kv_capacity: tokens, None if it did not say.
+        first: `priority` of requests that go before all others; None if it knows no priorities.
         states: of its schedulers; empty for servers other than SGLang.
     """
 
     models: tuple[str, ...] = ()
     plans: bool = False
     kv_capacity: int | None = None
+    first: int | None = None
     states: tuple[dict[str, Any], ...] = ()
 
 
@@ -124,15 +129,26 @@ class Client:
             ),
             plans=state.get("schedule_policy") == "blend",
             kv_capacity=_capacity(states),
+            first=first_priority(
+                state.get("enable_priority_scheduling") is True,
+                low_first=state.get("schedule_low_priority_values_first") is True,
+            ),
             states=states,
         )
 
-    async def send(self, request: BatchRequest, model: str | None, timeout: float | None) -> Reply:
+    async def send(
+        self,
+        request: BatchRequest,
+        model: str | None,
+        timeout: float | None,
+        part: Callable[[bytes], object] | None = None,
+    ) -> Reply:
         """Run one attempt of a request.
 
         Args:
             model: put into bodies that name none.
             timeout: seconds, None for as many as it takes.
+            part: takes the parts of a reply that comes as server-sent events; the answer has no body then.
         """
         body = request.body if model is None or "model" in request.body else {"model": model, **request.body}
         # A batch tells its requests apart by custom_id; ids of SGLang's have to be its own.
@@ -142,6 +158,10 @@ class Client:
             async with self._session.post(
                 self.url + request.url, data=content, timeout=limits, allow_redirects=False
             ) as response:
+                if part is not None and response.content_type == "text/event-stream":
+                    async for data in response.content.iter_any():
+                        part(data)
+                    return Reply(Answer(200, b""))
                 raw = await response.read()
         except aiohttp.ClientConnectorError as error:
             trouble = Trouble.OVERLOADED if error.os_error.errno in OWN_LIMITS else Trouble.GONE
@@ -161,6 +181,24 @@ class Client:
             raise Unreachable(f"{self.url}: {str(error) or type(error).__name__}") from error
         found = _decode(raw) if response.status == 200 else None
         return found if isinstance(found, dict) else {}
+
+
+def first_priority(enabled: bool, *, low_first: bool) -> int | None:
+    """Name the `priority` of requests that SGLang lets go before all others.
+
+    >>> first_priority(True, low_first=False) > 0 > first_priority(True, low_first=True)
+    True
+
+    Args:
+        enabled: whether it knows priorities.
+        low_first: whether low values go first.
+
+    Returns:
+        None without priorities.
+    """
+    if not enabled:
+        return None
+    return -FIRST if low_first else FIRST
 
 
 def _read(status: int, headers: Mapping[str, str], raw: bytes) -> Reply:

@@ -68,6 +68,7 @@ class Server:
         refused: refusals in a row.
         heard: time of the loop's clock at which it replied last.
         told: whether the user knows that it does not see everything.
+        first: `priority` of requests that go before all others there; None if it knows no priorities.
         lost: set while it is not alive.
     """
 
@@ -84,6 +85,7 @@ class Server:
     refused: int = 0
     heard: float = 0.0
     told: bool = False
+    first: int | None = None
     lost: asyncio.Event = field(default_factory=asyncio.Event, repr=False)
     watching: asyncio.Task[None] | None = field(default=None, repr=False)
 
@@ -338,7 +340,7 @@ class Dispatcher:
         self._count_living()
 
     def _find(self, server: Server, info: ServerInfo) -> None:
-        server.alive = True
+        server.alive, server.first = True, info.first
         server.lost.clear()
         if server.plans != info.plans:
             server.plans, server.window = info.plans, self._window_for(info)

@@ -7,6 +7,7 @@ import contextlib
 import json
 import resource
 from collections.abc import Callable, Container, Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +101,27 @@ class RemoteEngine:
         finally:
             self._dispatcher.forget(ticket)
 
+    async def pass_on(self, request: BatchRequest, part: Callable[[bytes], object] | None) -> Answer:
+        """Run one request at once, beside all that waits here, on the server that has the least to do.
+
+        A server that knows priorities lets it go first. Nothing is tried twice, apart from servers that are
+        gone.
+
+        Args:
+            part: takes the reply's server-sent events, if it comes as such.
+        """
+        answer = Answer(0, b"{}", code="connection_error", message="no server can be reached")
+        living = [server for server in self._dispatcher.servers if server.alive]
+        for server in sorted(living, key=lambda server: server.outstanding / server.weight):
+            first = request
+            if server.first is not None:
+                first = replace(request, body={**request.body, "priority": server.first})
+            reply = await server.client.send(first, self.model, None, part)
+            answer = reply.answer
+            if reply.trouble is not Trouble.GONE:
+                break
+        return answer
+
     async def start(self) -> None:
         """Do nothing: the servers have been asked already."""
 
@@ -169,6 +191,7 @@ class RemoteEngine:
             window=self._window(known),
             queue=PlannedQueue(self._cost, capacity),
             alive=info is not None,
+            first=known.first,
         )
 
     def _window(self, info: ServerInfo) -> Window:

@@ -294,6 +294,7 @@ class Planner:
         *,
         first: int | None = None,
         choose: Callable[[int, Sequence[int]], list[int]] | None = None,
+        urgent: Sequence[int] = (),
     ) -> Step:
         """A prefill step begins: plan again if it pays, and propose whom to admit.
 
@@ -304,22 +305,18 @@ class Planner:
             first: slot of the request that is proposed if the plan proposes nobody and nothing runs.
             choose: proposes so many requests instead of the plan, in an order that the plan does not know,
                 such as priorities; it is told who is due (see `Patience`).
+            urgent: slots of requests that somebody waits for: until none of them waits, only they begin.
         """
         self._steps_begun += 1
-        everything_fits = self._steps.everything_fits(limits.max_proposals)
+        fits = self._steps.everything_fits(limits.max_proposals)
         # Where everything fits nobody follows a plan, but what it says about a pool that has grown is shown.
         grown = self.table.num_waiting > 2 * self._largest_plan
-        if grown if everything_fits else self.stale:
+        if grown if fits else self.stale:
             self.replan()
         self.ledger.progress(*running)
+        samples = self._samples.waiting(limits.max_proposals)
         return self._steps.make(
-            running,
-            used_tokens,
-            limits,
-            samples=self._samples.waiting(limits.max_proposals),
-            first=first,
-            choose=choose,
-            everything_fits=everything_fits,
+            running, used_tokens, limits, samples, first, choose=choose, urgent=urgent, everything_fits=fits
         )
 
     def propose(self, limit: int) -> list[int]:

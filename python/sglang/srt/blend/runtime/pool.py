@@ -30,6 +30,10 @@ EXPECTED_OUTPUT = "blend_expected_output"
 """Entry of a request's `custom_params`: the output tokens that its sender expects, for the planner alone."""
 
 UNKNOWN = -1
+URGENT = 1 << 61
+"""Requests of a priority of at least this (or of at most its negative, where low values go first) are those
+that somebody waits for: nothing else begins until none of them waits."""
+
 _OUTPUT = attrgetter("output_ids")
 _INT32_MAX = 2**31 - 1
 
@@ -181,6 +185,17 @@ class RequestPool:
         except LookupError:
             self.synchronise(queue)
             self.order.bring_to_front(queue, step.proposals)
+
+    def urgent(self) -> list[int]:
+        """Slots of waiting requests whose priority is beyond URGENT, in order of arrival."""
+        urgent = [priority for priority in self._classes if priority * self.priority_sign <= -URGENT]
+        if not urgent:
+            return []
+        table = self.planner.table
+        slots = np.flatnonzero(table.state == State.WAITING)
+        slots = slots[np.isin(self._priority[slots], urgent)]
+        in_order: list[int] = slots[np.argsort(table.sequence[slots])].tolist()
+        return in_order
 
     @property
     def choose(self) -> Callable[[int, Sequence[int]], list[int]] | None:

@@ -13,6 +13,7 @@ from sglang.srt.blend.core.pool.request_table import RequestTable, State
 from sglang.srt.blend.core.step.dual_scan import Side
 from sglang.srt.blend.core.step.pacing import WorkLeft
 from sglang.srt.blend.core.step.partition import share_tokens
+from sglang.srt.blend.core.step.room import both_end
 from sglang.srt.blend.core.step.scanner import DualScanner
 from sglang.srt.blend.core.step.speculation import Speculation
 
@@ -158,6 +159,14 @@ class Ledger:
         table = self.table
         ahead = self.speculation.ahead * (table.num_waiting + table.num_running)
         return table.waiting_tokens + table.running_tokens + ahead <= self.kv_capacity
+
+    def would_trap(self, slot: int, running: Ints, page_size: int) -> bool:
+        """Whether one of `running` (n,) might never end beside a prompt that is computed in chunks."""
+        table = self.table
+        prompt = table.store.length.item(slot) + table.generated.item(slot)
+        at_worst = int((table.store.length[running] + table.max_new[running]).max(initial=0))
+        at_worst += self.speculation.ahead
+        return not both_end(prompt, at_worst, page_size=page_size, capacity=self.kv_capacity)
 
     def progress_of(self, slots: Ints) -> Progress:
         """How far running requests (n,) are, as far as the table knows."""

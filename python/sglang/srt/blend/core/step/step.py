@@ -27,7 +27,7 @@ from sglang.srt.blend.core.step.forecast import PARTS
 from sglang.srt.blend.core.step.leaders import NO_PREFIX, PrefixKeys
 from sglang.srt.blend.core.step.ledger import Ledger, Progress
 from sglang.srt.blend.core.step.pacing import Quota
-from sglang.srt.blend.core.step.room import Holders, Room, both_end, whole_pages
+from sglang.srt.blend.core.step.room import Holders, Room, whole_pages
 from sglang.srt.blend.core.step.step_memory import StepMemory
 from sglang.srt.blend.core.step.verdict import Decision, Reason, Verdict
 
@@ -91,6 +91,7 @@ class Step:
         first: slot of the request that is proposed if nobody else is and nothing runs.
         everything_fits: whether all that waits fits beside what runs: then everyone is proposed.
         one_line: whether requests wait in one line instead of one for each side.
+        urgent: whether the proposals wait for nothing but room, of which none is kept for others.
 
     Attributes:
         proposals, everything_fits: as given.
@@ -112,8 +113,9 @@ class Step:
         first: int | None,
         everything_fits: bool,
         one_line: bool,
+        urgent: bool = False,
     ) -> None:
-        self.everything_fits, self._one_line = everything_fits, one_line
+        self.everything_fits, self._one_line, self._urgent = everything_fits, one_line, urgent
         self.paced = quota is not None
         self._ledger, self._memory, self._limits = ledger, memory, limits
         self._ahead, self._late = ledger.speculation.ahead, ledger.speculation.tokens(LATE_STEPS)
@@ -170,7 +172,7 @@ class Step:
         paced = self.paced and side is Side.COMPUTE and not self._idle
         if paced and not self._quota:
             return self._pass_over(decision, Verdict.DEFER, Reason.QUOTA_SPENT)
-        if self._limits.may_defer and not self._idle:
+        if self._limits.may_defer and not self._idle and not self._urgent:
             if not self._memory.may_fit(side, self._ledger.table.expected(slot)):
                 return self._pass_over(decision, Verdict.DEFER, Reason.SIDE_WAITS)
             if self._computed_by_another(decision, paced):
@@ -220,7 +222,7 @@ class Step:
             return decision.because(Verdict.ADMIT, Reason.NOTHING_RUNS)
         if not self._limits.forecasts:
             return decision.because(Verdict.ADMIT, Reason.NOT_FORECAST)
-        if cut and self._would_trap_somebody(decision.slot):
+        if cut and self._ledger.would_trap(decision.slot, self._running().slots, self._limits.page_size):
             return self._side_is_full(decision, Reason.NO_ROOM)
         room = self._room = self._room or self._look_ahead(decision.unheld_tokens)
         if room.fits(side, decision.new_tokens, self.tokens_left(decision.slot)):
@@ -228,14 +230,6 @@ class Step:
         if side is Side.MEMORY and self._worth_preemption(room, decision):
             return decision.because(Verdict.ADMIT_PREEMPTIBLE, Reason.WORTH_PREEMPTION)
         return self._side_is_full(decision, Reason.NO_ROOM)
-
-    def _would_trap_somebody(self, slot: int) -> bool:
-        """Whether somebody who runs might never end beside a prompt that is computed in chunks."""
-        table, slots = self._ledger.table, self._running().slots
-        prompt = table.store.length.item(slot) + table.generated.item(slot)
-        at_worst = int((table.store.length[slots] + table.max_new[slots]).max(initial=0)) + self._ahead
-        page_size, capacity = self._limits.page_size, self._ledger.kv_capacity
-        return not both_end(prompt, at_worst, page_size=page_size, capacity=capacity)
 
     def refused(self, decision: Decision) -> Decision:
         """The engine could not allocate a request that was to be admitted: its side waits."""
@@ -294,7 +288,7 @@ class Step:
             Holders(slots, progress.remaining + late, ends + late, alone, *sides),
             used=self._used + unheld_tokens,
             ahead=self._ahead,
-            deviations=0.0 if self.everything_fits else DEVIATIONS,
+            deviations=0.0 if self.everything_fits or self._urgent else DEVIATIONS,
             reserve=int(reserve),
             outlasting=work.full_steps(ledger.kv_capacity) * work.accept_length,
             capacity=ledger.kv_capacity,

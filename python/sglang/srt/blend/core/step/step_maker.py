@@ -58,10 +58,11 @@ class StepMaker:
         running: Running,
         used_tokens: int,
         limits: StepLimits,
-        *,
         samples: Sequence[int],
         first: int | None,
+        *,
         choose: Callable[[int, Sequence[int]], list[int]] | None,
+        urgent: Sequence[int],
         everything_fits: bool,
     ) -> Step:
         """The next step; arguments as of `Planner.begin_step`.
@@ -71,11 +72,13 @@ class StepMaker:
         """
         limit = self.memory.begin_step(limits.max_proposals)
         progress = self._ledger.progress_of(running.slots)
-        due = [] if everything_fits else self._patience.due(self.memory.admissions)
+        due: list[int] = []
+        if not everything_fits:
+            due = list(urgent) or self._patience.due(self.memory.admissions)
         quota = None if everything_fits or due else self._quota(progress)
         surplus = 0 if quota is None else int(SURPLUS * quota.tokens)
         proposals: list[int] = []
-        if choose is not None and not everything_fits:
+        if choose is not None and not everything_fits and not urgent:
             proposals = choose(limit, due)
         elif not everything_fits:
             proposals = due[:limit] or self._proposals(limit, quota, surplus, samples)
@@ -92,6 +95,7 @@ class StepMaker:
             first=first,
             everything_fits=everything_fits,
             one_line=everything_fits or bool(due),
+            urgent=bool(urgent),
         )
 
     def propose(
