@@ -25,6 +25,7 @@ class ServerArgs(Protocol):
     max_queued_requests: int | None
     tp_size: int
     dp_size: int
+    schedule_low_priority_values_first: bool
 
     def resolve_once(self) -> None:
         """Fill in what depends on the model and the machine."""

@@ -9,6 +9,7 @@ import pytest
 from sglang.batch.records import Answer, BatchRequest
 from sglang.batch.run.engine.protocol import EngineDied, EngineFailed
 from sglang.batch.serve import shared_engine
+from sglang.batch.serve.room import Room, Terms
 from sglang.batch.serve.shared_engine import JobEngine, SharedEngine
 
 REQUEST = BatchRequest(1, "a", "/v1/completions", {})
@@ -59,8 +60,12 @@ class Fake:
 
 def shared(engine: Fake, *, pool: int = 100, restarts: int = 5) -> SharedEngine:
     return SharedEngine(
-        engine, alive=lambda: engine.alive, pool=pool, restarts=restarts, say=lambda text: None
+        engine, alive=lambda: engine.alive, room=Room(pool), restarts=restarts, say=lambda text: None
     )
+
+
+def job_of(pool: SharedEngine) -> JobEngine:
+    return pool.for_job(Terms("", 1.0, 0.0, 1e12), lambda: 10)
 
 
 def run(test: Callable[[], Awaitable[None]], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -86,7 +91,7 @@ def test_it_is_started_once_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
     async def test() -> None:
         engine = Fake()
         pool = shared(engine)
-        await asyncio.gather(*(pool.for_job().start() for _ in range(5)))
+        await asyncio.gather(*(job_of(pool).start() for _ in range(5)))
         assert engine.started == 1
 
     run(test, monkeypatch)
@@ -121,7 +126,7 @@ def test_each_job_hears_of_its_own_suspects(
     async def test() -> None:
         engine = Fake()
         pool = shared(engine)
-        a, b = pool.for_job(), pool.for_job()
+        a, b = job_of(pool), job_of(pool)
         tasks = [await submitted(a, "a1"), await submitted(a, "a2"), await submitted(b, "b1")]
         engine.die(told)
         assert await suspects(*tasks) == expected
@@ -133,7 +138,7 @@ def test_a_death_restarts_it_once_and_too_many_in_a_row_end_it(monkeypatch: pyte
     async def test() -> None:
         engine = Fake()
         pool = shared(engine, restarts=2)
-        jobs = [pool.for_job(), pool.for_job()]
+        jobs = [job_of(pool), job_of(pool)]
         for life in (1, 2, 3):
             await asyncio.gather(*(job.start() for job in jobs))
             assert engine.started == life
@@ -152,7 +157,7 @@ def test_an_answer_between_makes_deaths_count_anew(monkeypatch: pytest.MonkeyPat
     async def test() -> None:
         engine = Fake()
         pool = shared(engine, restarts=1)
-        job = pool.for_job()
+        job = job_of(pool)
         for _ in range(4):
             await job.start()
             answered = await submitted(job, "good")
@@ -181,7 +186,7 @@ def test_a_job_that_is_alone_waits_for_others_and_lets_none_in(monkeypatch: pyte
     async def test() -> None:
         engine = Fake()
         pool = shared(engine, pool=2)
-        a, b = pool.for_job(), pool.for_job()
+        a, b = job_of(pool), job_of(pool)
         first = await submitted(b, "b1")
         entered = asyncio.ensure_future(_alone(a))
         await asyncio.sleep(0.01)

@@ -18,6 +18,7 @@ from sglang.batch.endpoints import ENDPOINTS
 from sglang.batch.run.committer import is_full
 from sglang.batch.serve.metrics import registry
 from sglang.batch.serve.objects import Page, batch_object, file_object, page
+from sglang.batch.serve.priority import weight
 from sglang.batch.serve.quotas import OverQuota, check_batch, check_upload
 from sglang.batch.serve.service import Service
 from sglang.batch.serve.status_page import PAGE_HEADERS, render
@@ -269,6 +270,10 @@ async def create_batch(service: Running, owner: Owner, body: NewBatch) -> Batch:
     file = service.store.file(owner, body.input_file_id)
     if file.purpose != "batch":
         raise Refused(400, "input_file_id: the file's purpose must be batch", "input_file_id")
+    try:
+        weight(body.metadata)
+    except ValueError as error:
+        raise Refused(400, str(error), "metadata") from error
     kept = body.output_expires_after
     wanted = CreateBatch(
         input_file_id=body.input_file_id,

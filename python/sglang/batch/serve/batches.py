@@ -34,13 +34,13 @@ from sglang.batch.run.stops import Stopped, Stops
 from sglang.batch.run.tally import Tally
 from sglang.batch.serve.content import check_content, input_source
 from sglang.batch.serve.objects import counts, usage
+from sglang.batch.serve.priority import weight
+from sglang.batch.serve.room import Terms
 from sglang.batch.serve.shared_engine import SharedEngine
 from sglang.batch.serve.store import BatchRow, Counts, Store
 from sglang.batch.serve.sums import OPEN
+from sglang.batch.serve.turns import Turns
 from sglang.batch.usage import BadUsage
-
-AT_A_TIME = 64
-"""Jobs that are open at a time; others wait in the order in which they were created."""
 
 CANCEL_SECONDS = 570.0
 """Seconds that the requests of a cancelled batch get: it is `cancelling` for 10 minutes at most."""
@@ -120,7 +120,7 @@ class Batches:
         self._engine = engine
         self._limits = limits
         self._say = say
-        self._room = asyncio.Semaphore(AT_A_TIME)
+        self._turns = Turns(engine.room)
         self._live: dict[str, _Live] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._stopping = False
@@ -195,7 +195,8 @@ class Batches:
                 live.end(EXPIRED)
             if batch.times["in_progress_at"] is None and not await self._validated(batch):
                 return
-            async with self._turn(live):
+            batch = self._store.batch(id)
+            async with self._turns.turn(terms(batch), batch.counts.total, live.stops):
                 if not self._stopping:
                     await self._run(self._store.batch(id), live)
         except BadUsage as error:
@@ -209,19 +210,6 @@ class Batches:
             if expiry is not None:
                 expiry.cancel()
             self._live.pop(id, None)
-
-    @asynccontextmanager
-    async def _turn(self, live: _Live) -> AsyncIterator[None]:
-        """Wait until few enough jobs are open; one that is only to be closed does not wait."""
-        try:
-            await live.stops.race(self._room.acquire())
-        except Stopped:
-            yield
-            return
-        try:
-            yield
-        finally:
-            self._room.release()
 
     async def _validated(self, batch: BatchRow) -> bool:
         """Check a batch's lines; returns whether they are to be run, or at least recorded."""
@@ -263,13 +251,14 @@ class Batches:
             await self._finish(batch, job, tally)
 
     async def _run_lines(self, batch: BatchRow, job: OpenJob, live: _Live) -> None:
-        assert live.tally is not None
-        engine = self._engine.for_job()
+        tally = live.tally
+        assert tally is not None
+        engine = self._engine.for_job(terms(batch), lambda: tally.lines - tally.done)
         rounds = Rounds(
             job,
             engine,
             MediaGate(engine, self._limits.media),
-            live.tally,
+            tally,
             RoundLimits(
                 pool=self._limits.pool,
                 barrier=False,
@@ -281,9 +270,12 @@ class Batches:
             alone=engine.alone,
             say=self._saying(batch),
         )
-        await rounds.start()
-        await rounds.run()
-        await rounds.finish()
+        try:
+            await rounds.start()
+            await rounds.run()
+            await rounds.finish()
+        finally:
+            engine.leave()
 
     async def _close_lines(self, job: OpenJob, tally: Tally, code: str) -> None:
         """Give every line that has none an error record, without running it."""
@@ -337,6 +329,15 @@ class Batches:
 
     def _saying(self, batch: BatchRow) -> Callable[[str], object]:
         return lambda text: self._say(f"{batch.id}: {text}")
+
+
+def terms(batch: BatchRow) -> Terms:
+    """On what terms a batch is run."""
+    begin, deadline = batch.times["created_at"] or 0, batch.times["expires_at"] or 0
+    priority = weight(None)
+    with suppress(ValueError):  # an older version took any
+        priority = weight(batch.request.metadata)
+    return Terms(batch.owner, priority, begin, deadline)
 
 
 class _Nobody:

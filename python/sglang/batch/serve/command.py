@@ -27,6 +27,7 @@ from sglang.batch.serve.api import make_app
 from sglang.batch.serve.arguments import USAGE, ServeArguments
 from sglang.batch.serve.batches import Batches, BatchLimits
 from sglang.batch.serve.metrics import totals
+from sglang.batch.serve.room import Room
 from sglang.batch.serve.service import Service
 from sglang.batch.serve.shared_engine import SharedEngine
 from sglang.batch.serve.speeds import EVERY, Speeds
@@ -39,6 +40,16 @@ STOPPED = 0
 
 LAST_REPLIES = 5
 """Seconds that replies get to end when the service stops."""
+
+PRIORITIES = (
+    "--enable-priority-scheduling",
+    "--disable-priority-preemption",
+    "--default-priority-value=0",
+)
+"""Flags of a server that takes some requests first; those that run go on."""
+
+WITH_PRIORITIES = ("blend", "fcfs", "lof")
+"""Policies that SGLang lets have priorities."""
 
 SWEEP_SECONDS = 60.0
 """Seconds between two looks for files that have expired."""
@@ -54,6 +65,7 @@ class ServedEngine:
         models: names by which requests call its models.
         deciding: what decides answers, see `run.identity.identity`.
         pool: requests that it takes at most; None for any number.
+        priorities: whether it takes requests of a higher priority first.
     """
 
     engine: Engine
@@ -62,6 +74,7 @@ class ServedEngine:
     models: tuple[str, ...]
     deciding: dict[str, Any]
     pool: int | None = None
+    priorities: bool = False
 
 
 def serve(arguments: ServeArguments) -> int:
@@ -114,8 +127,11 @@ def serve_by(
 
 def _own_engine(arguments: ServeArguments, store: Store) -> ServedEngine:
     server_args = parse_server_args(arguments.server, usage=USAGE)
+    low_first = server_args.schedule_low_priority_values_first
+    priorities = server_args.schedule_policy in WITH_PRIORITIES and not low_first
+    flags = [*(PRIORITIES if priorities else ()), *arguments.server]
     engine = Supervisor(
-        WORKER, arguments.server, job=store.id, start=arguments.start_timeout, stall=arguments.stall_timeout
+        WORKER, flags, job=store.id, start=arguments.start_timeout, stall=arguments.stall_timeout
     )
     return ServedEngine(
         engine,
@@ -124,6 +140,7 @@ def _own_engine(arguments: ServeArguments, store: Store) -> ServedEngine:
         (getattr(server_args, "served_model_name", None) or server_args.model_path,),
         identity(server_args),
         server_args.max_queued_requests,
+        priorities,
     )
 
 
@@ -157,7 +174,7 @@ async def _serve(
 ) -> int:
     stops = Stops()
     pool = min(arguments.pool, served.pool or arguments.pool)
-    engine = SharedEngine(served.engine, alive=served.alive, pool=pool, restarts=served.restarts, say=say)
+    engine = _shared(served, pool)
     limits = BatchLimits(
         lines=arguments.lines,
         pool=pool,
@@ -207,6 +224,17 @@ async def _serve(
         await batches.stop()
         await asyncio.wait({answering}, timeout=2 * LAST_REPLIES)
         await engine.stop()
+
+
+def _shared(served: ServedEngine, pool: int) -> SharedEngine:
+    return SharedEngine(
+        served.engine,
+        alive=served.alive,
+        room=Room(pool),
+        priorities=served.priorities,
+        restarts=served.restarts,
+        say=say,
+    )
 
 
 async def _start(engine: SharedEngine) -> None:

@@ -10,15 +10,24 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import replace
 from typing import Any, NoReturn
 
 from sglang.batch.records import Answer, BatchRequest
 from sglang.batch.run.barrier import Barrier, NoBarrier
 from sglang.batch.run.engine.protocol import Engine, EngineDied, EngineFailed
 from sglang.batch.run.engine.restarts import Restarts
+from sglang.batch.serve.pace import Costs, line_cost
+from sglang.batch.serve.room import Place, Room, Seat, Terms
 
 LOOK = 0.05
 """Seconds between two looks whether the others' requests have ended."""
+
+FREE, HURRIED = 0, 1
+"""Priorities of lines in the engine."""
+
+WITH_PRIORITY = ("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/embeddings", "/v1/classify")
+"""Endpoints whose requests SGLang lets have a priority."""
 
 
 class SharedEngine:
@@ -27,12 +36,14 @@ class SharedEngine:
     Args:
         engine: not started yet.
         alive: tells whether it lives, as far as anybody knows.
-        pool: requests in flight at most, of all jobs together.
+        room: its places.
+        priorities: whether it takes requests of a higher priority first.
         restarts: deaths in a row, without an answer between, that are put up with.
         say: tells the operator.
 
     Attributes:
         failed: completed with the reason when the engine cannot be had any more.
+        room: where lines wait for it.
     """
 
     def __init__(
@@ -40,7 +51,8 @@ class SharedEngine:
         engine: Engine,
         *,
         alive: Callable[[], bool],
-        pool: int,
+        room: Room,
+        priorities: bool = False,
         restarts: int,
         say: Callable[[str], object],
     ) -> None:
@@ -48,7 +60,8 @@ class SharedEngine:
         self._engine = engine
         self._alive = alive
         self._say = say
-        self._room = asyncio.Semaphore(pool)
+        self.room = room
+        self._priorities = priorities
         self._restarts = Restarts(restarts)
         self._attempt: asyncio.Future[None] | None = None
         self._started = self._up = False
@@ -61,9 +74,9 @@ class SharedEngine:
         self._opened = asyncio.Event()
         self._opened.set()
 
-    def for_job(self) -> JobEngine:
-        """Make what one job takes for its engine."""
-        return JobEngine(self)
+    def for_job(self, terms: Terms, lines_left: Callable[[], int], costs: Costs | None = None) -> JobEngine:
+        """Make what one job takes for its engine, and leaves at its end; see `Room.enter`."""
+        return JobEngine(self, self.room.enter(terms, lines_left, costs))
 
     @property
     def is_up(self) -> bool:
@@ -126,15 +139,18 @@ class SharedEngine:
         while True:
             while self._sole not in (None, job):
                 await self._opened.wait()
-            async with self._room:
+            async with self.room.place(job.seat) as place:
                 try:
                     await self.up()
                 except EngineFailed as error:
                     raise EngineDied(str(error), suspects=frozenset()) from error
                 if self._sole in (None, job):
-                    return await self._run(job, request, request_id)
+                    if self._priorities and request.url in WITH_PRIORITY:
+                        priority = HURRIED if place.hurried else FREE
+                        request = replace(request, body={**request.body, "priority": priority})
+                    return await self._run(job, request, request_id, place)
 
-    async def _run(self, job: JobEngine, request: BatchRequest, request_id: str) -> Answer:
+    async def _run(self, job: JobEngine, request: BatchRequest, request_id: str, place: Place) -> Answer:
         self._running[request_id] = job
         try:
             answer = await self._engine.answer(request, request_id)
@@ -143,6 +159,7 @@ class SharedEngine:
         finally:
             self._running.pop(request_id, None)
         self._answered += 1
+        place.cost = line_cost(answer.usage)
         return answer
 
     def _told(self, died: EngineDied, job: JobEngine) -> EngineDied:
@@ -178,10 +195,16 @@ class JobEngine:
 
     Args:
         shared: the engine.
+        seat: the job's, where its lines wait.
     """
 
-    def __init__(self, shared: SharedEngine) -> None:
+    def __init__(self, shared: SharedEngine, seat: Seat) -> None:
         self._shared = shared
+        self.seat = seat
+
+    def leave(self) -> None:
+        """Let others have what this job had of the engine."""
+        self._shared.room.leave(self.seat)
 
     async def start(self) -> None:
         """Return when the engine is up, whoever has started it.
