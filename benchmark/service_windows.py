@@ -24,7 +24,7 @@ import numpy as np
 from benchmark import provenance
 from benchmark.paper.arguments import add_jobs
 from benchmark.paper.models import MODELS
-from benchmark.workloads.traces import make_trace, with_video_tokens
+from benchmark.workloads.traces import make_trace
 from tqdm import tqdm
 
 from sglang.batch.plan.schedules import simulator_processes
@@ -36,10 +36,7 @@ from sglang.srt.blend.core.pool.workload import Workload
 
 DAY = 86_400.0
 
-VIDEO_TOKENS = 1_024
-"""Mean output tokens of the memory-bound trace."""
-
-MODEL, HARDWARE, ENGINE, CHUNK = "llama-3-8b", "a100-80gb", "overlapped", 2_048
+MODEL, HARDWARE, ENGINE, CHUNK = "llama-3-8b", "a100-80gb", "overlapped", 1_024
 
 KV_TOKENS = 65_536
 """Of the engine: few, so that short runs are many times as long as one answer takes."""
@@ -63,11 +60,11 @@ class Case:
 
 
 CASES = (
-    Case("alike", ("sharegpt", 4000), ("sharegpt", 1000)),
-    Case("alike, no hurry", ("sharegpt", 4000), ("sharegpt", 1000), window=2.5),
-    Case("long answers among long prompts", ("azure", 4000), ("openvid", 200)),
-    Case("long prompts among long answers", ("openvid", 600), ("azure", 1000)),
-    Case("chats among shared prefixes", ("mmlu", 8000), ("sharegpt", 1000)),
+    Case("chats among chats", ("sharegpt", 4000), ("sharegpt", 1000)),
+    Case("chats among long prompts", ("azure", 2500), ("sharegpt", 600)),
+    Case("long prompts among chats", ("sharegpt", 4000), ("azure", 300)),
+    Case("shared prefixes among chats", ("sharegpt", 4000), ("mmlu", 2000)),
+    Case("chats among chats, no hurry", ("sharegpt", 4000), ("sharegpt", 1000), window=2.5),
 )
 
 
@@ -275,9 +272,8 @@ def _scheduler(batches: Sequence[Batch]) -> Iterator[SimulatedEngine]:
 
 def batches_of(case: Case, *, scale: float, seed: int) -> tuple[Workload, Workload]:
     """The lines of a case's batches."""
-    specs = with_video_tokens(VIDEO_TOKENS)
     first, second = (
-        make_trace(name, max(int(lines * scale), 1), seed=seed + number, specs=specs)
+        make_trace(name, max(int(lines * scale), 1), seed=seed + number)
         for number, (name, lines) in enumerate((case.first, case.second))
     )
     return first, second

@@ -16,7 +16,7 @@ class ServerArgs(Protocol):
     Attributes:
         device: None until upstream's platform has chosen it.
         max_queued_requests: requests that the scheduler queues at most; None for no limit.
-        tp_size: ranks that share the model; dp_size: replicas of it.
+        tp_size, pp_size: ranks that share a layer, and the layers; dp_size: replicas of the model.
     """
 
     model_path: str
@@ -25,6 +25,7 @@ class ServerArgs(Protocol):
     max_queued_requests: int | None
     tp_size: int
     dp_size: int
+    pp_size: int
     schedule_low_priority_values_first: bool
 
     def resolve_once(self) -> None:

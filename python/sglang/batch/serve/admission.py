@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 MARGIN = 0.2
 """Part of a window that a batch should end before it is over."""
@@ -29,6 +29,9 @@ STRETCH = 2.0
 
 HOPELESS = 2.0
 """A batch that would need so many engines to end in its window is not hurried for it."""
+
+STEPS = 200
+"""Decisions that a forecast looks ahead at most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,3 +163,42 @@ def _room(batches: Sequence[BatchWork], now: float, rest: float) -> float:
     if nearest == math.inf:
         return math.inf
     return rest * SAFE * max(nearest, 0.0) - sum(batch.free for batch in batches)
+
+
+def forecast_ends(batches: Sequence[BatchWork], now: float, *, sure: bool = True) -> list[float]:
+    """Foretell when batches end: those that are hurried at their rates, the others together.
+
+    The scheduler takes what it has freely from all over the pool, so that nobody's last line comes early.
+
+    Returns:
+        The second of each batch's end.
+    """
+    left = [batch.work for batch in batches]
+    ends = [now if not work else math.inf for work in left]
+    horizon = now + sum(left)
+    for _ in range(STEPS):
+        open_ones = [i for i, work in enumerate(left) if work > 0.0]
+        if not open_ones:
+            break
+        works = [replace(batches[i], waiting=left[i], free=0.0, hurried=0.0) for i in open_ones]
+        rates = _rates(works, admit(works, now, sure=sure).shares)
+        first = min(works[k].work / rate for k, rate in enumerate(rates) if rate > 0.0)
+        step = min(first, max((horizon - now) * 2 / STEPS, first * 1e-3))
+        now += step
+        for k, i in enumerate(open_ones):
+            left[i] = max(left[i] - rates[k] * step, 0.0)
+            if left[i] <= 1e-9 * horizon:
+                left[i], ends[i] = 0.0, now
+    return [horizon if end == math.inf else end for end in ends]
+
+
+def _rates(works: Sequence[BatchWork], shares: Sequence[float]) -> list[float]:
+    """Parts of the engine that batches get, all of it together."""
+    hurried = sum(shares)
+    if hurried == math.inf:
+        endless = [share == math.inf for share in shares]
+        return [one / sum(endless) for one in endless]
+    free = sum(work.work for work, share in zip(works, shares, strict=True) if share == 0.0)
+    if hurried >= 1.0 or not free:
+        return [share / hurried for share in shares]
+    return [share or (1.0 - hurried) * work.work / free for work, share in zip(works, shares, strict=True)]

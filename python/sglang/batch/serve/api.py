@@ -16,6 +16,7 @@ from starlette.exceptions import HTTPException
 
 from sglang.batch.endpoints import ENDPOINTS
 from sglang.batch.run.committer import is_full
+from sglang.batch.serve.forecast import Forecast
 from sglang.batch.serve.metrics import registry
 from sglang.batch.serve.objects import Page, batch_object, file_object, page
 from sglang.batch.serve.priority import weight
@@ -263,8 +264,11 @@ async def delete_file(service: Running, owner: Owner, id: str) -> FileDeleted:
 
 
 @router.post("/batches")
-async def create_batch(service: Running, owner: Owner, body: NewBatch) -> Batch:
-    """Begin a batch; the same request within minutes is the same batch."""
+async def create_batch(service: Running, owner: Owner, body: NewBatch, response: Response) -> Batch:
+    """Begin a batch; the same request within minutes is the same batch.
+
+    The header X-Forecast-End has the second at which it is expected to end, as far as anything is known.
+    """
     if body.endpoint not in ENDPOINTS:
         raise Refused(400, f"endpoint: must be one of {', '.join(ENDPOINTS)}", "endpoint")
     file = service.store.file(owner, body.input_file_id)
@@ -288,7 +292,16 @@ async def create_batch(service: Running, owner: Owner, body: NewBatch) -> Batch:
         check_batch(service.quotas, service.store, owner, service.batches.tallies())
         row = service.store.create_batch(owner, wanted)
     service.batches.begin(row.id)
+    forecast = await service.batches.forecast(row)
+    if forecast.expected_end is not None:
+        response.headers["X-Forecast-End"] = str(forecast.expected_end)
     return _shown(service, row)
+
+
+@router.get("/batches/{id}/forecast")
+async def forecast_batch(service: Running, owner: Owner, id: str) -> Forecast:
+    """Tell when a batch is expected to end, given all that is queued, and what it takes."""
+    return await service.batches.forecast(service.store.batch(id, owner))
 
 
 def _seconds(window: str) -> int:

@@ -66,6 +66,8 @@ class ServedEngine:
         deciding: what decides answers, see `run.identity.identity`.
         pool: requests that it takes at most; None for any number.
         priorities: whether it takes requests of a higher priority first.
+        plans: whether its scheduler looks at expected lengths of answers.
+        gpus: that it has; 1 where nobody knows.
     """
 
     engine: Engine
@@ -75,6 +77,8 @@ class ServedEngine:
     deciding: dict[str, Any]
     pool: int | None = None
     priorities: bool = False
+    plans: bool = False
+    gpus: int = 1
 
 
 def serve(arguments: ServeArguments) -> int:
@@ -141,6 +145,8 @@ def _own_engine(arguments: ServeArguments, store: Store) -> ServedEngine:
         identity(server_args),
         server_args.max_queued_requests,
         priorities,
+        plans=server_args.schedule_policy == "blend",
+        gpus=server_args.tp_size * server_args.pp_size * server_args.dp_size,
     )
 
 
@@ -181,6 +187,8 @@ async def _serve(
         commits=CommitLimits(),
         media=arguments.media,
         identity=served.deciding,
+        plans=served.plans,
+        gpus=served.gpus,
     )
     batches = Batches(store, engine, limits, say)
     batches.go_on()

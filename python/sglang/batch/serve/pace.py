@@ -96,7 +96,7 @@ class Pace:
     def _halves(self) -> tuple[float, float]:
         """Speeds of the earlier and the later half of what is looked back on; 0 where there is none."""
         first, last = self._samples[0], self._samples[-1]
-        middle = next(sample for sample in self._samples if 2 * sample[0] >= first[0] + last[0])
+        middle = next(sample for sample in reversed(self._samples) if 2 * sample[0] <= first[0] + last[0])
         return _speed(first, middle), _speed(middle, last)
 
     def line_seconds(self, costs: Costs) -> float:
