@@ -14,7 +14,7 @@ import argparse
 import asyncio
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -30,8 +30,9 @@ from tqdm import tqdm
 from sglang.batch.plan.schedules import simulator_processes
 from sglang.batch.records import Answer, BatchRequest, Usage
 from sglang.batch.run.barrier import Barrier, NoBarrier
-from sglang.batch.serve.room import Room, Terms
-from sglang.batch.serve.shared_engine import SharedEngine
+from sglang.batch.serve.pace import Costs
+from sglang.batch.serve.room import Room, Seat, Terms
+from sglang.batch.serve.shared_engine import WATCH, SharedEngine
 from sglang.srt.blend.core.pool.workload import Workload
 
 DAY = 86_400.0
@@ -159,7 +160,9 @@ class SimulatedEngine:
         return NoBarrier()
 
     async def internal_state(self) -> list[dict[str, Any]]:
-        return [{}]
+        from sglang.srt.blend.runtime.metrics import internal_state
+
+        return [{"blend": internal_state(self._scheduler.blend)}]
 
     async def answer(self, request: BatchRequest, request_id: str) -> Answer:
         from sglang.srt.hardware_backend.simulated_gpu import lone_scheduler
@@ -190,9 +193,25 @@ class SimulatedEngine:
             self.device.clock += 1.0
 
 
-async def serve(engine: SimulatedEngine, batches: Sequence[Batch]) -> Outcome:
-    """Run batches as the service does, each from its beginning on."""
+Look = Callable[[float, dict[str, Seat], Room], None]
+"""Told the second and the seats of all batches that have come, by name, before each pass."""
+
+
+async def serve(
+    engine: SimulatedEngine,
+    batches: Sequence[Batch],
+    *,
+    costs: Callable[[Batch], Costs] = lambda batch: Costs(),
+    look: Look = lambda second, seats, room: None,
+) -> Outcome:
+    """Run batches as the service does, each from its beginning on.
+
+    Args:
+        costs: what is expected of a batch that comes.
+        look: looks on.
+    """
     outcome = Outcome()
+    seats: dict[str, Seat] = {}
 
     def clock() -> float:
         return float(engine.device.clock)
@@ -216,14 +235,17 @@ async def serve(engine: SimulatedEngine, batches: Sequence[Batch]) -> Outcome:
     async def run(batch: Batch) -> None:
         outcome.begins[batch.name] = begin = clock()
         terms = Terms(batch.key, 4.0, begin, begin + batch.window)
-        job = shared.for_job(terms, lambda: left[batch.name])
+        job = shared.for_job(terms, lambda: left[batch.name], costs(batch))
+        seats[batch.name] = job.seat
         await asyncio.gather(*(line(job, batch, i) for i in range(len(batch.workload))))
         job.leave()
+        del seats[batch.name]
         outcome.ends[batch.name] = clock()
 
     coming = sorted(batches, key=lambda batch: batch.after)
     lines = sum(left.values())
     running: list[asyncio.Task[None]] = []
+    asked = 0.0
     while coming or not all(task.done() for task in running):
         while coming and coming[0].after <= lines - sum(left.values()):
             running.append(asyncio.ensure_future(run(coming.pop(0))))
@@ -232,6 +254,10 @@ async def serve(engine: SimulatedEngine, batches: Sequence[Batch]) -> Outcome:
         shared.room.look()
         for _ in range(4):
             await asyncio.sleep(0)
+        if clock() >= asked + WATCH:
+            asked = clock()
+            await shared.ask(asked)
+        look(clock(), seats, shared.room)
         engine.step()
     for task in running:
         task.result()
@@ -239,10 +265,10 @@ async def serve(engine: SimulatedEngine, batches: Sequence[Batch]) -> Outcome:
     return outcome
 
 
-def simulate_service(batches: Sequence[Batch]) -> Outcome:
-    """Run batches in this process, started with SGLANG_PLATFORM=simulated_gpu."""
+def simulate_service(batches: Sequence[Batch], **told: Any) -> Outcome:
+    """Run batches in this process, started with SGLANG_PLATFORM=simulated_gpu; `told` as `serve` takes it."""
     with _scheduler(batches) as engine:
-        return asyncio.run(serve(engine, batches))
+        return asyncio.run(serve(engine, batches, **told))
 
 
 @contextmanager

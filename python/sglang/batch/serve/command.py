@@ -216,6 +216,7 @@ async def _serve(
     )
     answering = asyncio.ensure_future(server.serve([listening]))
     starting = asyncio.ensure_future(_start(engine))
+    watching = asyncio.ensure_future(engine.watch())
     sweeping = asyncio.ensure_future(_sweep(store))
     measuring = asyncio.ensure_future(_measure(service))
     host, port = listening.getsockname()[:2]
@@ -226,7 +227,7 @@ async def _serve(
         await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
         return _how_it_ended(stops, engine, batches)
     finally:
-        for task in (starting, sweeping, measuring):
+        for task in (starting, watching, sweeping, measuring):
             task.cancel()
         server.should_exit = True
         await batches.stop()

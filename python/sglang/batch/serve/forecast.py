@@ -20,6 +20,8 @@ from sglang.batch.serve.sums import OPEN
 ERROR = 0.25
 """Part of the time left by which a forecast may well be wrong."""
 
+Basis = Literal["scheduler", "measured", "none", "ended"]
+
 ENDED = ("completed_at", "failed_at", "cancelled_at", "expired_at")
 
 
@@ -39,8 +41,9 @@ class Forecast(BaseModel):
     """What is foretold of a batch.
 
     Attributes:
-        basis: `measured` by the engine's speed so far, `none` as long as there is no such speed, `ended` once
-            there is nothing left to foretell.
+        basis: `scheduler` by what the engine's scheduler models of its pool, `measured` by the engine's speed
+            so far where it models nothing, `none` as long as nothing is known, `ended` once there is nothing
+            left to foretell.
         expected_end, expires_at: seconds since 1970.
         window_kept: whether it will end in its window, even if the forecast is wrong by a quarter.
         gpu_seconds: that the whole batch takes.
@@ -50,7 +53,7 @@ class Forecast(BaseModel):
     object: Literal["batch.forecast"] = "batch.forecast"
     id: str
     status: str
-    basis: Literal["measured", "none", "ended"]
+    basis: Basis
     expected_end: int | None
     expires_at: int
     window_kept: bool | None
@@ -133,9 +136,7 @@ class Forecaster:
             tokens_saved=TokensSaved(dedupe=round((prompt + completion) * twins), sharing=sharing),
         )
 
-    def _end(
-        self, batch: BatchRow, open_ones: Mapping[str, Live]
-    ) -> tuple[int | None, Literal["measured", "none", "ended"]]:
+    def _end(self, batch: BatchRow, open_ones: Mapping[str, Live]) -> tuple[int | None, Basis]:
         if batch.status not in OPEN:
             return next((batch.times[name] for name in ENDED if batch.times[name] is not None), None), "ended"
         if self._room.pace.per_second is None or batch.id not in open_ones:
@@ -146,7 +147,8 @@ class Forecaster:
             for id, live in open_ones.items()
         ]
         ends = forecast_ends(works, self._room.now(), sure=self._room.pace.sure)
-        return round(ends[list(open_ones).index(batch.id)]), "measured"
+        basis: Basis = "measured" if self._room.pace.modelled is None else "scheduler"
+        return round(ends[list(open_ones).index(batch.id)]), basis
 
     def _outside(self, id: str, live: Live) -> BatchWork:
         """What is left of a batch that waits, or whose records are being written."""

@@ -59,6 +59,9 @@ class Pace:
 
     Args:
         now: seconds of a clock that only goes forward.
+
+    Attributes:
+        modelled: prompt tokens that the engine's own model says it is worth in a second; None without one.
     """
 
     def __init__(self, now: float) -> None:
@@ -66,6 +69,7 @@ class Pace:
         self._busy = 0.0
         self._now, self._running = now, False
         self._samples = deque([(0.0, 0.0)])
+        self.modelled: float | None = None
 
     def look(self, now: float, *, running: bool) -> None:
         """Take notice of the time, and whether the engine has anything to do from now on."""
@@ -85,13 +89,15 @@ class Pace:
     def per_second(self) -> float | None:
         """Prompt tokens that the engine is worth in a second; None while nothing is known."""
         later = self._halves()[1]
-        return later if later > 0.0 and self._all.lines >= ENOUGH else None
+        measured = later if later > 0.0 and self._all.lines >= ENOUGH else None
+        return measured if self.modelled is None else self.modelled
 
     @property
     def sure(self) -> bool:
         """Whether the speed is known well enough to rely on."""
         earlier, later = self._halves()
-        return self.per_second is not None and earlier * AGREE > later and later * AGREE > earlier
+        agree = self.per_second is not None and earlier * AGREE > later and later * AGREE > earlier
+        return agree or self.modelled is not None
 
     def _halves(self) -> tuple[float, float]:
         """Speeds of the earlier and the later half of what is looked back on; 0 where there is none."""
@@ -99,9 +105,13 @@ class Pace:
         middle = next(sample for sample in reversed(self._samples) if 2 * sample[0] <= first[0] + last[0])
         return _speed(first, middle), _speed(middle, last)
 
+    def line_cost(self, costs: Costs) -> float | None:
+        """What a line of a batch costs, in prompt tokens; as all lines on average where it is not known."""
+        return costs.mean or self._all.mean
+
     def line_seconds(self, costs: Costs) -> float:
         """Seconds of the whole engine that a line of a batch takes."""
-        speed, mean = self.per_second, costs.mean or self._all.mean
+        speed, mean = self.per_second, self.line_cost(costs)
         return GUESS if speed is None or mean is None else mean / speed
 
 

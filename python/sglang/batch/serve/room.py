@@ -146,6 +146,18 @@ class Room:
             seat.line_seconds = self._pace.line_seconds(seat.costs)
         return {seat: seat.work() for seat in self._seats}
 
+    def modelled(self, seconds: float, lines: int) -> None:
+        """Hear from the engine how long it will take for what it has.
+
+        Args:
+            lines: that it knows of, some of which may still be on their way.
+        """
+        cost = sum(
+            (seat.free + seat.hurried) * (self._pace.line_cost(seat.costs) or 0.0) for seat in self._seats
+        )
+        if cost > 0.0 and seconds > 0.0 and lines > 0:
+            self._pace.modelled = cost * min(lines / self._taken, 1.0) / seconds
+
     def now(self) -> float:
         """Tell the time, in seconds of the clock of all terms."""
         return self._clock()

@@ -8,20 +8,28 @@ are its own. A job that runs lines by themselves, of which the engine may die, g
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import replace
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 from sglang.batch.records import Answer, BatchRequest
 from sglang.batch.run.barrier import Barrier, NoBarrier
+from sglang.batch.run.blend_history import BlendState
 from sglang.batch.run.engine.protocol import Engine, EngineDied, EngineFailed
 from sglang.batch.run.engine.restarts import Restarts
+from sglang.batch.run.eta import ModelledEta
+from sglang.batch.run.run_progress import pool_state
 from sglang.batch.serve.pace import Costs, line_cost
 from sglang.batch.serve.room import Place, Room, Seat, Terms
 
 LOOK = 0.05
 """Seconds between two looks whether the others' requests have ended."""
+
+WATCH = 5.0
+"""Seconds between two looks at what the engine has left."""
 
 FREE, HURRIED = 0, 1
 """Priorities of lines in the engine."""
@@ -67,6 +75,7 @@ class SharedEngine:
         self._started = self._up = False
         self._last = "the engine died"
         self._answered = 0
+        self._modelled = ModelledEta()
         self._running: dict[str, JobEngine] = {}
         self._death: tuple[EngineDied, dict[str, JobEngine]] | None = None
         self._sole: JobEngine | None = None
@@ -94,6 +103,38 @@ class SharedEngine:
                 self._attempt = asyncio.ensure_future(self._start())
             # Whoever gives up waiting is not the only one who waits.
             await asyncio.shield(self._attempt)
+
+    async def watch(self) -> None:
+        """Ask the engine's scheduler every now and then how long it will take; end if it does not know."""
+        began = time.monotonic()
+        while True:
+            await asyncio.sleep(WATCH)
+            with contextlib.suppress(EngineDied):
+                if self.is_up and not await self.ask(time.monotonic() - began):
+                    return
+
+    async def ask(self, seconds: float) -> bool:
+        """Ask the engine's scheduler how long it will take for what it has, and tell the room.
+
+        Args:
+            seconds: of a clock that only goes forward.
+
+        Returns:
+            Whether it is one that knows.
+
+        Raises:
+            EngineDied: nobody is there.
+        """
+        blend = (await self._engine.internal_state())[0].get("blend")
+        if not isinstance(blend, dict):
+            return False
+        if (state := pool_state(cast(BlendState, blend))) is not None:
+            self._modelled.observe(seconds, state)
+            eta = self._modelled.eta(seconds, submitted=1, beyond=0)
+            self.room.modelled(
+                state.left if eta is None else eta.seconds, blend["waiting"] + blend["running"]
+            )
+        return True
 
     async def _start(self) -> None:
         """Try to start it, after a while if it has died or could not be started again."""
