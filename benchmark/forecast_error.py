@@ -22,8 +22,7 @@ from typing import Any
 
 from benchmark import provenance
 from benchmark.paper.arguments import add_jobs
-from benchmark.service_windows import Batch, simulate_service
-from benchmark.workloads.traces import make_trace
+from benchmark.service_windows import Batch, lines_of, simulate_service
 from tqdm import tqdm
 
 from sglang.batch.plan.schedules import simulator_processes
@@ -124,7 +123,7 @@ def simulate_one(seed: int, scale: float) -> list[Error]:
     batches = [
         Batch(
             f"{number} {one.trace}",
-            make_trace(one.trace, int(one.lines * scale), seed=seed + number),
+            lines_of(one.trace, int(one.lines * scale), seed=seed + number),
             int(one.after * lines),
             one.window,
             one.key,

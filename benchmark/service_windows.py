@@ -16,7 +16,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ import numpy as np
 from benchmark import provenance
 from benchmark.paper.arguments import add_jobs
 from benchmark.paper.models import MODELS
-from benchmark.workloads.traces import make_trace
+from benchmark.workloads.traces import TRACES, make_trace
 from tqdm import tqdm
 
 from sglang.batch.plan.schedules import simulator_processes
@@ -36,6 +36,9 @@ from sglang.batch.serve.shared_engine import WATCH, SharedEngine
 from sglang.srt.blend.core.pool.workload import Workload
 
 DAY = 86_400.0
+
+LONGEST = 600
+"""Output tokens of an answer at most."""
 
 MODEL, HARDWARE, ENGINE, CHUNK = "llama-3-8b", "a100-80gb", "overlapped", 1_024
 
@@ -168,11 +171,11 @@ class SimulatedEngine:
         from sglang.srt.hardware_backend.simulated_gpu import lone_scheduler
 
         workload, i = self._workloads[request.body["batch"]], request.line
-        prompt = workload.prompt_tokens(i)
+        prompt = request.body["prompt"]
         lone_scheduler.submit(
             self._scheduler,
             request_id,
-            prompt.tolist(),
+            prompt,
             max_new_tokens=int(workload.max_new_tokens[i]),
             sampling={"ignore_eos": bool(workload.known[i])},
             priority=request.body["priority"],
@@ -228,7 +231,8 @@ async def serve(
     left = {batch.name: len(batch.workload) for batch in batches}
 
     async def line(job: Any, batch: Batch, i: int) -> None:
-        request = BatchRequest(i, f"{i}", "/v1/completions", {"batch": batch.name})
+        prompt = batch.workload.prompt_tokens(i).tolist()
+        request = BatchRequest(i, f"{i}", "/v1/completions", {"batch": batch.name, "prompt": prompt})
         await job.answer(request, f"{batch.name}/{i}")
         left[batch.name] -= 1
 
@@ -296,10 +300,20 @@ def _scheduler(batches: Sequence[Batch]) -> Iterator[SimulatedEngine]:
             yield engine
 
 
+def lines_of(trace: str, lines: int, *, seed: int) -> Workload:
+    """Lines of a trace whose users ask for no more than LONGEST tokens."""
+    spec = TRACES[trace]
+    output = replace(spec.output, high=min(spec.output.high, LONGEST))
+    cap = min(spec.max_new_tokens, LONGEST)
+    return make_trace(
+        trace, lines, seed=seed, specs={**TRACES, trace: replace(spec, output=output, max_new_tokens=cap)}
+    )
+
+
 def batches_of(case: Case, *, scale: float, seed: int) -> tuple[Workload, Workload]:
     """The lines of a case's batches."""
     first, second = (
-        make_trace(name, max(int(lines * scale), 1), seed=seed + number)
+        lines_of(name, max(int(lines * scale), 1), seed=seed + number)
         for number, (name, lines) in enumerate((case.first, case.second))
     )
     return first, second

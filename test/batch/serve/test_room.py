@@ -11,6 +11,7 @@ from sglang.batch.serve import room as rooms
 from sglang.batch.serve import turns
 from sglang.batch.serve.room import Room, Seat, Terms
 from sglang.batch.serve.turns import Turns
+from sglang.batch.serve.waiting import Waiting, prompt_order
 
 FAR = 10**9
 
@@ -158,7 +159,7 @@ def test_whoever_gives_up_leaves_no_place_taken() -> None:
         await asyncio.gather(*waiting, *running, return_exceptions=True)
         engine.running = [one for one in engine.running if not one[2].done()]
         assert len(await engine.run()) == 6
-        assert (seat.free, seat.hurried, list(seat.waiting)) == (0, 0, [])
+        assert (seat.free, seat.hurried, bool(seat.waiting)) == (0, 0, False)
 
     run(test)
 
@@ -207,3 +208,37 @@ def test_a_batch_that_is_to_be_closed_waits_for_no_turn(monkeypatch: pytest.Monk
             pass
 
     run(test)
+
+
+def test_hurried_lines_go_in_the_order_of_their_prompts_and_free_ones_in_that_of_the_file() -> None:
+    async def test() -> None:
+        waiting = Waiting()
+        turns = {name: waiting.add((name[0], name)) for name in ("b1", "a1", "c1", "b2", "a2", "c2")}
+        turns["a1"].cancel()
+        done = []
+        for hurried in (True, False, True, False, True):
+            assert waiting
+            waiting.give(hurried=hurried)
+            done += [name for name in turns if turns[name].done() and name not in (*done, "a1")]
+        assert done == ["a2", "b1", "b2", "c1", "c2"]
+        assert not waiting
+        assert [turns[name].result() for name in done] == [True, False, True, False, True]
+
+    run(test)
+
+
+@pytest.mark.parametrize(
+    ("body", "order"),
+    [
+        ({"prompt": "a"}, ("a",)),
+        ({"prompt": [104, 105]}, ("hi",)),
+        ({"prompt": ["a", "b"]}, ("",)),
+        ({"prompt": [-1]}, ("",)),
+        ({"messages": [{"content": None}, {"content": [{"type": "image_url"}]}, 7]}, ("", "", "")),
+        ({"input": "a"}, ("a",)),
+        ({"input": ["a", "b"]}, ("a", "b")),
+        ({}, ("",)),
+    ],
+)
+def test_any_body_has_an_order(body: dict[str, object], order: tuple[str, ...]) -> None:
+    assert prompt_order(body) == order

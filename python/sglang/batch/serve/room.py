@@ -1,21 +1,22 @@
 """The engine's places: which batch's next line gets one, and whether that line goes ahead of others.
 
 `admission` decides, about once a second; between, each batch that is hurried has a credit, in seconds of
-work, that grows with its share of the engine. Where places are short, keys take turns by what they had.
+work, that grows with its share of the engine; its lines go in the order of their prompts, so that they share
+what they begin with though they come one by one. Where places are short, keys take turns by what they had.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
-from collections import defaultdict, deque
+from collections import defaultdict
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 from sglang.batch.serve.admission import BatchWork, admit, aim
 from sglang.batch.serve.pace import Costs, Pace
+from sglang.batch.serve.waiting import Waiting
 
 TICK = 1.0
 """Seconds between two decisions."""
@@ -62,7 +63,7 @@ class Seat:
     terms: Terms
     lines_left: Callable[[], int]
     costs: Costs = field(default_factory=Costs)
-    waiting: deque[asyncio.Future[bool]] = field(default_factory=deque)
+    waiting: Waiting = field(default_factory=Waiting)
     free: int = 0
     hurried: int = 0
     latency: float = 0.0
@@ -70,12 +71,6 @@ class Seat:
     credit: float = 0.0
     had: float = 0.0
     line_seconds: float = 0.0
-
-    def somebody_waits(self) -> bool:
-        """Tell whether a line waits for a place, those apart that have given up."""
-        while self.waiting and self.waiting[0].done():
-            self.waiting.popleft()
-        return bool(self.waiting)
 
     def work(self) -> BatchWork:
         """What is left of it, in seconds of the whole engine."""
@@ -85,7 +80,7 @@ class Seat:
             weight=terms.weight,
             deadline=terms.deadline,
             aim=aim(terms.begin, terms.deadline) - self.latency,
-            waiting=unit * max(self.lines_left() - self.free - self.hurried, len(self.waiting), 0),
+            waiting=unit * max(self.lines_left() - self.free - self.hurried, 0),
             free=unit * self.free,
             hurried=unit * self.hurried,
         )
@@ -168,19 +163,19 @@ class Room:
         return self._pace
 
     @asynccontextmanager
-    async def place(self, seat: Seat) -> AsyncIterator[Place]:
-        """Wait for a place for a line, and hold it."""
-        turn: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
-        seat.waiting.append(turn)
+    async def place(self, seat: Seat, order: tuple[str, ...] = ()) -> AsyncIterator[Place]:
+        """Wait for a place for a line, and hold it.
+
+        Args:
+            order: see `prompt_order`.
+        """
+        turn = seat.waiting.add(order)
         self.look()
         try:
             place = Place(await turn)
         except asyncio.CancelledError:
-            if turn.done() and not turn.cancelled():
+            if not turn.cancelled():
                 self._give_back(seat, turn.result())
-            else:
-                with contextlib.suppress(ValueError):
-                    seat.waiting.remove(turn)
             raise
         began = self._clock()
         try:
@@ -229,7 +224,7 @@ class Room:
 
     def _choose(self) -> tuple[Seat, bool] | None:
         """Find whose line is next, and whether it is hurried."""
-        waiting = [seat for seat in self._seats if seat.somebody_waits()]
+        waiting = [seat for seat in self._seats if seat.waiting]
         hurried = [seat for seat in waiting if seat.share > 0.0]
         free = [seat for seat in waiting if seat.share == 0.0]
         due = [seat for seat in hurried if seat.credit > 0.0]
@@ -248,7 +243,8 @@ class Room:
         return self._key_had[seat.terms.key], seat.had
 
     def _give(self, seat: Seat, hurried: bool) -> None:
-        turn, work = seat.waiting.popleft(), seat.line_seconds
+        seat.waiting.give(hurried=hurried)
+        work = seat.line_seconds
         self._taken += 1
         if hurried:
             seat.hurried += 1
@@ -260,4 +256,3 @@ class Room:
         seat.had += work / seat.terms.weight
         self._had = self._key_had[key]
         self._key_had[key] += work / seat.terms.weight
-        turn.set_result(hurried)

@@ -24,6 +24,7 @@ from sglang.batch.run.eta import ModelledEta
 from sglang.batch.run.run_progress import pool_state
 from sglang.batch.serve.pace import Costs, line_cost
 from sglang.batch.serve.room import Place, Room, Seat, Terms
+from sglang.batch.serve.waiting import prompt_order
 
 LOOK = 0.05
 """Seconds between two looks whether the others' requests have ended."""
@@ -180,7 +181,7 @@ class SharedEngine:
         while True:
             while self._sole not in (None, job):
                 await self._opened.wait()
-            async with self.room.place(job.seat) as place:
+            async with self.room.place(job.seat, prompt_order(request.body)) as place:
                 try:
                     await self.up()
                 except EngineFailed as error:
