@@ -58,13 +58,13 @@ class Arrival:
 
 
 ARRIVALS = (
-    Arrival("sharegpt", 1500, 0.0),
-    Arrival("azure", 250, 0.05),
-    Arrival("sharegpt", 600, 0.2, "b", 150.0),
-    Arrival("mmlu", 1500, 0.3),
-    Arrival("azure", 150, 0.5, "b", 200.0),
-    Arrival("sharegpt", 1000, 0.6),
-    Arrival("sharegpt", 100, 0.7, "b"),
+    Arrival("chats", 2000, 0.0),
+    Arrival("documents", 100, 0.05),
+    Arrival("chats", 800, 0.2, "b", 60.0),
+    Arrival("labels", 500, 0.3),
+    Arrival("documents", 60, 0.5, "b", 60.0),
+    Arrival("chats", 1000, 0.6),
+    Arrival("chats", 100, 0.7, "b"),
 )
 
 

@@ -16,7 +16,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +24,8 @@ import numpy as np
 from benchmark import provenance
 from benchmark.paper.arguments import add_jobs
 from benchmark.paper.models import MODELS
-from benchmark.workloads.traces import TRACES, make_trace
-from tqdm import tqdm
+from benchmark.workloads.lengths import LengthDistribution
+from benchmark.workloads.traces import TraceSpec, make_trace
 
 from sglang.batch.plan.schedules import simulator_processes
 from sglang.batch.records import Answer, BatchRequest, Usage
@@ -37,8 +37,19 @@ from sglang.srt.blend.core.pool.workload import Workload
 
 DAY = 86_400.0
 
-LONGEST = 600
-"""Output tokens of an answer at most."""
+TRACES = {
+    "chats": TraceSpec(
+        LengthDistribution(246, 250, 8, 2048), LengthDistribution(100, 80, 1, 200), 5, max_new_tokens=200
+    ),
+    "documents": TraceSpec(
+        LengthDistribution(2508, 1500, 32, 8192), LengthDistribution(20, 20, 1, 100), 25, max_new_tokens=100
+    ),
+    "labels": TraceSpec(
+        LengthDistribution(804, 60, 700, 2048), LengthDistribution(2), 691, max_new_tokens=8, groups=57
+    ),
+}
+"""What lines are like: short answers, so that minutes are many times as long as one of them takes. Labels are
+the MMLU of the paper's traces."""
 
 MODEL, HARDWARE, ENGINE, CHUNK = "llama-3-8b", "a100-80gb", "overlapped", 1_024
 
@@ -64,11 +75,11 @@ class Case:
 
 
 CASES = (
-    Case("chats among chats", ("sharegpt", 4000), ("sharegpt", 1000)),
-    Case("chats among long prompts", ("azure", 2500), ("sharegpt", 600)),
-    Case("long prompts among chats", ("sharegpt", 4000), ("azure", 300)),
-    Case("shared prefixes among chats", ("sharegpt", 4000), ("mmlu", 2000)),
-    Case("chats among chats, no hurry", ("sharegpt", 4000), ("sharegpt", 1000), window=2.5),
+    Case("chats among chats", ("chats", 4000), ("chats", 1000)),
+    Case("chats among documents", ("documents", 500), ("chats", 1000)),
+    Case("documents among chats", ("chats", 4000), ("documents", 100)),
+    Case("labels among chats", ("chats", 4000), ("labels", 1000)),
+    Case("chats among chats, no hurry", ("chats", 4000), ("chats", 1000), window=2.5),
 )
 
 
@@ -301,13 +312,8 @@ def _scheduler(batches: Sequence[Batch]) -> Iterator[SimulatedEngine]:
 
 
 def lines_of(trace: str, lines: int, *, seed: int) -> Workload:
-    """Lines of a trace whose users ask for no more than LONGEST tokens."""
-    spec = TRACES[trace]
-    output = replace(spec.output, high=min(spec.output.high, LONGEST))
-    cap = min(spec.max_new_tokens, LONGEST)
-    return make_trace(
-        trace, lines, seed=seed, specs={**TRACES, trace: replace(spec, output=output, max_new_tokens=cap)}
-    )
+    """Lines of one of the TRACES."""
+    return make_trace(trace, lines, seed=seed, specs=TRACES)
 
 
 def batches_of(case: Case, *, scale: float, seed: int) -> tuple[Workload, Workload]:
@@ -338,15 +344,15 @@ def run_case(case: Case, *, scale: float, seed: int) -> Row:
     )
 
 
-def table(rows: Sequence[Row]) -> str:
-    """One line for each case."""
-    head = f"{'case':<34}{'comes':>8}{'deadline':>10}{'ends':>9}{'free':>9}{'all':>9}{'free':>9}{'cost':>8}"
-    lines = [
-        f"{row.name:<34}{row.comes:>8.1f}{row.deadline:>10.1f}{row.with_deadline:>9.1f}{row.without:>9.1f}"
-        f"{row.total_with:>9.1f}{row.total_without:>9.1f}{row.cost:>+8.1%}{'' if row.kept else '  LATE'}"
-        for row in rows
-    ]
-    return "\n".join([head, *lines])
+HEAD = f"{'case':<30}{'comes':>8}{'deadline':>10}{'ends':>8}{'free':>8}{'all':>8}{'free':>8}{'cost':>8}"
+
+
+def text(row: Row) -> str:
+    """One line of the table."""
+    return (
+        f"{row.name:<30}{row.comes:>8.1f}{row.deadline:>10.1f}{row.with_deadline:>8.1f}{row.without:>8.1f}"
+        f"{row.total_with:>8.1f}{row.total_without:>8.1f}{row.cost:>+8.1%}{'' if row.kept else '  LATE'}"
+    )
 
 
 def main() -> int:
@@ -366,8 +372,11 @@ def main() -> int:
         futures = [
             executor.submit(run_case, case, scale=arguments.scale, seed=arguments.seed) for case in chosen
         ]
-        rows = [future.result() for future in tqdm(futures, unit="case")]
-    print(table(rows))
+        rows = []
+        print(HEAD)
+        for future in futures:
+            rows.append(future.result())
+            print(text(rows[-1]), flush=True)
     if arguments.json is not None:
         written = {
             "command": f"python -m benchmark.service_windows {' '.join(sys.argv[1:])}",

@@ -215,7 +215,7 @@ def test_hurried_lines_go_in_the_order_of_their_prompts_and_free_ones_in_that_of
         waiting = Waiting()
         turns = {name: waiting.add((name[0], name)) for name in ("b1", "a1", "c1", "b2", "a2", "c2")}
         turns["a1"].cancel()
-        done = []
+        done: list[str] = []
         for hurried in (True, False, True, False, True):
             assert waiting
             waiting.give(hurried=hurried)
@@ -242,3 +242,26 @@ def test_hurried_lines_go_in_the_order_of_their_prompts_and_free_ones_in_that_of
 )
 def test_any_body_has_an_order(body: dict[str, object], order: tuple[str, ...]) -> None:
     assert prompt_order(body) == order
+
+
+def test_a_batch_that_should_have_ended_gets_all_at_once_however_often_it_is_decided() -> None:
+    async def test() -> None:
+        room = Room(1000, clock=lambda: 0.0)
+        seats = [room.enter(Terms("", 4.0, begin, 50.0), lambda: 30) for begin in (0.0, -1000.0, 0.0)]
+        lines = []
+        for seat in seats[::2]:
+            lines += [asyncio.ensure_future(_hold(room, seats[1])) for _ in range(15)]
+            await asyncio.sleep(0)
+            room.leave(seat)
+        await asyncio.sleep(0)
+        assert seats[1].free + seats[1].hurried == 30
+        for line in lines:
+            line.cancel()
+        await asyncio.gather(*lines, return_exceptions=True)
+        assert seats[1].free + seats[1].hurried == 0
+
+    async def _hold(room: Room, seat: Seat) -> None:
+        async with room.place(seat):
+            await asyncio.sleep(1e6)
+
+    run(test)

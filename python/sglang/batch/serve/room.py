@@ -217,8 +217,9 @@ class Room:
         admission = admit(list(works.values()), now, sure=self._pace.sure)
         elapsed = min(max(now - self._decided, 0.0), CREDIT)
         for seat, share in zip(works, admission.shares, strict=True):
-            began = share > 0.0 and seat.share == 0.0
-            seat.credit = min(seat.credit + share * (TICK if began else elapsed), share * CREDIT)
+            seconds = TICK if seat.share == 0.0 else elapsed
+            if share > 0.0 and seconds > 0.0:
+                seat.credit = min(seat.credit + share * seconds, share * CREDIT)
             seat.share = share
         self._room, self._decided, self._changed = admission.room, now, False
 
