@@ -39,7 +39,7 @@ DAY = 86_400.0
 
 TRACES = {
     "chats": TraceSpec(
-        LengthDistribution(246, 250, 8, 2048), LengthDistribution(100, 80, 1, 200), 5, max_new_tokens=200
+        LengthDistribution(246, 250, 8, 2048), LengthDistribution(50, 40, 1, 100), 5, max_new_tokens=100
     ),
     "documents": TraceSpec(
         LengthDistribution(2508, 1500, 32, 8192), LengthDistribution(20, 20, 1, 100), 25, max_new_tokens=100
@@ -53,7 +53,7 @@ the MMLU of the paper's traces."""
 
 MODEL, HARDWARE, ENGINE, CHUNK = "llama-3-8b", "a100-80gb", "overlapped", 1_024
 
-KV_TOKENS = 65_536
+KV_TOKENS = 32_768
 """Of the engine: few, so that short runs are many times as long as one answer takes."""
 
 

@@ -3,8 +3,8 @@
 Lines that are given to the engine freely are ordered by its scheduler, and nobody can say which comes last.
 So that is done only where everything that the engine then has would still end in time for the batch with the
 nearest deadline. A batch for which that cannot be said is hurried instead: its lines go ahead of all others,
-at the rate at which it ends in time and no faster, so that the rest of the engine goes on blending. A batch
-that is small beside the others is hurried, too, at a part of its fair share.
+at about the rate at which it ends in time, so that the rest of the engine goes on blending. A batch that
+is small beside the others is hurried, too, at a part of its fair share.
 """
 
 from __future__ import annotations
@@ -20,6 +20,9 @@ MARGIN = 0.2
 SAFE = 0.5
 """Part of the time left in which all batches must be done for one of them not to be at risk: forecasts err,
 and what was given freely cannot be taken back."""
+
+HASTE = 1.5
+"""Times the rate at which a batch would just end in time: who begins late, or takes long, is not known."""
 
 MOST_HURRIED = 0.9
 """Part of the engine that batches of which the window is at risk get at most while other keys wait."""
@@ -122,7 +125,7 @@ def _for_deadlines(batches: Sequence[BatchWork], now: float, sure: bool) -> list
         batch = batches[i]
         if batch.waiting > 0.0:
             time_left = batch.aim - now
-            shares[i] = min(batch.waiting / time_left, left) if time_left > 0.0 else left
+            shares[i] = min(HASTE * batch.waiting / time_left, left) if time_left > 0.0 else left
             left = max(left - shares[i], 0.0) if sure else left
     return shares
 
