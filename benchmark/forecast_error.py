@@ -59,12 +59,12 @@ class Arrival:
 
 ARRIVALS = (
     Arrival("chats", 2000, 0.0),
-    Arrival("documents", 100, 0.05),
-    Arrival("chats", 800, 0.2, "b", 60.0),
-    Arrival("labels", 500, 0.3),
-    Arrival("documents", 60, 0.5, "b", 60.0),
-    Arrival("chats", 1000, 0.6),
-    Arrival("chats", 100, 0.7, "b"),
+    Arrival("documents", 100, 0.02),
+    Arrival("chats", 800, 0.04, "b", 60.0),
+    Arrival("labels", 500, 0.06),
+    Arrival("documents", 60, 0.08, "b", 60.0),
+    Arrival("chats", 1000, 0.1),
+    Arrival("chats", 100, 0.3, "b"),
 )
 
 
