@@ -17,8 +17,8 @@ from sglang.batch.serve.room import Room
 from sglang.batch.serve.store import BatchRow, Store
 from sglang.batch.serve.sums import OPEN
 
-ERROR = 0.25
-"""Part of the time left by which a forecast may well be wrong."""
+LONGER = 2.0
+"""Times as long as foretold that a batch may well take."""
 
 Basis = Literal["scheduler", "measured", "none", "ended"]
 
@@ -45,7 +45,7 @@ class Forecast(BaseModel):
             so far where it models nothing, `none` as long as nothing is known, `ended` once there is nothing
             left to foretell.
         expected_end, expires_at: seconds since 1970.
-        window_kept: whether it will end in its window, even if the forecast is wrong by a quarter.
+        window_kept: whether it will end in its window, even if it takes twice as long as foretold.
         gpu_seconds: that the whole batch takes.
         prompt_tokens, completion_tokens: of the whole batch.
     """
@@ -190,4 +190,4 @@ class Forecaster:
         if batch.status not in OPEN:
             return batch.status == "completed"
         left = end - self._room.now()
-        return self._room.now() + (1.0 + ERROR) * left <= (batch.times["expires_at"] or 0)
+        return self._room.now() + LONGER * left <= (batch.times["expires_at"] or 0)
