@@ -18,7 +18,7 @@ class ServerArgs(Protocol):
         max_queued_requests: requests that the scheduler queues at most; None for no limit.
         enable_priority_scheduling: whether requests have priorities; schedule_low_priority_values_first:
             whether low values go first.
-        tp_size: ranks that share the model; dp_size: replicas of it.
+        tp_size, pp_size: ranks that share a layer, and the layers; dp_size: replicas of the model.
     """
 
     model_path: str
@@ -29,6 +29,7 @@ class ServerArgs(Protocol):
     schedule_low_priority_values_first: bool
     tp_size: int
     dp_size: int
+    pp_size: int
 
     def resolve_once(self) -> None:
         """Fill in what depends on the model and the machine."""

@@ -285,3 +285,20 @@ def test_files_that_expire_are_gone(service: EchoService) -> None:
     output = client.files.retrieve(batch.output_file_id or "")
     assert output.expires_at == output.created_at + 7200
     assert time.time() < kept.expires_at
+
+
+def test_a_later_batch_with_a_nearer_deadline_is_done_first(service: EchoService) -> None:
+    client = service.start("--echo-seconds", "0.05", "--pool", "4")
+    long = create(client, lines(400, name="long"))
+    wait_until(client, long.id, lambda batch: counts(batch)[1] > 5)
+    urgent = wait_for(client, create(client, lines(40, name="urgent"), completion_window="30s").id)
+    assert urgent.status == "completed"
+    assert client.batches.retrieve(long.id).status == "in_progress"
+    assert wait_for(client, long.id).status == "completed"
+
+
+def test_a_priority_that_is_none_is_refused(service: EchoService) -> None:
+    client = service.start()
+    for priority in ("soon", "0", "101", "-1", ""):
+        with pytest.raises(openai.BadRequestError, match="metadata.priority: must be low, normal, high or"):
+            create(client, lines(1), metadata={"priority": priority})

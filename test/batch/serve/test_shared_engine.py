@@ -9,6 +9,8 @@ import pytest
 from sglang.batch.records import Answer, BatchRequest
 from sglang.batch.run.engine.protocol import EngineDied, EngineFailed
 from sglang.batch.serve import shared_engine
+from sglang.batch.serve.pace import Costs
+from sglang.batch.serve.room import Room, Terms
 from sglang.batch.serve.shared_engine import JobEngine, SharedEngine
 
 REQUEST = BatchRequest(1, "a", "/v1/completions", {})
@@ -22,6 +24,8 @@ class Fake:
         self.started = 0
         self.alive = False
         self.waiting: dict[str, asyncio.Future[Answer]] = {}
+        self.requests: dict[str, BatchRequest] = {}
+        self.state: dict[str, Any] = {}
 
     async def start(self) -> None:
         await asyncio.sleep(0)
@@ -31,6 +35,7 @@ class Fake:
         self.alive = True
 
     async def answer(self, request: BatchRequest, request_id: str) -> Answer:
+        self.requests[request_id] = request
         self.waiting[request_id] = asyncio.get_running_loop().create_future()
         try:
             return await self.waiting[request_id]
@@ -51,16 +56,25 @@ class Fake:
         raise AssertionError
 
     async def internal_state(self) -> list[dict[str, Any]]:
-        raise AssertionError
+        return [self.state]
 
     async def stop(self) -> None:
         self.alive = False
 
 
-def shared(engine: Fake, *, pool: int = 100, restarts: int = 5) -> SharedEngine:
+def shared(engine: Fake, *, pool: int = 100, restarts: int = 5, priorities: bool = False) -> SharedEngine:
     return SharedEngine(
-        engine, alive=lambda: engine.alive, pool=pool, restarts=restarts, say=lambda text: None
+        engine,
+        alive=lambda: engine.alive,
+        room=Room(pool, clock=lambda: 0.0),
+        priorities=priorities,
+        restarts=restarts,
+        say=lambda text: None,
     )
+
+
+def job_of(pool: SharedEngine, window: float = 1e12) -> JobEngine:
+    return pool.for_job(Terms("", 1.0, 0.0, window), lambda: 10)
 
 
 def run(test: Callable[[], Awaitable[None]], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -86,7 +100,7 @@ def test_it_is_started_once_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
     async def test() -> None:
         engine = Fake()
         pool = shared(engine)
-        await asyncio.gather(*(pool.for_job().start() for _ in range(5)))
+        await asyncio.gather(*(job_of(pool).start() for _ in range(5)))
         assert engine.started == 1
 
     run(test, monkeypatch)
@@ -121,7 +135,7 @@ def test_each_job_hears_of_its_own_suspects(
     async def test() -> None:
         engine = Fake()
         pool = shared(engine)
-        a, b = pool.for_job(), pool.for_job()
+        a, b = job_of(pool), job_of(pool)
         tasks = [await submitted(a, "a1"), await submitted(a, "a2"), await submitted(b, "b1")]
         engine.die(told)
         assert await suspects(*tasks) == expected
@@ -133,7 +147,7 @@ def test_a_death_restarts_it_once_and_too_many_in_a_row_end_it(monkeypatch: pyte
     async def test() -> None:
         engine = Fake()
         pool = shared(engine, restarts=2)
-        jobs = [pool.for_job(), pool.for_job()]
+        jobs = [job_of(pool), job_of(pool)]
         for life in (1, 2, 3):
             await asyncio.gather(*(job.start() for job in jobs))
             assert engine.started == life
@@ -152,7 +166,7 @@ def test_an_answer_between_makes_deaths_count_anew(monkeypatch: pytest.MonkeyPat
     async def test() -> None:
         engine = Fake()
         pool = shared(engine, restarts=1)
-        job = pool.for_job()
+        job = job_of(pool)
         for _ in range(4):
             await job.start()
             answered = await submitted(job, "good")
@@ -181,7 +195,7 @@ def test_a_job_that_is_alone_waits_for_others_and_lets_none_in(monkeypatch: pyte
     async def test() -> None:
         engine = Fake()
         pool = shared(engine, pool=2)
-        a, b = pool.for_job(), pool.for_job()
+        a, b = job_of(pool), job_of(pool)
         first = await submitted(b, "b1")
         entered = asyncio.ensure_future(_alone(a))
         await asyncio.sleep(0.01)
@@ -204,5 +218,47 @@ def test_a_job_that_is_alone_waits_for_others_and_lets_none_in(monkeypatch: pyte
         task = await submitted(job, "a1")
         task.add_done_callback(lambda done: asyncio.ensure_future(stack.__aexit__(None, None, None)))
         return task
+
+    run(test, monkeypatch)
+
+
+@pytest.mark.parametrize(("priorities", "expected"), [(True, [0, 1, 0, 9]), (False, [9, 9, 9, 9])])
+def test_lines_of_a_batch_at_risk_have_the_higher_priority(
+    priorities: bool, expected: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def test() -> None:
+        engine = Fake()
+        pool = shared(engine, priorities=priorities)
+        far, near = job_of(pool), job_of(pool, 1.0)
+        urls = {"far": "/v1/completions", "near": "/v1/chat/completions", "more": "/v1/responses"}
+        tasks = []
+        for id, job in {"far": far, "near": near, "more": far, "none": far}.items():
+            request = BatchRequest(1, id, urls.get(id, "/v1/score"), {"priority": 9})
+            tasks.append(asyncio.ensure_future(job.answer(request, id)))
+        for _ in range(100):
+            await asyncio.sleep(0)
+        assert [engine.requests[id].body["priority"] for id in ("far", "near", "more", "none")] == expected
+        engine.finish()
+        await asyncio.gather(*tasks)
+
+    run(test, monkeypatch)
+
+
+def test_the_engines_own_model_says_how_fast_it_is_before_an_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test() -> None:
+        engine = Fake()
+        pool = shared(engine)
+        await pool.up()
+        job = pool.for_job(Terms("", 1.0, 0.0, 1e12), lambda: 10, Costs(100.0))
+        tasks = [await submitted(job, f"{i}") for i in range(10)]
+        assert not await pool.ask(0.0)
+        outlook = {"done": 0.0, "left": 50.0, "left_high": 60.0, "estimated": 1.0}
+        # Half of the lines have arrived, so that what is modelled is of half of them.
+        engine.state = {"blend": {"waiting": 3, "running": 2, "lengths": [], "outlook": outlook}}
+        assert await pool.ask(1.0)
+        assert pool.room.pace.per_second == 10.0
+        assert pool.room.pace.line_seconds(Costs(100.0)) == 10.0
+        engine.finish()
+        await asyncio.gather(*tasks)
 
     run(test, monkeypatch)

@@ -106,6 +106,11 @@ class TwinLines:
     def __init__(self, db: sqlite3.Connection) -> None:
         self._db = db
 
+    def count(self) -> int:
+        """Count the lines that get the record of an equal one, now or later."""
+        query = "SELECT COUNT(key) - COUNT(DISTINCT key) FROM line"
+        return int(self._db.execute(query).fetchone()[0])
+
     def leaders(self, positions: Sequence[int]) -> list[int]:
         """Choose, among lines, those whose record others wait for."""
         rows = self._db.execute(

@@ -15,9 +15,11 @@ from sglang.batch.endpoints import ENDPOINTS
 from sglang.batch.serve import bodies, online_routes
 from sglang.batch.serve.caller import Owner, Running
 from sglang.batch.serve.errors import ERRORS, Refused, add_error_handlers
+from sglang.batch.serve.forecast import Forecast
 from sglang.batch.serve.log import FORMATS, Requests
 from sglang.batch.serve.metrics import registry
 from sglang.batch.serve.objects import Page, batch_object, file_object, page
+from sglang.batch.serve.priority import weight
 from sglang.batch.serve.quotas import check_batch, check_upload
 from sglang.batch.serve.service import Service
 from sglang.batch.serve.status_page import PAGE_HEADERS, render
@@ -193,13 +195,20 @@ async def delete_file(service: Running, owner: Owner, id: str) -> FileDeleted:
 
 
 @router.post("/batches")
-async def create_batch(service: Running, owner: Owner, body: NewBatch) -> Batch:
-    """Begin a batch; the same request within minutes is the same batch."""
+async def create_batch(service: Running, owner: Owner, body: NewBatch, response: Response) -> Batch:
+    """Begin a batch; the same request within minutes is the same batch.
+
+    The header X-Forecast-End has the second at which it is expected to end, as far as anything is known.
+    """
     if body.endpoint not in ENDPOINTS:
         raise Refused(400, f"endpoint: must be one of {', '.join(ENDPOINTS)}", "endpoint")
     file = service.store.file(owner, body.input_file_id)
     if file.purpose != "batch":
         raise Refused(400, "input_file_id: the file's purpose must be batch", "input_file_id")
+    try:
+        weight(body.metadata)
+    except ValueError as error:
+        raise Refused(400, str(error), "metadata") from error
     kept = body.output_expires_after
     wanted = CreateBatch(
         input_file_id=body.input_file_id,
@@ -216,7 +225,16 @@ async def create_batch(service: Running, owner: Owner, body: NewBatch) -> Batch:
         )
         row = service.store.create_batch(owner, wanted)
     service.batches.begin(row.id)
+    forecast = await service.batches.forecast(row)
+    if forecast.expected_end is not None:
+        response.headers["X-Forecast-End"] = str(forecast.expected_end)
     return _shown(service, row)
+
+
+@router.get("/batches/{id}/forecast")
+async def forecast_batch(service: Running, owner: Owner, id: str) -> Forecast:
+    """Tell when a batch is expected to end, given all that is queued, and what it takes."""
+    return await service.batches.forecast(service.store.batch(id, owner))
 
 
 def _seconds(window: str) -> int:

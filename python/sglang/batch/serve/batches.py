@@ -16,7 +16,7 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, asynccontextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from itertools import chain
 from typing import Any, TypeVar
@@ -25,28 +25,29 @@ from sglang.batch.media import MediaGate, MediaPolicy
 from sglang.batch.records import Answer, BatchFailure, BatchRequest
 from sglang.batch.run.committer import CommitLimits
 from sglang.batch.run.files import JobFiles
+from sglang.batch.run.identity import FILES
 from sglang.batch.run.job import BatchJob
 from sglang.batch.run.journal import Journal
+from sglang.batch.run.lengths import Lengths
 from sglang.batch.run.recovery import Continue, OpenJob, Work, open_job
 from sglang.batch.run.rounds import RoundLimits, Rounds
 from sglang.batch.run.schema import JournalUnusable
-from sglang.batch.run.stops import Stopped, Stops
+from sglang.batch.run.stops import Stopped
 from sglang.batch.run.tally import Tally
 from sglang.batch.serve.content import check_content, input_source
+from sglang.batch.serve.forecast import Forecast, Forecaster
+from sglang.batch.serve.live import CANCELLED, EXPIRED, Live
 from sglang.batch.serve.objects import counts, usage
+from sglang.batch.serve.priority import weight
+from sglang.batch.serve.room import Terms
 from sglang.batch.serve.shared_engine import SharedEngine
 from sglang.batch.serve.store import BatchRow, Counts, Store
 from sglang.batch.serve.sums import OPEN
+from sglang.batch.serve.turns import Turns
 from sglang.batch.usage import BadUsage
-
-AT_A_TIME = 64
-"""Jobs that are open at a time; others wait in the order in which they were created."""
 
 CANCEL_SECONDS = 570.0
 """Seconds that the requests of a cancelled batch get: it is `cancelling` for 10 minutes at most."""
-
-CANCELLED, EXPIRED = "batch_cancelled", "batch_expired"
-"""Error codes of lines that were not run any more."""
 
 WHY = {
     CANCELLED: "the batch was cancelled before this request was run",
@@ -70,6 +71,8 @@ class BatchLimits:
         commits: when records are committed.
         media: what requests may name beside data URLs.
         identity: what decides answers, see `run.identity.identity`.
+        plans: whether the engine's scheduler looks at expected lengths of answers.
+        gpus: that the engine has; 1 where nobody knows.
     """
 
     lines: int
@@ -77,26 +80,8 @@ class BatchLimits:
     commits: CommitLimits
     media: MediaPolicy
     identity: dict[str, Any]
-
-
-@dataclass
-class _Live:
-    """A batch that is being carried out.
-
-    Attributes:
-        tally: what is done of it; None before its job is open.
-        ending: error code of the lines that are left, once it is not to go on.
-    """
-
-    stops: Stops = field(default_factory=lambda: Stops(()))
-    tally: Tally | None = None
-    ending: str | None = None
-
-    def end(self, code: str) -> None:
-        """Let it run no more lines than those that run."""
-        if self.ending is None:
-            self.ending = code
-            self.stops.stop(signal.SIGINT if code == CANCELLED else signal.SIGTERM)
+    plans: bool = False
+    gpus: int = 1
 
 
 class Batches:
@@ -120,8 +105,11 @@ class Batches:
         self._engine = engine
         self._limits = limits
         self._say = say
-        self._room = asyncio.Semaphore(AT_A_TIME)
-        self._live: dict[str, _Live] = {}
+        self._turns = Turns(engine.room)
+        self._lengths = Lengths(str(limits.identity.get(FILES) or limits.identity.get("--model-path")))
+        self._lengths.load(store.lengths)
+        self._forecaster = Forecaster(store, engine.room, self._lengths, gpus=limits.gpus)
+        self._live: dict[str, Live] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._stopping = False
 
@@ -150,9 +138,10 @@ class Batches:
 
     def begin(self, id: str) -> None:
         """Begin with a batch, or go on; nothing happens if it is under way, or has ended."""
-        if id in self._live or self._stopping or self._store.batch(id).status not in OPEN:
+        batch = self._store.batch(id)
+        if id in self._live or self._stopping or batch.status not in OPEN:
             return
-        self._live[id] = _Live()
+        self._live[id] = Live(terms(batch))
         task = asyncio.ensure_future(self._carry(id, self._live[id]))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -175,6 +164,13 @@ class Batches:
         """Tell what is done of the batches whose jobs are open, by id."""
         return {id: live.tally for id, live in self._live.items() if live.tally is not None}
 
+    async def forecast(self, batch: BatchRow) -> Forecast:
+        """Foretell when a batch ends, and what it takes."""
+        if batch.id in self._live:
+            with suppress(OSError):  # it has ended meanwhile
+                await self._forecaster.estimate(batch)
+        return self._forecaster.forecast(batch, self._live)
+
     async def stop(self) -> None:
         """Stop all jobs, to be gone on with: what runs gets seconds to end."""
         self._stopping = True
@@ -183,7 +179,7 @@ class Batches:
         if self._tasks:
             await asyncio.wait(set(self._tasks))
 
-    async def _carry(self, id: str, live: _Live) -> None:
+    async def _carry(self, id: str, live: Live) -> None:
         expiry = None
         try:
             batch = self._store.batch(id)
@@ -195,7 +191,8 @@ class Batches:
                 live.end(EXPIRED)
             if batch.times["in_progress_at"] is None and not await self._validated(batch):
                 return
-            async with self._turn(live):
+            live.lines = self._store.batch(id).counts.total
+            async with self._turns.turn(live.terms, live.lines, live.stops):
                 if not self._stopping:
                     await self._run(self._store.batch(id), live)
         except BadUsage as error:
@@ -208,20 +205,8 @@ class Batches:
         finally:
             if expiry is not None:
                 expiry.cancel()
+            self._forecaster.ended(id, live)
             self._live.pop(id, None)
-
-    @asynccontextmanager
-    async def _turn(self, live: _Live) -> AsyncIterator[None]:
-        """Wait until few enough jobs are open; one that is only to be closed does not wait."""
-        try:
-            await live.stops.race(self._room.acquire())
-        except Stopped:
-            yield
-            return
-        try:
-            yield
-        finally:
-            self._room.release()
 
     async def _validated(self, batch: BatchRow) -> bool:
         """Check a batch's lines; returns whether they are to be run, or at least recorded."""
@@ -242,7 +227,7 @@ class Batches:
             self._store.set_counts(batch.id, total)  # it was cancelled meanwhile
         return True
 
-    async def _run(self, batch: BatchRow, live: _Live) -> None:
+    async def _run(self, batch: BatchRow, live: Live) -> None:
         opened = open_job(
             self._job_files(batch),
             identity=self._identity(batch, live),
@@ -252,6 +237,7 @@ class Batches:
         )
         async with _in_thread(opened) as job:
             live.tally = tally = job.journal.tally()
+            live.twins = job.journal.twins.count()
             try:
                 if tally.done < tally.lines and live.ending is None:
                     await self._run_lines(batch, job, live)
@@ -262,14 +248,19 @@ class Batches:
                 await self._close_lines(job, tally, live.ending)
             await self._finish(batch, job, tally)
 
-    async def _run_lines(self, batch: BatchRow, job: OpenJob, live: _Live) -> None:
-        assert live.tally is not None
-        engine = self._engine.for_job()
+    async def _run_lines(self, batch: BatchRow, job: OpenJob, live: Live) -> None:
+        tally = live.tally
+        assert tally is not None
+        await self._forecaster.estimate(batch)
+        engine = self._engine.for_job(
+            live.terms, lambda: tally.lines - tally.done, self._forecaster.costs(batch.id)
+        )
+        live.seat = engine.seat
         rounds = Rounds(
             job,
             engine,
             MediaGate(engine, self._limits.media),
-            live.tally,
+            tally,
             RoundLimits(
                 pool=self._limits.pool,
                 barrier=False,
@@ -278,12 +269,24 @@ class Batches:
                 restarts=sys.maxsize,  # the shared engine counts, over all jobs
             ),
             live.stops,
+            told=self._lengths.told if self._limits.plans else lambda request: request,
             alone=engine.alone,
             say=self._saying(batch),
         )
-        await rounds.start()
-        await rounds.run()
-        await rounds.finish()
+        try:
+            await rounds.start()
+            await rounds.run()
+            await rounds.finish()
+            await asyncio.to_thread(self._learn, job)
+        finally:
+            live.seat = None
+            engine.leave()
+
+    def _learn(self, job: OpenJob) -> None:
+        """Keep the lengths of a job's answers; it is done, so nothing that fails here matters."""
+        with suppress(BadUsage, OSError, sqlite3.Error):
+            self._lengths.learn(job.answered())
+            self._lengths.save(self._store.lengths)
 
     async def _close_lines(self, job: OpenJob, tally: Tally, code: str) -> None:
         """Give every line that has none an error record, without running it."""
@@ -320,7 +323,7 @@ class Batches:
         folder = self._store.folder(batch.id)
         return JobFiles.of(folder / "output.jsonl", str(folder / "errors.jsonl"))
 
-    def _identity(self, batch: BatchRow, live: _Live) -> dict[str, Any]:
+    def _identity(self, batch: BatchRow, live: Live) -> dict[str, Any]:
         """Tell what decides answers; of a job that is only to be closed, what it was begun with."""
         path = self._job_files(batch).journal
         if live.ending is None or not path.exists():
@@ -337,6 +340,15 @@ class Batches:
 
     def _saying(self, batch: BatchRow) -> Callable[[str], object]:
         return lambda text: self._say(f"{batch.id}: {text}")
+
+
+def terms(batch: BatchRow) -> Terms:
+    """On what terms a batch is run."""
+    begin, deadline = batch.times["created_at"] or 0, batch.times["expires_at"] or 0
+    priority = weight(None)
+    with suppress(ValueError):  # an older version took any
+        priority = weight(batch.request.metadata)
+    return Terms(batch.owner, priority, begin, deadline)
 
 
 class _Nobody:

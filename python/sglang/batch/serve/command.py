@@ -33,6 +33,7 @@ from sglang.batch.serve.keys import Keys
 from sglang.batch.serve.log import sayer
 from sglang.batch.serve.metrics import totals
 from sglang.batch.serve.online import Online, OnlineEngine, OwnEngine
+from sglang.batch.serve.room import Room
 from sglang.batch.serve.service import Service
 from sglang.batch.serve.shared_engine import SharedEngine
 from sglang.batch.serve.speeds import EVERY, Speeds
@@ -76,6 +77,9 @@ class ServedEngine:
         deciding: what decides answers, see `run.identity.identity`.
         pool: requests that it takes at most; None for any number.
         online: the same, for requests that go first; None if it runs none.
+        priorities: whether it takes requests of a higher priority first.
+        plans: whether its scheduler looks at expected lengths of answers.
+        gpus: that it has; 1 where nobody knows.
     """
 
     engine: Engine
@@ -85,6 +89,9 @@ class ServedEngine:
     deciding: dict[str, Any]
     pool: int | None = None
     online: OnlineEngine | None = None
+    priorities: bool = False
+    plans: bool = False
+    gpus: int = 1
 
 
 def serve(arguments: ServeArguments) -> int:
@@ -139,12 +146,11 @@ def serve_by(
 def _own_engine(arguments: ServeArguments, store: Store) -> ServedEngine:
     flags = arguments.server
     server_args = parse_server_args(flags, usage=USAGE)
-    if arguments.online and server_args.schedule_policy in PRIORITY_POLICIES:
+    if server_args.schedule_policy in PRIORITY_POLICIES:
         flags = [*PRIORITIES, *flags]
         server_args = parse_server_args(flags, usage=USAGE)
-    first = first_priority(
-        server_args.enable_priority_scheduling, low_first=server_args.schedule_low_priority_values_first
-    )
+    enabled = server_args.enable_priority_scheduling
+    low_first = server_args.schedule_low_priority_values_first
     start, stall = arguments.start_timeout, arguments.stall_timeout
     engine = Supervisor(WORKER, flags, job=store.id, start=start, stall=stall)
     return ServedEngine(
@@ -154,7 +160,10 @@ def _own_engine(arguments: ServeArguments, store: Store) -> ServedEngine:
         (getattr(server_args, "served_model_name", None) or server_args.model_path,),
         identity(server_args),
         server_args.max_queued_requests,
-        OwnEngine(engine, first),
+        OwnEngine(engine, first_priority(enabled, low_first=low_first)),
+        priorities=enabled and not low_first,
+        plans=server_args.schedule_policy == "blend",
+        gpus=server_args.tp_size * server_args.pp_size * server_args.dp_size,
     )
 
 
@@ -188,13 +197,15 @@ async def _serve(
 ) -> int:
     stops, say = Stops(), sayer(arguments.log_format)
     pool = _pool(arguments, served)
-    engine = SharedEngine(served.engine, alive=served.alive, pool=pool, restarts=served.restarts, say=say)
+    engine = _shared(served, pool, say)
     limits = BatchLimits(
         lines=arguments.lines,
         pool=pool,
         commits=CommitLimits(),
         media=arguments.media,
         identity=served.deciding,
+        plans=served.plans,
+        gpus=served.gpus,
     )
     batches = Batches(store, engine, limits, say)
     batches.go_on()
@@ -212,20 +223,10 @@ async def _serve(
         if served.online is None or not arguments.online
         else Online(served.online, engine, arguments.media, arguments.online),
     )
-    server = _Server(
-        uvicorn.Config(
-            make_app(service, arguments.log_format),
-            log_level="warning",
-            access_log=False,
-            timeout_graceful_shutdown=LAST_REPLIES,
-            timeout_keep_alive=IDLE_SECONDS,
-            lifespan="off",
-            ssl_certfile=arguments.certificate,
-            ssl_keyfile=arguments.private_key,
-        )
-    )
+    server = _server(service, arguments)
     answering = asyncio.ensure_future(server.serve([listening]))
     starting = asyncio.ensure_future(_start(engine, say))
+    watching = asyncio.ensure_future(engine.watch())
     sweeping = asyncio.ensure_future(_sweep(store))
     rereading = asyncio.ensure_future(_reread(arguments.keys, say))
     measuring = asyncio.ensure_future(_measure(service, served.engine))
@@ -237,7 +238,7 @@ async def _serve(
         await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
         return _how_it_ended(stops, engine, batches, say)
     finally:
-        for task in (starting, sweeping, rereading, measuring):
+        for task in (starting, watching, sweeping, rereading, measuring):
             task.cancel()
         server.should_exit = True
         await batches.stop()
@@ -245,11 +246,37 @@ async def _serve(
         await engine.stop()
 
 
+def _server(service: Service, arguments: ServeArguments) -> _Server:
+    return _Server(
+        uvicorn.Config(
+            make_app(service, arguments.log_format),
+            log_level="warning",
+            access_log=False,
+            timeout_graceful_shutdown=LAST_REPLIES,
+            timeout_keep_alive=IDLE_SECONDS,
+            lifespan="off",
+            ssl_certfile=arguments.certificate,
+            ssl_keyfile=arguments.private_key,
+        )
+    )
+
+
 def _pool(arguments: ServeArguments, served: ServedEngine) -> int:
     """Count the requests of batches in flight at most: the engine takes the online ones beside them."""
     if not served.pool:
         return arguments.pool
     return max(min(arguments.pool, served.pool - arguments.online), 1)
+
+
+def _shared(served: ServedEngine, pool: int, say: Say) -> SharedEngine:
+    return SharedEngine(
+        served.engine,
+        alive=served.alive,
+        room=Room(pool),
+        priorities=served.priorities,
+        restarts=served.restarts,
+        say=say,
+    )
 
 
 async def _start(engine: SharedEngine, say: Say) -> None:

@@ -8,17 +8,35 @@ are its own. A job that runs lines by themselves, of which the engine may die, g
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from typing import Any, NoReturn
+from dataclasses import replace
+from typing import Any, NoReturn, cast
 
 from sglang.batch.records import Answer, BatchRequest
 from sglang.batch.run.barrier import Barrier, NoBarrier
+from sglang.batch.run.blend_history import BlendState
 from sglang.batch.run.engine.protocol import Engine, EngineDied, EngineFailed
 from sglang.batch.run.engine.restarts import Restarts
+from sglang.batch.run.eta import ModelledEta
+from sglang.batch.run.run_progress import pool_state
+from sglang.batch.serve.pace import Costs, line_cost
+from sglang.batch.serve.room import Place, Room, Seat, Terms
+from sglang.batch.serve.waiting import prompt_order
 
 LOOK = 0.05
 """Seconds between two looks whether the others' requests have ended."""
+
+WATCH = 5.0
+"""Seconds between two looks at what the engine has left."""
+
+FREE, HURRIED = 0, 1
+"""Priorities of lines in the engine."""
+
+WITH_PRIORITY = ("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/embeddings", "/v1/classify")
+"""Endpoints whose requests SGLang lets have a priority."""
 
 
 class Busy(Exception):
@@ -31,12 +49,14 @@ class SharedEngine:
     Args:
         engine: not started yet.
         alive: tells whether it lives, as far as anybody knows.
-        pool: requests in flight at most, of all jobs together.
+        room: its places.
+        priorities: whether it takes requests of a higher priority first.
         restarts: deaths in a row, without an answer between, that are put up with.
         say: tells the operator.
 
     Attributes:
         failed: completed with the reason when the engine cannot be had any more.
+        room: where lines wait for it.
     """
 
     def __init__(
@@ -44,7 +64,8 @@ class SharedEngine:
         engine: Engine,
         *,
         alive: Callable[[], bool],
-        pool: int,
+        room: Room,
+        priorities: bool = False,
         restarts: int,
         say: Callable[[str], object],
     ) -> None:
@@ -52,12 +73,14 @@ class SharedEngine:
         self._engine = engine
         self._alive = alive
         self._say = say
-        self._room = asyncio.Semaphore(pool)
+        self.room = room
+        self._priorities = priorities
         self._restarts = Restarts(restarts)
         self._attempt: asyncio.Future[None] | None = None
         self._started = self._up = False
         self._last = "the engine died"
         self._answered = 0
+        self._modelled = ModelledEta()
         self._running: dict[str, JobEngine | None] = {}
         self._death: tuple[EngineDied, dict[str, JobEngine | None]] | None = None
         self._sole: JobEngine | None = None
@@ -65,9 +88,9 @@ class SharedEngine:
         self._opened = asyncio.Event()
         self._opened.set()
 
-    def for_job(self) -> JobEngine:
-        """Make what one job takes for its engine."""
-        return JobEngine(self)
+    def for_job(self, terms: Terms, lines_left: Callable[[], int], costs: Costs | None = None) -> JobEngine:
+        """Make what one job takes for its engine, and leaves at its end; see `Room.enter`."""
+        return JobEngine(self, self.room.enter(terms, lines_left, costs))
 
     @property
     def is_up(self) -> bool:
@@ -85,6 +108,38 @@ class SharedEngine:
                 self._attempt = asyncio.ensure_future(self._start())
             # Whoever gives up waiting is not the only one who waits.
             await asyncio.shield(self._attempt)
+
+    async def watch(self) -> None:
+        """Ask the engine's scheduler every now and then how long it will take; end if it does not know."""
+        began = time.monotonic()
+        while True:
+            await asyncio.sleep(WATCH)
+            with contextlib.suppress(EngineDied):
+                if self.is_up and not await self.ask(time.monotonic() - began):
+                    return
+
+    async def ask(self, seconds: float) -> bool:
+        """Ask the engine's scheduler how long it will take for what it has, and tell the room.
+
+        Args:
+            seconds: of a clock that only goes forward.
+
+        Returns:
+            Whether it is one that knows.
+
+        Raises:
+            EngineDied: nobody is there.
+        """
+        blend = (await self._engine.internal_state())[0].get("blend")
+        if not isinstance(blend, dict):
+            return False
+        if (state := pool_state(cast(BlendState, blend))) is not None:
+            self._modelled.observe(seconds, state)
+            eta = self._modelled.eta(seconds, submitted=1, beyond=0)
+            self.room.modelled(
+                state.left if eta is None else eta.seconds, blend["waiting"] + blend["running"]
+            )
+        return True
 
     async def _start(self) -> None:
         """Try to start it, after a while if it has died or could not be started again."""
@@ -130,13 +185,16 @@ class SharedEngine:
         while True:
             while self._sole not in (None, job):
                 await self._opened.wait()
-            async with self._room:
+            async with self.room.place(job.seat, prompt_order(request.body)) as place:
                 try:
                     await self.up()
                 except EngineFailed as error:
                     raise EngineDied(str(error), suspects=frozenset()) from error
                 if self._sole in (None, job):
-                    return await self._run(job, request, request_id)
+                    if self._priorities and request.url in WITH_PRIORITY:
+                        priority = HURRIED if place.hurried else FREE
+                        request = replace(request, body={**request.body, "priority": priority})
+                    return await self._run(job, request, request_id, place)
 
     async def at_once(self, request_id: str, work: Callable[[], Awaitable[Answer]]) -> Answer:
         """Run something of no job, which waits for nobody and takes none of the room.
@@ -160,7 +218,7 @@ class SharedEngine:
         self._answered += 1
         return answer
 
-    async def _run(self, job: JobEngine, request: BatchRequest, request_id: str) -> Answer:
+    async def _run(self, job: JobEngine, request: BatchRequest, request_id: str, place: Place) -> Answer:
         self._running[request_id] = job
         try:
             answer = await self._engine.answer(request, request_id)
@@ -169,6 +227,7 @@ class SharedEngine:
         finally:
             self._running.pop(request_id, None)
         self._answered += 1
+        place.cost = line_cost(answer.usage)
         return answer
 
     def _told(self, died: EngineDied, job: JobEngine | None) -> EngineDied:
@@ -204,10 +263,16 @@ class JobEngine:
 
     Args:
         shared: the engine.
+        seat: the job's, where its lines wait.
     """
 
-    def __init__(self, shared: SharedEngine) -> None:
+    def __init__(self, shared: SharedEngine, seat: Seat) -> None:
         self._shared = shared
+        self.seat = seat
+
+    def leave(self) -> None:
+        """Let others have what this job had of the engine."""
+        self._shared.room.leave(self.seat)
 
     async def start(self) -> None:
         """Return when the engine is up, whoever has started it.

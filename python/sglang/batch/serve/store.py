@@ -159,6 +159,11 @@ class Store:
         return self.root / "batches"
 
     @property
+    def lengths(self) -> Path:
+        """The file of what was learned of answers' lengths."""
+        return self.root / "lengths.sqlite"
+
+    @property
     def uploads(self) -> Path:
         """The folder of files that are being uploaded."""
         return self.root / "uploads"
