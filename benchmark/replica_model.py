@@ -94,7 +94,7 @@ class ArrayReplica:
         speed: what it does in the time in which the modelled GPU does 1.
         clock: seconds.
         done: modelled seconds of what it has answered.
-        prefill_tokens: computed so far.
+        prefill_tokens, answers: so far.
     """
 
     pool: Pool
@@ -103,6 +103,7 @@ class ArrayReplica:
     clock: float = 0.0
     done: float = 0.0
     prefill_tokens: int = 0
+    answers: int = 0
     pause: int = 0
     _used: float = 0.0
     _held: set[int] = field(default_factory=set)
@@ -187,6 +188,7 @@ class ArrayReplica:
 
     def _end(self, positions: Ints) -> None:
         tree = self.pool.tree
+        self.answers += len(positions)
         for position in positions.tolist():
             self._used -= self._new.pop(position) + self.pool.output[position] / 2
         self.done += float((tree.comp - tree.saved + tree.mem)[positions].sum())
