@@ -29,7 +29,7 @@ from sglang.batch.plan.schedules import simulator_processes
 from sglang.batch.serve.admission import forecast_ends
 from sglang.batch.serve.pace import OUTPUT_WEIGHT, Costs
 from sglang.batch.serve.room import Room, Seat
-from sglang.srt.blend.core.pool.request_table import PRIOR_OUTPUT_TOKENS
+from sglang.srt.blend.core.pool.output_length import prior_tokens
 
 FRACTIONS = (0.0, 0.25, 0.5, 0.75)
 """Of a batch's life, at which it is foretold."""
@@ -100,7 +100,7 @@ class Foreteller:
         """What a line is expected to cost: its prompt, and an answer as long as those of its kind were."""
         prompt, output = self._answers[batch.name]
         if self._traces[batch.name] not in self._ended:
-            output = min(float(batch.workload.max_new_tokens.mean()), PRIOR_OUTPUT_TOKENS)
+            output = float(prior_tokens(batch.workload.max_new_tokens).mean())
         return Costs(prompt + OUTPUT_WEIGHT * output)
 
     def look(self, second: float, seats: dict[str, Seat], room: Room) -> None:

@@ -283,7 +283,7 @@ def test_a_server_that_never_needs_a_plan_does_not_grow():
             planner.observe(slot, 5)
             planner.remove(slot)
     assert planner.table.store.num_slots < 5000
-    assert len(planner._pool.prompts) < 5000
+    assert len(planner.pool.prompts) < 5000
 
 
 # ------------------------------------------------------------------ what is left, and when to plan

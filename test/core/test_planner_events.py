@@ -67,7 +67,7 @@ class Recount:
         planner = self.planner
         planner.refresh()
         present = [s for s in range(planner.table.store.num_slots) if planner.table.state[s] != 0]
-        prompts = planner._pool.prompts
+        prompts = planner.pool.prompts
         assert sorted(prompts.slots.tolist()) == present
         prompts._check(planner.table.store, planner.table.space)
         for s, prompt in self.prompt.items():

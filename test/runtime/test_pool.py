@@ -298,7 +298,8 @@ def test_an_expected_length_is_the_plans_until_answers_tell_more_and_no_sample_i
     pool.planner.replan()
     table = pool.planner.table
     slots = [pool.slot(req) for req in queue]
-    assert table.estimate[slots].tolist() == [30] * 20 + [400] * 20
+    assert table.estimate[slots[:20]].tolist() == [30] * 20
+    assert all(30 < estimate < 400 for estimate in table.estimate[slots[20:]])
     assert pool.expected == 20
     assert table.sampled[slots[:20]].sum() == 0 < table.sampled[slots[20:]].sum()
     first = queue[0]

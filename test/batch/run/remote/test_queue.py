@@ -105,16 +105,30 @@ def test_whoever_leaves_does_not_come_up_again() -> None:
 
 
 @inside_a_loop
-def test_the_end_of_the_order_is_given_away_whole() -> None:
-    queue, same = PlannedQueue(COST, CAPACITY), PlannedQueue(COST, CAPACITY)
-    pool = prompts(4, 6, known=10)
-    queue.add(Ticket(prompt) for prompt in pool)
-    same.add(Ticket(prompt) for prompt in pool)
-    gone = queue.take_back(0.25)
-    kept, whole = drain(queue), drain(same)
-    assert [id(t.prompt) for t in kept + gone] == [id(t.prompt) for t in whole]
-    assert len(gone) == 6
+def test_documents_that_have_not_begun_are_stolen_whole() -> None:
+    queue, thief = PlannedQueue(COST, CAPACITY), PlannedQueue(COST, CAPACITY)
+    tickets = [Ticket(prompt) for prompt in prompts(12, 6, known=10)]
+    queue.add(tickets)
+    begun = group_of(queue.pop())
+    gone = queue.stolen(thief, speed=1.0, thief_speed=1.0)
     assert all(ticket.queue is None for ticket in gone)
+    groups = [group_of(ticket) for ticket in gone]
+    assert begun not in groups
+    assert 2 <= len(set(groups)) <= 8
+    assert all(groups.count(group) == 6 for group in groups)
+    thief.add(gone)
+    assert thief.seconds == pytest.approx(queue.seconds, rel=0.3)
+    assert len(gone) + len(drain(queue)) == 71
+
+
+@inside_a_loop
+def test_a_slow_thief_takes_less() -> None:
+    taken = []
+    for speed in (0.25, 1.0, 4.0):
+        queue = PlannedQueue(COST, CAPACITY)
+        queue.add(Ticket(prompt) for prompt in prompts(40, 3, known=2))
+        taken.append(len(queue.stolen(PlannedQueue(COST, CAPACITY), speed=1.0, thief_speed=speed)))
+    assert 0 < taken[0] < taken[1] < taken[2] < 120
 
 
 @inside_a_loop
@@ -123,7 +137,7 @@ def test_all_is_taken_back_but_what_runs() -> None:
     queue.add(Ticket(prompt) for prompt in prompts(3, 3, known=5))
     again, running = queue.pop(), queue.pop()
     queue.add_again(again)
-    gone = queue.take_back(1.0)
+    gone = queue.take_back()
     assert len(gone) == 8
     assert again in gone
     assert running not in gone
@@ -139,7 +153,7 @@ def test_late_arrivals_are_not_left_behind() -> None:
         one.pop()
         one.add([Ticket(prompts(1, 1, known=5)[0])])
     assert len(drain(queue)) == 200
-    assert len(other.take_back(1.0)) == 200
+    assert len(other.take_back()) == 200
 
 
 @inside_a_loop

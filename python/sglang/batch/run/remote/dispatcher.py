@@ -2,8 +2,8 @@
 
 What arrives is dealt among the servers that live, as a pool is among data-parallel replicas: equal work by
 weight, common prefixes kept together. Each server has its part in the planner's order and gets as much of it
-at a time as its window says. A server that has nothing left helps another one from the end of that one's
-order. What a server holds or would get when it dies is dealt among the others.
+at a time as its window says. A server that has nothing left takes whole subtrees from the one that ends
+last, by the speeds measured so far. What a server holds or would get when it dies is dealt among the others.
 """
 
 from __future__ import annotations
@@ -44,6 +44,15 @@ LONGEST_RETRY_AFTER = 600.0
 SILENT = 60.0
 """Seconds without any answer after which a server that should answer is asked whether it lives."""
 
+ANSWERS = 32
+"""Answers after which the measured speed of a server counts as much as its weight."""
+
+VAIN = 0.9
+"""A server that could take nothing asks again when so little of what waited is left, or when more waits."""
+
+TINY = 1e-3
+"""The least speed, as a share of an average server's."""
+
 STRIKES = 3
 """Questions without an answer until it counts as gone."""
 
@@ -69,6 +78,9 @@ class Server:
         heard: time of the loop's clock at which it replied last.
         told: whether the user knows that it does not see everything.
         first: `priority` of requests that go before all others there; None if it knows no priorities.
+        in_vain: requests that waited at another server when nothing of them was worth taking; 0 if none.
+        done: modelled seconds of what it has answered.
+        answers: requests that it has answered.
         lost: set while it is not alive.
     """
 
@@ -86,6 +98,11 @@ class Server:
     heard: float = 0.0
     told: bool = False
     first: int | None = None
+    in_vain: int = 0
+    done: float = 0.0
+    answers: int = 0
+    _busy: float = 0.0
+    _since: float | None = None
     lost: asyncio.Event = field(default_factory=asyncio.Event, repr=False)
     watching: asyncio.Task[None] | None = field(default=None, repr=False)
 
@@ -93,6 +110,56 @@ class Server:
     def full(self) -> bool:
         """Whether it has as many requests as its window allows."""
         return self.outstanding >= self.window.limit
+
+    def sent(self, now: float) -> None:
+        """It gets one more request."""
+        if not self.outstanding:
+            self._since = now
+        self.outstanding += 1
+
+    def ended(self, now: float) -> None:
+        """It has one request less, answered or not."""
+        self.outstanding -= 1
+        if not self.outstanding:
+            self._busy, self._since = self.busy(now), None
+
+    def busy(self, now: float) -> float:
+        """Seconds in which it had something to do."""
+        return self._busy + (now - self._since if self._since is not None else 0.0)
+
+
+def speeds_of(servers: Iterable[Server], now: float) -> dict[Server, float]:
+    """Modelled seconds that each gets done in a second: by weight at first, by what it has answered later.
+
+    Until any has answered, a server of weight 1 does one.
+    """
+    busy = {server: server.busy(now) for server in servers}
+    done = sum(server.done for server in busy)
+    expected = sum(server.weight * seconds for server, seconds in busy.items())
+    one = done / expected if done and expected else 1.0
+    speeds = {}
+    for server, seconds in busy.items():
+        trust = server.answers / (server.answers + ANSWERS) if seconds else 0.0
+        measured = server.done / seconds if seconds else 0.0
+        speeds[server] = max((1.0 - trust) * server.weight * one + trust * measured, TINY * one)
+    return speeds
+
+
+def _parts(
+    cost: CostModel, tickets: list[Ticket], lengths: Ints, output: Ints, parts: int
+) -> list[list[Ticket]]:
+    """Cut arrivals into parts of equal work, the largest first."""
+    if parts == 1:
+        return [tickets]
+    shards = shard(
+        np.concatenate([ticket.prompt.tokens for ticket in tickets]),
+        np.concatenate([[0], np.cumsum(lengths)]),
+        output,
+        cost,
+        parts,
+    )
+    ordered = sorted(shards.parts, key=lambda part: -part.work)
+    return [[tickets[i] for i in part.requests.tolist()] for part in ordered if len(part.requests)]
 
 
 class Dispatcher:
@@ -169,7 +236,7 @@ class Dispatcher:
         """
         now = self._loop.time()
         full = server.full
-        server.outstanding -= 1
+        server.ended(now)
         ticket.sent = False
         self._wake()
         if reply.trouble is Trouble.GONE:
@@ -181,6 +248,7 @@ class Dispatcher:
             usage = reply.answer.usage
             server.refused = 0
             server.window.answered(usage.prompt + usage.completion, now=now, full=full)
+            server.answers, server.done = server.answers + 1, server.done + ticket.work
             if reply.answer.ok:
                 server.queue.finished(ticket, usage.completion // reply.choices)
             self._leave(server, ticket)
@@ -201,7 +269,8 @@ class Dispatcher:
         self._inbox.pop(ticket, None)
         for server in self.servers:
             if ticket.queue is server.queue:
-                server.outstanding -= ticket.sent
+                if ticket.sent:
+                    server.ended(self._loop.time())
                 self._leave(server, ticket)
         ticket.sent = False
         self._wake()
@@ -258,7 +327,7 @@ class Dispatcher:
         while not server.full and len(server.queue):
             ticket = server.queue.pop()
             if not ticket.turn.done():  # cancelled: about to leave
-                server.outstanding += 1
+                server.sent(self._loop.time())
                 ticket.sent = True
                 ticket.turn.set_result(server)
         if server.plans and len(server.queue) and not server.told:
@@ -288,31 +357,27 @@ class Dispatcher:
             ticket.work = work
         weights = [server.weight for server in living]
         parts = sum(weights) // math.gcd(*weights) if len(living) > 1 else 1
-        for part in self._parts(tickets, lengths, output, min(parts, len(tickets))):
-            self._give(min(living, key=lambda server: server.work / server.weight), part)
-
-    def _parts(self, tickets: list[Ticket], lengths: Ints, output: Ints, parts: int) -> list[list[Ticket]]:
-        """Cut arrivals into parts of equal work."""
-        if parts == 1:
-            return [tickets]
-        shards = shard(
-            np.concatenate([ticket.prompt.tokens for ticket in tickets]),
-            np.concatenate([[0], np.cumsum(lengths)]),
-            output,
-            self._cost,
-            parts,
-        )
-        ordered = sorted(shards.parts, key=lambda part: -part.work)
-        return [[tickets[i] for i in part.requests.tolist()] for part in ordered if len(part.requests)]
+        speeds = speeds_of(self.servers, self._loop.time())
+        for part in _parts(self._cost, tickets, lengths, output, min(parts, len(tickets))):
+            self._give(min(living, key=lambda server: server.work / speeds[server]), part)
 
     def _help(self, idle: Server) -> bool:
-        """Let a server that has nothing to do take over from one that has; whether there was one."""
+        """Let a server that has nothing to do take over from the one that ends last; whether it did."""
         others = [s for s in self.servers if s is not idle and len(s.queue)]
         if not others:
             return False
-        busy = max(others, key=lambda server: len(server.queue) / server.weight)
-        tickets = busy.queue.take_back(1.0 if busy.paused else idle.weight / (idle.weight + busy.weight))
+        speeds = speeds_of(self.servers, self._loop.time())
+        busy = max(others, key=lambda server: server.work / speeds[server])
+        if busy.paused:
+            tickets = busy.queue.take_back()
+        elif idle.in_vain * VAIN < len(busy.queue) <= idle.in_vain:
+            return False  # nothing paid a moment ago
+        else:
+            idle.in_vain = 0
+            tickets = busy.queue.stolen(idle.queue, speed=speeds[busy], thief_speed=speeds[idle])
         busy.work -= sum(ticket.work for ticket in tickets)
+        if not tickets:
+            idle.in_vain = len(busy.queue)
         self._give(idle, tickets)
         return bool(tickets)
 
@@ -333,7 +398,7 @@ class Dispatcher:
             return
         server.alive = False
         server.lost.set()
-        tickets = server.queue.take_back(1.0)
+        tickets = server.queue.take_back()
         server.work -= sum(ticket.work for ticket in tickets)
         self._inbox.update(dict.fromkeys(tickets))
         self._say(f"lost a server, which is tried again: {why}")

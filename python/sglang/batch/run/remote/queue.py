@@ -11,7 +11,9 @@ import numpy as np
 
 from sglang.batch.run.remote.prompt import Prompt
 from sglang.srt.blend.core.cost.cost_model import CostModel
+from sglang.srt.blend.core.order.stealing import Backlog, steal
 from sglang.srt.blend.core.planner import Planner
+from sglang.srt.blend.core.pool.prefix_tree import ResourceAwarePrefixTree
 from sglang.srt.blend.core.pool.request_table import State
 
 
@@ -81,23 +83,50 @@ class PlannedQueue:
                 self._planner.admit(ticket.slot)
                 return ticket
 
-    def take_back(self, share: float) -> list[Ticket]:
-        """Give away the last requests in order, neighbours still beside each other.
-
-        Args:
-            share: of those that wait, 0 to 1; rounded up.
-        """
+    def take_back(self) -> list[Ticket]:
+        """Give away all that wait, in order."""
         self._take_in()
         self._plan()
-        waiting = [ticket for ticket in self._order if self._waits(ticket)]
-        count = int(np.ceil(len(waiting) * share))
-        leaving = waiting[len(waiting) - count :]
-        if share >= 1.0:
-            leaving = [*self._again, *leaving]
-            self._again.clear()
+        leaving = [*self._again, *(ticket for ticket in self._order if self._waits(ticket))]
+        self._again.clear()
         for ticket in leaving:
             self.remove(ticket)
         return leaving
+
+    def stolen(self, thief: PlannedQueue, *, speed: float, thief_speed: float) -> list[Ticket]:
+        """Give away subtrees of which nothing has been sent, if both then end before this one would have.
+
+        Args:
+            thief: of whom they are for.
+            speed, thief_speed: modelled seconds that the servers get done in a second.
+
+        Returns:
+            The requests, which are in no queue now, in order; none if it does not pay.
+        """
+        self._take_in()
+        self._plan()
+        slots, tree = self._planner.pool.open_tree(self._planner.cost_model)
+        table = self._planner.table
+        again = np.array([ticket.slot for ticket in self._again], np.int64)
+        theft = steal(
+            tree,
+            self._planner.cost_model,
+            (table.state[slots] == State.WAITING) & ~np.isin(slots, again),
+            victim=Backlog(_seconds(tree), speed),
+            thief=Backlog(thief.seconds, thief_speed),
+        )
+        chosen = set(slots[theft.requests].tolist())
+        leaving = [ticket for ticket in self._order if ticket.slot in chosen]
+        for ticket in leaving:
+            self.remove(ticket)
+        return leaving
+
+    @property
+    def seconds(self) -> float:
+        """Modelled seconds of all that waits or runs, each shared prefix once."""
+        self._take_in()
+        self._planner.refresh()
+        return _seconds(self._planner.pool.open_tree(self._planner.cost_model)[1])
 
     def finished(self, ticket: Ticket, output: int) -> None:
         """The planner learns from the answer to a request, so many tokens; `remove` comes next."""
@@ -138,3 +167,7 @@ class PlannedQueue:
                 ticket.slot = slot
                 self._tickets[slot] = ticket
             self._new = {}
+
+
+def _seconds(tree: ResourceAwarePrefixTree) -> float:
+    return float((tree.comp - tree.saved + tree.mem).sum())

@@ -77,7 +77,7 @@ class Planner:
 
     Attributes:
         ledger: who waits and runs, and what each counts for.
-        table: the ledger's table, the one owner of request state.
+        table: the ledger's table, the one owner of request state; pool: the same requests, sorted.
         replans: plans made.
     """
 
@@ -101,7 +101,7 @@ class Planner:
         self.table, self.speculation = self.ledger.table, self.ledger.speculation
         self.replans = self._completions = self._unplanned = 0
         self._steps = StepMaker(self.ledger, pacer, leader_lag, self.options.patience)
-        self._pool = SortedPool(self.table, self.options.memory)
+        self.pool = SortedPool(self.table, self.options.memory)
         self._samples = Samples(self.table, np.random.default_rng(seed))
         self._window: OrderedWindow | None = None
         self._steps_begun, self._looked_at, self._open = 0, 0, False  # see `stale`
@@ -144,7 +144,7 @@ class Planner:
             extra_compute=extra_compute,
             namespace=namespace,
         )
-        self._pool.arrive(slots)
+        self.pool.arrive(slots)
         self._unplanned += len(slots)
         return slots
 
@@ -161,8 +161,8 @@ class Planner:
         self._steps.memory.somebody_left()
         if table.sampled.item(slot):
             self._samples.left()
-        self._pool.leave(slot)
-        if self._pool.crowded:
+        self.pool.leave(slot)
+        if self.pool.crowded:
             self.refresh()
 
     def observe(self, slot: int, output_length: int) -> None:
@@ -213,7 +213,7 @@ class Planner:
 
     def refresh(self) -> None:
         """Take arrivals and departures into the sorted prompts, so that the index knows all requests."""
-        if self._pool.refresh():
+        if self.pool.refresh():
             self._samples.drop_absent()
             self._rebuild_index()
 
@@ -233,7 +233,7 @@ class Planner:
         table.plan_position[window.slots] = np.arange(len(window.slots))
         table.shared[window.slots] = window.density.shared
         table.forget_waiting()
-        table.count_waiting(self._pool.prompts.slots[table.state[self._pool.prompts.slots] == State.WAITING])
+        table.count_waiting(self.pool.prompts.slots[table.state[self.pool.prompts.slots] == State.WAITING])
         self.ledger.scanner.load(window.scan, self.ledger.density_left(), self.speculation.accept_length)
         self._rebuild_index()
         self._steps.memory.somebody_left()
@@ -248,8 +248,8 @@ class Planner:
         assert self._window is not None
         ordered = [self._window]
         if self.options.window:
-            rest = (self.table.state[self._pool.prompts.slots] == State.WAITING) & ~self._planned()
-            windows = self.table.sequence[self._pool.prompts.slots] // self.options.window
+            rest = (self.table.state[self.pool.prompts.slots] == State.WAITING) & ~self._planned()
+            windows = self.table.sequence[self.pool.prompts.slots] // self.options.window
             ordered += [self._order_waiting(rest & (windows == w)) for w in np.unique(windows[rest])]
         return admission_order(ordered, self.kv_capacity, self._samples.waiting())
 
@@ -326,7 +326,7 @@ class Planner:
     # ---------------------------------------------------------------- inside
 
     def _rebuild_index(self) -> None:
-        table, order = self.table, self._pool.prompts.slots
+        table, order = self.table, self.pool.prompts.slots
         prompt, output = table.store.length[order], table.estimate[order]
         self.ledger.index.rebuild(
             table.store,
@@ -340,7 +340,7 @@ class Planner:
 
     def _learn_lengths(self) -> None:
         """Learn from every answer, and expect accordingly of what waits and runs; choose new samples."""
-        table, prompts = self.table, self._pool.prompts
+        table, prompts = self.table, self.pool.prompts
         unknown = prompts.subset(table.known[prompts.slots] == 0)
         table.learn(unknown)
         self.ledger.look_again()
@@ -351,13 +351,13 @@ class Planner:
 
     def _planned(self) -> NDArray[np.bool_]:
         """Which sorted requests wait in the present window: the oldest that still has some waiting."""
-        waits = self.table.state[self._pool.prompts.slots] == State.WAITING
+        waits = self.table.state[self.pool.prompts.slots] == State.WAITING
         if self.options.window and waits.any():
-            window = self.table.sequence[self._pool.prompts.slots] // self.options.window
+            window = self.table.sequence[self.pool.prompts.slots] // self.options.window
             waits &= window == window[waits].min()
         return np.asarray(waits)
 
     def _order_waiting(self, planned: NDArray[np.bool_]) -> OrderedWindow:
         """Density order of the planned ones of the sorted requests."""
-        prompts = self._pool.prompts.subset(planned)
+        prompts = self.pool.prompts.subset(planned)
         return order_window(prompts, self.table, self.cost_model, self.options, self.kv_capacity)

@@ -185,7 +185,7 @@ def _assign(tree: ResourceAwarePrefixTree, cost: CostModel, parts: int) -> Ints:
     comp_share, mem_share = comp / max(float(comp.sum()), _TINY), mem / max(float(mem.sum()), _TINY)
     family, again = _families(tree, cost, holder, node_work, comp + mem, share)
     part = _deal(
-        _scanned(comp, mem),
+        scanned(comp, mem),
         comp_share + mem_share,
         comp_share - mem_share,
         family,
@@ -199,8 +199,8 @@ def _assign(tree: ResourceAwarePrefixTree, cost: CostModel, parts: int) -> Ints:
     return owner
 
 
-def _scanned(comp: Floats, mem: Floats) -> Ints:
-    """Pieces in the order in which the dual scanner takes them.
+def scanned(comp: Floats, mem: Floats) -> Ints:
+    """Pieces of (n,) seconds each in the order in which the dual scanner takes them.
 
     To the scanner a piece is a request that holds its Mem for one step.
     """

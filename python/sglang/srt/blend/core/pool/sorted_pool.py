@@ -7,6 +7,8 @@ from collections import deque
 import numpy as np
 from numpy.typing import NDArray
 
+from sglang.srt.blend.core.cost.cost_model import CostModel
+from sglang.srt.blend.core.pool.prefix_tree import ResourceAwarePrefixTree
 from sglang.srt.blend.core.pool.request_table import RequestTable, State
 from sglang.srt.blend.core.pool.sorted_prompts import SortedPrompts
 
@@ -50,6 +52,14 @@ class SortedPool:
             slot = self._remembered.popleft()
         self._table.state[slot] = State.ABSENT
         self._gone.append(slot)
+
+    def open_tree(self, cost: CostModel) -> tuple[Ints, ResourceAwarePrefixTree]:
+        """Slots of all that waits or runs, sorted by prompt, and their tree at estimated lengths."""
+        state = self._table.state[self.prompts.slots]
+        prompts = self.prompts.subset((state == State.WAITING) | (state == State.RUNNING))
+        slots, table = prompts.slots, self._table
+        output = np.maximum(table.estimate[slots], 1)
+        return slots, prompts.tree(table.store.length[slots], output, cost, extra_comp=table.extra[slots])
 
     @property
     def crowded(self) -> bool:
