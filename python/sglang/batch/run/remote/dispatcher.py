@@ -20,8 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sglang.batch.run.engine.protocol import EngineDied
-from sglang.batch.run.remote.client import Client, Reply, ServerInfo, Trouble, Unreachable
 from sglang.batch.run.remote.queue import PlannedQueue, Ticket
+from sglang.batch.run.remote.transport import Reply, ServerInfo, Transport, Trouble, Unreachable
 from sglang.batch.run.remote.window import Window
 from sglang.srt.blend.core.cost.cost_model import CostModel
 from sglang.srt.blend.core.order.sharding import shard
@@ -71,7 +71,7 @@ class Server:
         lost: set while it is not alive.
     """
 
-    client: Client
+    client: Transport
     weight: int
     plans: bool
     window: Window
@@ -340,6 +340,7 @@ class Dispatcher:
         server.lost.clear()
         if server.plans != info.plans:
             server.plans, server.window = info.plans, self._window_for(info)
+        server.weight = info.weight or server.weight
         if server.paused is not None:
             server.paused.cancel()
         server.paused, server.refused, server.heard = None, 0, self._loop.time()
@@ -354,13 +355,15 @@ class Dispatcher:
                 self._alone.cancel()
                 self._alone = None
         elif self._alone is None:
-            self._alone = self._loop.call_later(self._patience, self._die)
+            why = f"no server could be reached for {self._patience:g} s"
+            self._alone = self._loop.call_later(self._patience, self.give_up, why)
 
-    def _die(self) -> None:
-        self._died = f"no server could be reached for {self._patience:g} s"
+    def give_up(self, why: str) -> None:
+        """End every request that waits, and all to come, with `EngineDied`."""
+        self._died = why
         for ticket in self._inbox:
             if not ticket.turn.done():
-                ticket.turn.set_exception(EngineDied(self._died, suspects=frozenset()))
+                ticket.turn.set_exception(EngineDied(why, suspects=frozenset()))
         self._inbox.clear()
 
     async def _watch(self, server: Server) -> None:
