@@ -16,7 +16,7 @@ class ServerArgs(Protocol):
     Attributes:
         device: None until upstream's platform has chosen it.
         max_queued_requests: requests that the scheduler queues at most; None for no limit.
-        tp_size: ranks that share the model; dp_size: replicas of it.
+        tp_size, pp_size: ranks that share the model; dp_size: replicas of it.
     """
 
     model_path: str
@@ -24,6 +24,7 @@ class ServerArgs(Protocol):
     device: str | None
     max_queued_requests: int | None
     tp_size: int
+    pp_size: int
     dp_size: int
 
     def resolve_once(self) -> None:

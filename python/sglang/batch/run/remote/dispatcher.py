@@ -373,7 +373,8 @@ class Dispatcher:
             if server.alive:
                 attempt = 0
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(server.lost.wait(), SILENT / 4)
+                    async with asyncio.timeout(SILENT / 4):  # `wait_for` may swallow what cancels it
+                        await server.lost.wait()
             if not server.alive:
                 attempt += 1
                 await asyncio.sleep(backoff(attempt, LONGEST_PROBE))

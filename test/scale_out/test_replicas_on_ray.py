@@ -1,0 +1,176 @@
+"""Whatever happens to replicas, nodes and the driver, every custom_id has one record."""
+
+import contextlib
+import json
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from echo_jobs import SECONDS, EchoJob, request
+
+from sglang.batch.run.engine.leftovers import JOB_VARIABLE
+
+LINES = 120
+
+NODE = {"num_cpus": 1, "object_store_memory": 80 << 20}
+
+SOON = {
+    "sglang.batch.run.ray_replicas.replica.SILENT_SECONDS": 3.0,
+    "sglang.batch.run.remote.dispatcher.LONGEST_PROBE": 0.5,
+}
+"""What is waited for less long than outside of tests."""
+
+ENVIRONMENT = {**os.environ, "ECHO_SETTINGS": json.dumps(SOON)}
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Any]:
+    """A cluster with one node that has room for one replica; tests add others."""
+    from ray.cluster_utils import Cluster
+
+    made = Cluster(initialize_head=True, head_node_args={**NODE, "include_dashboard": False})
+    yield made
+    made.shutdown()
+
+
+@pytest.fixture
+def two_nodes(cluster: Any) -> Iterator[Any]:
+    """The cluster with room for two replicas; gives the second node."""
+    node = cluster.add_node(**NODE)
+    yield node
+    if node in cluster.list_all_nodes():
+        cluster.remove_node(node)
+
+
+def made(folder: Path, *more: bytes, count: int = LINES) -> EchoJob:
+    """A job that does not end before `go`: one line in six waits for that."""
+    lines = [request(f"r{i}", "wait" if i % 6 == 0 else None) for i in range(count)]
+    return EchoJob(folder, [*lines, *more])
+
+
+def go(job: EchoJob) -> None:
+    Path(f"{job.echo_log}.go").touch()
+
+
+def expected(count: int = LINES) -> list[str]:
+    return sorted(f"r{i}" for i in range(count))
+
+
+def flags(cluster: Any, replicas: str) -> list[str]:
+    return [
+        *("--ray", "--address", cluster.address, "--replicas", replicas),
+        *("--echo-seconds", "0.2", "--commit-ms", "0", "--pool", "60"),
+    ]
+
+
+def engines() -> dict[str, psutil.Process]:
+    """First processes of engines in actors, by replica (`r1`); the parent of each is the actor."""
+    found = {}
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            name = process.environ().get(JOB_VARIABLE, "").rpartition("-")[2]
+            if name.startswith("r") and any("echo_worker" in part for part in process.cmdline()):
+                found[name] = process
+    return found
+
+
+def until(there: Callable[[], Any]) -> Any:
+    deadline = time.monotonic() + SECONDS
+    while not (found := there()):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    return found
+
+
+def records(job: EchoJob) -> int:
+    with contextlib.suppress(FileNotFoundError):
+        return job.partial.read_bytes().count(b"\n")
+    return 0
+
+
+def test_an_actor_that_is_killed_and_one_that_hangs_lose_and_double_nothing(
+    cluster: Any, two_nodes: Any, tmp_path: Path
+) -> None:
+    job = made(tmp_path)
+    process = job.start(*flags(cluster, "2"), env=ENVIRONMENT)
+    until(lambda: records(job) >= 10)
+    found = until(lambda: len(now := engines()) == 2 and now)
+    os.kill(found["r1"].ppid(), signal.SIGKILL)
+    hung = found["r2"].parent()
+    until(lambda: engines().get("r1") not in (None, found["r1"]))  # another actor has its engine
+    hung.suspend()
+    until(lambda: engines().get("r2") not in (None, found["r2"]))
+    go(job)
+    _, said = process.communicate(timeout=SECONDS)
+    assert process.returncode == 0, said
+    assert job.ids() == expected()
+    assert "lost a server, which is tried again: replica 1" in said
+    assert "lost a server, which is tried again: replica 2: nothing was heard" in said
+    until(lambda: not engines() and not hung.is_running())
+
+
+def test_a_replica_joins_when_there_is_room_and_leaves_with_its_node(cluster: Any, tmp_path: Path) -> None:
+    job = made(tmp_path)
+    process = job.start(*flags(cluster, "1..2"), env=ENVIRONMENT)
+    until(lambda: records(job) >= 5)
+    assert list(engines()) == ["r1"] or list(engines()) == ["r2"]
+    node = cluster.add_node(**NODE)
+    until(lambda: len(engines()) == 2)
+    cluster.remove_node(node, allow_graceful=False)
+    go(job)
+    _, said = process.communicate(timeout=SECONDS)
+    assert process.returncode == 0, said
+    assert job.ids() == expected()
+    assert "1 of 2 replicas have started; others join when they have" in said
+    assert "a server is back: replica" in said
+    assert "lost a server" in said
+
+
+def test_an_engine_that_dies_of_a_line_gives_that_line_an_error(
+    cluster: Any, two_nodes: Any, tmp_path: Path
+) -> None:
+    job = made(tmp_path, request("poison", "kill"), count=20)
+    go(job)
+    code, said = job.run(*flags(cluster, "2"), "--pool", "1", env=ENVIRONMENT)
+    assert code == 1, said
+    assert job.ids() == sorted(["poison", *expected(20)])
+    (record,) = job.records(job.errors)
+    assert record["error"]["code"] == "engine_crashed"
+    assert job.computed() == dict.fromkeys(expected(20), 1)
+
+
+def test_the_driver_is_killed_and_the_same_command_goes_on(
+    cluster: Any, two_nodes: Any, tmp_path: Path
+) -> None:
+    job = made(tmp_path)
+    job.kill_after_records(20, *flags(cluster, "2"))
+    until(lambda: not engines())  # the actors end with their driver
+    go(job)
+    done, computed = job.done(), job.computed()
+    code, said = job.run(*flags(cluster, "2"), env=ENVIRONMENT)
+    assert code == 0, said
+    assert job.ids() == expected()
+    again = job.computed() - computed
+    assert done
+    assert {f"r{position}" for position in done}.isdisjoint(again), "answered lines were computed again"
+
+
+def test_a_ray_of_the_runs_own_ends_with_it_however_that_ends(tmp_path: Path) -> None:
+    job = made(tmp_path)
+    own = ["--ray", "--replicas", "1", "--commit-ms", "0"]
+    process = job.start(*own)
+    until(lambda: records(job) >= 5)
+    started = psutil.Process(process.pid).children(recursive=True)
+    assert any("raylet" in child.name() for child in started)
+    process.kill()
+    process.communicate()
+    until(lambda: not any(child.is_running() for child in started))
+    go(job)
+    code, said = job.run(*own)
+    assert code == 0, said
+    assert job.ids() == expected()
