@@ -1,8 +1,8 @@
 """An engine that repeats what it is asked, and notes in a file what it computes. Some prompts are worse:
 
 "refuse": a status of 400, unless ECHO_FORGIVES is set; "raise": an exception; "kill": the process dies before
-the answer; "hang": no answer, and none to anybody else any more; "wait": no answer before there is a file with the
-log's name and .go behind it.
+the answer; "hang": no answer, and none to anybody else any more; "wait": no answer before there is a file
+with the log's name and .go behind it.
 """
 
 from __future__ import annotations
