@@ -57,6 +57,11 @@ class FakeActor:
         self.dead = False
         self.hung = False
         self.stopped = False
+        self.held: list[Submit] = []
+
+    def give(self, back: list[Back]) -> None:
+        self._back += back
+        self._some.set()
 
     async def place(self) -> Place:
         await asyncio.sleep(self._placed)
@@ -69,8 +74,7 @@ class FakeActor:
         for submit in read_requests(frame):
             self.seen.append(submit.custom_id)
             if (back := self._answer(self, submit)) is not None:
-                self._back.append(back)
-                self._some.set()
+                self.give([back])
 
     async def take(self) -> list[bytes]:
         while True:
@@ -204,11 +208,17 @@ def test_an_actor_that_hangs_is_ended_and_its_lines_run_elsewhere() -> None:
     assert any("nothing was heard of it" in text for text in result.said)
 
 
-def test_a_line_of_which_engines_die_gets_an_error_and_no_other_does() -> None:
+def test_a_line_of_which_engines_die_gets_an_error_and_those_that_ran_beside_it_do_not() -> None:
     def crash(actor: FakeActor, submit: Submit) -> Back | None:
-        if submit.custom_id == "id-0005":
-            return Lost(submit.id, "killed", suspect=True)
-        return echo(submit)
+        actor.held.append(submit)
+        if len(actor.held) == 1:
+            asyncio.get_running_loop().call_later(0.01, finish, actor)
+        return None
+
+    def finish(actor: FakeActor) -> None:
+        held, actor.held = actor.held, []
+        dies = any(submit.custom_id == "id-0005" for submit in held)
+        actor.give([Lost(submit.id, "killed", suspect=True) if dies else echo(submit) for submit in held])
 
     fleet = Fleet(*([[lambda: FakeActor(answer=crash)]] * 2))
     result = run(fleet, 50)

@@ -4,12 +4,15 @@ import contextlib
 import json
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import psutil
+import pyarrow.parquet as pq
 import pytest
 from echo_jobs import SECONDS, EchoJob, request
 
@@ -174,3 +177,20 @@ def test_a_ray_of_the_runs_own_ends_with_it_however_that_ends(tmp_path: Path) ->
     code, said = job.run(*own)
     assert code == 0, said
     assert job.ids() == expected()
+
+
+def test_ray_data_reads_and_writes_through_an_engine(cluster: Any, two_nodes: Any, tmp_path: Path) -> None:
+    script = Path(__file__).parents[1] / "faults" / "echo_data.py"
+    command = [
+        sys.executable,
+        str(script),
+        cluster.address,
+        str(tmp_path / "log"),
+        "40",
+        str(tmp_path / "out"),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS)
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = pq.read_table(tmp_path / "out").to_pylist()
+    assert {row["id"]: row["response_text"] for row in rows} == {i: f"echo row {i}" for i in range(40)}
+    assert len(rows) == 40

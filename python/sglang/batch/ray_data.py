@@ -35,11 +35,11 @@ from sglang.batch.records import Answer, BatchFailure, BatchRequest
 from sglang.batch.run.arguments import ALL_AT_ONCE, ENGINE_RESTARTS, STALL_SECONDS, START_SECONDS
 from sglang.batch.run.barrier import Barrier, NoBarrier
 from sglang.batch.run.engine.protocol import EngineDied
-from sglang.batch.run.engine.restarts import Restarts
+from sglang.batch.run.engine.restarts import FIRST_WAIT, Restarts
 from sglang.batch.run.engine.supervisor import Supervisor
+from sglang.batch.run.engine.suspects import CRASHED, in_halves
 from sglang.batch.run.parquet import ANSWER, answer_row, output_schema
 from sglang.batch.run.ray_replicas.engine import CRASHES
-from sglang.batch.run.ray_replicas.replica import CRASHED
 from sglang.batch.server_flags import with_defaults
 from sglang.batch.usage import BadUsage
 
@@ -50,8 +50,6 @@ COLUMNS = pa.schema([field for field in ANSWER if field.name != "custom_id"])
 """Columns behind those of a batch."""
 
 T = TypeVar("T")
-
-Batch = pa.Table | Mapping[str, Any]
 
 
 class BlendEngine:
@@ -103,7 +101,7 @@ class BlendEngine:
         threading.Thread(target=self._loop.run_forever, daemon=True).start()
         self._in_loop(self._engine.start())
 
-    def __call__(self, batch: Batch) -> pa.Table:
+    def __call__(self, batch: pa.Table | Mapping[str, Any]) -> pa.Table:
         """Answer the rows of a batch.
 
         Raises:
@@ -121,6 +119,11 @@ class BlendEngine:
         ]
         return pa.table([*table.columns, *found], schema=schema)
 
+    def close(self) -> None:
+        """Stop the engine; Ray Data, which ends the actor's process, does not call this."""
+        self._in_loop(self._engine.stop())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+
     def _in_loop(self, work: Coroutine[Any, Any, T]) -> T:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result()
 
@@ -136,18 +139,27 @@ class BlendEngine:
             i: records.failure_record(item) for i, item in enumerate(items) if isinstance(item, BatchFailure)
         }
         crashes: Counter[int] = Counter()
-        while left := {i: item for i, item in enumerate(items) if i not in done}:
-            ids = [secrets.token_hex(16) for _ in left]
-            replies = await self._pool(left.values(), ids)
-            died = next((reply for reply in replies if isinstance(reply, EngineDied)), None)
-            for i, name, reply in zip(left, ids, replies, strict=True):
+
+        async def run(rows: list[int]) -> list[int]:
+            ids = [secrets.token_hex(16) for _ in rows]
+            replies = await self._pool([items[i] for i in rows], ids)
+            aside = crashes[rows[0]] >= CRASHES
+            died: EngineDied | None = None
+            for i, name, reply in zip(rows, ids, replies, strict=True):
                 if isinstance(reply, EngineDied):
+                    died = reply
                     crashes[i] += reply.suspects is None or name in reply.suspects
-                if (record := _record(left[i], reply, crashes[i])) is not None:
+                if (record := _record(items[i], reply, alone=aside and len(rows) == 1)) is not None:
                     done[i] = record
                     self._answered += 1
             if died is not None:
-                await self._start_again(died)
+                await self._start_again(died, expected=aside)
+            return [i for i in rows if i not in done]
+
+        while rows := [i for i in range(len(items)) if i not in done and crashes[i] < CRASHES]:
+            await run(rows)
+        if rows := [i for i in range(len(items)) if i not in done]:
+            await in_halves(rows, run)
         return [answer_row(done[i]) for i in range(len(items))]
 
     async def _pool(self, requests: Iterable[Any], ids: list[str]) -> list[Answer | BaseException]:
@@ -167,22 +179,22 @@ class BlendEngine:
             await barrier.open()
         return await asyncio.gather(*running, return_exceptions=True)
 
-    async def _start_again(self, died: EngineDied) -> None:
-        wait = self._restarts.died(self._answered)
+    async def _start_again(self, died: EngineDied, *, expected: bool) -> None:
+        wait = FIRST_WAIT if expected else self._restarts.died(self._answered)
         if wait is None:
             raise died
         await asyncio.sleep(wait)
         await self._engine.start()
 
 
-def _record(item: Any, reply: Answer | BaseException, crashes: int) -> bytes | None:
+def _record(item: Any, reply: Answer | BaseException, *, alone: bool) -> bytes | None:
     """Write what becomes of a row; None if it is to run again."""
     if isinstance(reply, Answer):
         return records.answer_record(item, reply)
     if isinstance(reply, Exception) and not isinstance(reply, EngineDied):
         return records.failure_record(BatchFailure.internal(item, reply))
-    if crashes > CRASHES:
-        why = f"it ran in engines that died: {reply}"
+    if alone:
+        why = f"it ran alone, and {reply}"
         return records.failure_record(BatchFailure(item.line, item.custom_id, CRASHED, why))
     return None
 

@@ -5,22 +5,24 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from sglang.batch.run.engine.protocol import EngineFailed
+from sglang.batch.records import Answer, BatchRequest
+from sglang.batch.run.engine.protocol import EngineDied, EngineFailed
 from sglang.batch.run.engine.restarts import Restarts
+from sglang.batch.run.engine.suspects import CRASHED, in_halves
 from sglang.batch.run.ray_replicas.arguments import WINDOW
 from sglang.batch.run.ray_replicas.replica import Actor, Replica
 from sglang.batch.run.remote.dispatched import DispatchedEngine, model_cost
 from sglang.batch.run.remote.prompt import four_bytes
-from sglang.batch.run.remote.transport import ServerInfo, Unreachable
+from sglang.batch.run.remote.transport import ServerInfo, Trouble, Unreachable
 from sglang.batch.run.remote.window import Window
 from sglang.srt.blend.core.cost.cost_model import CostModel
 from sglang.srt.blend.core.cost.hardware import load_hardware
 from sglang.srt.blend.core.cost.model_shape import ModelShape
 
 CRASHES = 2
-"""Times that a request runs again after engines died that were working on it."""
+"""Deaths of engines that were working on a request until it is set aside."""
 
 FIRST_SECONDS = 60.0
 """Seconds that the others get to start, from when the first replica is there."""
@@ -51,6 +53,16 @@ class ReplicaLimits:
     start: float
 
 
+@dataclass(eq=False)
+class _Suspect:
+    """A request that engines may have died of, and what becomes of it."""
+
+    request: BatchRequest
+    verdict: asyncio.Future[Answer] = field(
+        default_factory=lambda: asyncio.get_running_loop().create_future()
+    )
+
+
 class RayEngine(DispatchedEngine):
     """Replicas that each hold an engine.
 
@@ -74,7 +86,7 @@ class RayEngine(DispatchedEngine):
         super().__init__(
             four_bytes,
             model_cost(model),
-            retries=CRASHES,
+            retries=CRASHES - 1,
             timeout=0.0,  # no transport here takes one
             patience=limits.start,
             window_for=lambda info: Window.whole(min(limits.pool, WINDOW)),
@@ -86,6 +98,30 @@ class RayEngine(DispatchedEngine):
         self._plans = plans
         self._replicas: list[Replica] = []
         self._joining: dict[Replica, asyncio.Task[ServerInfo]] = {}
+        self._open = 0
+        self._aside: list[_Suspect] = []
+        self._trying: asyncio.Task[None] | None = None
+
+    async def answer(self, request: BatchRequest, request_id: str) -> Answer:
+        """Run one request to its end, on whichever replica.
+
+        Engines may die of a request. One that two died with waits until no other is open, and is run apart.
+
+        Raises:
+            EngineDied: there has been no replica for too long.
+            RequestFailed: its handler raised.
+        """
+        self._open += 1
+        try:
+            answer = await super().answer(request, request_id)
+            if answer.code != CRASHED:
+                return answer
+            suspect = _Suspect(request)
+            self._aside.append(suspect)
+        finally:
+            self._open -= 1
+            self._try_aside()
+        return await suspect.verdict
 
     async def start(self) -> None:
         """Ask for replicas and wait for some.
@@ -114,11 +150,65 @@ class RayEngine(DispatchedEngine):
         """Stop every engine and end every actor."""
         if hasattr(self, "_dispatcher"):
             await self._dispatcher.close()
-        for task in self._joining.values():
+        tasks = [*self._joining.values(), *([self._trying] if self._trying else [])]
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self._joining.values(), return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
         await asyncio.gather(*(replica.close() for replica in self._replicas))
         self._replicas, self._joining = [], {}
+
+    def _try_aside(self) -> None:
+        """Run what is set aside, if nothing else is open."""
+        if self._aside and not self._open and self._trying is None:
+            self._trying = asyncio.create_task(self._run_aside())
+
+    async def _run_aside(self) -> None:
+        suspects, self._aside = self._aside, []
+        self._say(f"{len(suspects):,} lines that engines may have died of run by themselves now")
+        self._dispatcher.hold()
+        try:
+            await in_halves(suspects, self._run_together)
+        except Exception as error:
+            for suspect in suspects:
+                if not suspect.verdict.done():
+                    suspect.verdict.set_exception(error)
+        finally:
+            self._dispatcher.release()
+            self._trying = None
+            self._try_aside()
+
+    async def _run_together(self, group: list[_Suspect]) -> list[_Suspect]:
+        """Run suspects on one replica; returns those without an answer."""
+        replica = await self._any_replica()
+        replies = await asyncio.gather(
+            *(replica.send(suspect.request, None, None) for suspect in group), return_exceptions=True
+        )
+        left = []
+        for suspect, reply in zip(group, replies, strict=True):
+            if isinstance(reply, BaseException):
+                suspect.verdict.set_exception(reply)
+            elif reply.trouble is None or (len(group) == 1 and reply.trouble is Trouble.FAILED):
+                suspect.verdict.set_result(reply.answer)
+            else:
+                left.append(suspect)
+        return left
+
+    async def _any_replica(self) -> Replica:
+        """Find a replica with an engine, or start one anew.
+
+        Raises:
+            EngineDied: none can be started.
+        """
+        why = "every replica was started too often"
+        for replica in sorted(self._replicas, key=lambda replica: not replica.up):
+            replica.pardon()
+            try:
+                await replica.info()
+            except Unreachable as error:
+                why = str(error)
+            else:
+                return replica
+        raise EngineDied(why, suspects=frozenset())
 
     def _replica(self, number: int) -> Replica:
         name = f"{self._job}-r{number}"

@@ -11,6 +11,7 @@ from sglang.batch.records import BatchRequest, RequestFailed
 from sglang.batch.run.engine.channel import Raised, Submit, encode_json
 from sglang.batch.run.engine.channel import Reply as Answered
 from sglang.batch.run.engine.restarts import Restarts
+from sglang.batch.run.engine.suspects import CRASHED
 from sglang.batch.run.ray_replicas.actor import Place
 from sglang.batch.run.ray_replicas.wire import Back, Lost, frames, read_back
 from sglang.batch.run.remote.transport import (
@@ -23,9 +24,6 @@ from sglang.batch.run.remote.transport import (
     count,
     kv_tokens,
 )
-
-CRASHED = "engine_crashed"
-"""Error code of a line that ran in too many engines as they died."""
 
 SILENT_SECONDS, STRIKES = 20.0, 3
 """Seconds without a beat of an actor, so many times in a row, after which it counts as hung."""
@@ -109,6 +107,11 @@ class Replica:
         self._out: list[Submit] = []
         self._answered = 0
 
+    @property
+    def up(self) -> bool:
+        """Whether it has an engine."""
+        return self._actor is not None
+
     async def info(self) -> ServerInfo:
         """Ask for its state; without an engine, start one first, which takes as long as it takes.
 
@@ -156,9 +159,13 @@ class Replica:
         if isinstance(back, Raised):
             raise RequestFailed(back.error)
         if isinstance(back, Lost) and back.suspect:
-            return broken(CRASHED, f"it ran in engines that died: {back.why}")
+            return broken(CRASHED, f"it ran alone, and {back.why}")
         why = back.why if isinstance(back, Lost) else back
         return broken("connection_error", f"{self.url}: {why}", Trouble.GONE)
+
+    def pardon(self) -> None:
+        """Let the deaths so far be no reason to give it up: the next ones are expected."""
+        self._answered += 1
 
     async def reset(self) -> None:
         """Give the actor up; `info` asks for another one."""
