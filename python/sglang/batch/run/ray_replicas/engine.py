@@ -8,12 +8,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from sglang.batch.records import Answer, BatchRequest
+from sglang.batch.run.barrier import Barrier
 from sglang.batch.run.engine.protocol import EngineDied, EngineFailed
 from sglang.batch.run.engine.restarts import Restarts
 from sglang.batch.run.engine.suspects import CRASHED, in_halves
 from sglang.batch.run.ray_replicas.arguments import WINDOW
 from sglang.batch.run.ray_replicas.replica import Actor, Replica
-from sglang.batch.run.remote.dispatched import DispatchedEngine, model_cost
+from sglang.batch.run.remote.dispatched import DispatchBarrier, DispatchedEngine, model_cost
 from sglang.batch.run.remote.prompt import four_bytes
 from sglang.batch.run.remote.transport import ServerInfo, Trouble, Unreachable
 from sglang.batch.run.remote.window import Window
@@ -122,6 +123,10 @@ class RayEngine(DispatchedEngine):
             self._open -= 1
             self._try_aside()
         return await suspect.verdict
+
+    def barrier(self) -> Barrier:
+        """Make a barrier: the first plan is made here, over more than a replica has at a time."""
+        return DispatchBarrier(self._dispatcher)
 
     async def start(self) -> None:
         """Ask for replicas and wait for some.
