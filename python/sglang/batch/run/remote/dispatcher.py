@@ -253,8 +253,10 @@ class Dispatcher:
         self._wake()
 
     def _send(self, server: Server) -> None:
+        # What fits in whole goes without a plan to one that makes its own: a plan takes milliseconds.
+        planned = not server.plans or len(server.queue) > server.window.limit - server.outstanding
         while not server.full and len(server.queue):
-            ticket = server.queue.pop()
+            ticket = server.queue.pop() if planned else server.queue.pop_unplanned()
             if not ticket.turn.done():  # cancelled: about to leave
                 server.outstanding += 1
                 ticket.sent = True
