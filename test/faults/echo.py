@@ -1,7 +1,8 @@
 """An engine that repeats what it is asked, and notes in a file what it computes. Some prompts are worse:
 
 "refuse": a status of 400, unless ECHO_FORGIVES is set; "raise": an exception; "kill": the process dies before
-the answer; "hang": no answer, and none to anybody else any more.
+the answer; "hang": no answer, and none to anybody else any more; "wait": no answer before there is a file
+with the log's name and .go behind it.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import random
 import signal
 import time
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 from sglang.batch.checks import Limits, Refused, check_body, check_fields
@@ -24,6 +26,7 @@ class Echo:
 
     def __init__(self, log: str, seconds: float) -> None:
         self._log = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        self._go = Path(f"{log}.go")
         self._seconds = seconds
         self._random = random.Random(1)
         self.running = 0
@@ -40,6 +43,8 @@ class Echo:
         prompt = str(request.body.get("prompt"))
         if prompt.startswith("kill"):
             os.kill(os.getpid(), signal.SIGKILL)
+        while prompt.startswith("wait") and not self._go.exists():
+            await asyncio.sleep(0.02)
         if prompt.startswith("hang"):
             time.sleep(3600)
         os.write(self._log, f"{request.custom_id}\n".encode())

@@ -1,26 +1,32 @@
 """`sglang-batch run` with an engine that repeats what it is asked, and notes in a file what it computes.
 
 Flags are those of `run`, and `--echo-log FILE --echo-seconds SECONDS`; with `--echo-worker` the engine is in
-a process of its own, which some lines kill.
+a process of its own, which some lines kill, and with `--ray` there are such engines in actors.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import os
 import re
 import sys
+from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import light_sglang  # noqa: F401  before all of SGLang
 from echo import Echo
+from echo_replica import EchoReplica
 
 from sglang.batch.run.arguments import add_run_arguments, check_run
 from sglang.batch.run.barrier import Barrier, NoBarrier
 from sglang.batch.run.command import run
 from sglang.batch.run.engine.protocol import Engine
 from sglang.batch.run.engine.supervisor import Supervisor
+from sglang.batch.run.ray_replicas.command import run_ray
 from sglang.batch.run.recovery import OpenJob
 from sglang.batch.usage import BAD_USAGE, BadUsage
 
@@ -51,7 +57,15 @@ def say_peak_memory() -> None:
     print("echo: peak memory", re.findall(r"VmHWM:\s+(\d+ kB)", status)[0], file=sys.stderr)
 
 
+def adjust() -> None:
+    """Set constants of modules as a test wants them: `ECHO_SETTINGS` has their names and values."""
+    for name, value in json.loads(os.environ.get("ECHO_SETTINGS", "{}")).items():
+        module, _, constant = name.rpartition(".")
+        setattr(import_module(module), constant, value)
+
+
 def main() -> int:
+    adjust()
     parser = argparse.ArgumentParser(allow_abbrev=False)
     add_run_arguments(parser)
     parser.add_argument("--echo-log", required=True)
@@ -65,10 +79,16 @@ def main() -> int:
         dtype=options.dtype,
         schedule_policy="fcfs",
         device="cpu",
+        tp_size=1,
+        pp_size=1,
+        dp_size=1,
         max_queued_requests=None,
     )
     try:
         arguments = check_run(options, [])
+        if arguments.ray is not None:
+            flags = [options.echo_log, str(options.echo_seconds)]
+            return run_ray(replace(arguments, server=flags), arguments.ray, server_args, actor=EchoReplica)
 
         def make_engine(job: OpenJob) -> Engine:
             if not options.echo_worker:

@@ -17,7 +17,7 @@ from sglang.batch.run.engine.worker import serve
 
 class EchoEngine(Echo):
     def __init__(self, flags: list[str]) -> None:
-        log, seconds = flags
+        log, seconds = flags[-2:]
         if log == "/nowhere":
             raise EngineFailed("the engine did not start: no log")
         if log == "/forever":

@@ -72,6 +72,11 @@ def _main(argv: Sequence[str] | None) -> int:
             from sglang.batch.run.remote.command import run_remote
 
             return run_remote(checked, checked.remote)
+        if checked.ray is not None:
+            from sglang.batch.run.ray_replicas.command import run_ray
+
+            server_args = parse_server_args(checked.server, usage=run_arguments.USAGE)
+            return run_ray(checked, checked.ray, server_args)
         from sglang.batch.run.command import run, tuned
 
         checked = tuned(checked)

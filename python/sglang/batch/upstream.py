@@ -28,8 +28,8 @@ class ServerArgs(Protocol):
     enable_priority_scheduling: bool
     schedule_low_priority_values_first: bool
     tp_size: int
-    dp_size: int
     pp_size: int
+    dp_size: int
 
     def resolve_once(self) -> None:
         """Fill in what depends on the model and the machine."""

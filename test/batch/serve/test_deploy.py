@@ -1,6 +1,7 @@
 """What `deploy/` holds is well formed and fits the service; none of it is run here."""
 
 import argparse
+import importlib.metadata
 import json
 import re
 import subprocess
@@ -10,6 +11,8 @@ from typing import Any
 
 import yaml
 
+from sglang.batch.run.arguments import add_run_arguments
+from sglang.batch.run.ray_replicas.arguments import check_ray
 from sglang.batch.serve.arguments import add_serve_arguments
 
 DEPLOY = Path(__file__).parents[3] / "deploy"
@@ -48,6 +51,27 @@ def test_the_manifest_is_valid_and_has_one_replica() -> None:
     assert parts["StatefulSet"]["spec"]["replicas"] == 1
     (container,) = parts["StatefulSet"]["spec"]["template"]["spec"]["containers"]
     assert {flag for flag in container["args"] if flag.startswith("--")} <= known_flags()
+
+
+def test_the_ray_job_has_valid_pods_and_flags_that_exist(tmp_path: Path) -> None:
+    claim, job = yaml.safe_load_all((DEPLOY / "kuberay.yaml").read_text())
+    cluster = job["spec"]["rayClusterSpec"]
+    groups = [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]
+    # Kubernetes itself knows nothing of a RayJob: of that, the pods are checked.
+    kind = {"apiVersion": "v1", "kind": "PodTemplate", "metadata": {"name": "pod"}}
+    pods = [kind | {"template": group["template"]} for group in groups]
+    (tmp_path / "parts.yaml").write_text(yaml.safe_dump_all([claim, *pods]))
+    said = lint("kubernetes-validate", "--strict", str(tmp_path / "parts.yaml"))
+    assert said.count("passed for resource") == 3, said
+    assert cluster["rayVersion"] == importlib.metadata.version("ray")
+    program, command, *rest = job["spec"]["entrypoint"].split()
+    parser = argparse.ArgumentParser(allow_abbrev=False)
+    add_run_arguments(parser)
+    options, server = parser.parse_known_args(rest)
+    assert (program, command, server[0]) == ("sglang-batch", "run", "--model-path")
+    ray = check_ray(options)
+    assert ray is not None
+    assert ray.most == cluster["workerGroupSpecs"][0]["maxReplicas"]
 
 
 def test_flags_that_are_written_there_exist() -> None:

@@ -14,6 +14,7 @@ from sglang.batch.input.source import Source, add_input, find_sources
 from sglang.batch.media import MediaPolicy, add_media_arguments, media_policy
 from sglang.batch.run.committer import CommitLimits
 from sglang.batch.run.files import JobFiles
+from sglang.batch.run.ray_replicas.arguments import RayArguments, add_ray_arguments, check_ray
 from sglang.batch.run.recovery import Continue
 from sglang.batch.run.remote.arguments import RemoteArguments, add_remote_arguments, check_remote
 from sglang.batch.run.tune import Tuning
@@ -73,6 +74,7 @@ class RunArguments:
         report_simulate: requests that the page's simulations take at most; 0 for none.
         server: flags for the server's own parser, a batch's defaults among them; none for a remote run.
         remote: running servers that answer; None for an engine of the run's own.
+        ray: replicas of the engine on Ray; None for one engine.
     """
 
     inputs: tuple[Source, ...]
@@ -96,6 +98,7 @@ class RunArguments:
     report_simulate: int
     server: list[str]
     remote: RemoteArguments | None
+    ray: RayArguments | None
     tuning: Tuning | None = None
 
 
@@ -107,6 +110,7 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     add_engine_arguments(parser)
     add_media_arguments(parser)
     add_remote_arguments(parser)
+    add_ray_arguments(parser)
     _add_dedupe(parser)
     parser.add_argument(
         "--pool",
@@ -331,6 +335,7 @@ def check_run(options: argparse.Namespace, server: Sequence[str]) -> RunArgument
         report_simulate=options.report_simulate,
         server=with_defaults(server, ALL_AT_ONCE) if remote is None else [],
         remote=remote,
+        ray=check_ray(options),
     )
 
 

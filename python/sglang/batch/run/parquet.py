@@ -55,7 +55,7 @@ def check_parquet(sources: Sequence[Source]) -> None:
     """
     columns = _input_columns(sources)
     try:
-        pq.ParquetWriter(pa.BufferOutputStream(), _output_schema(columns)).close()
+        pq.ParquetWriter(pa.BufferOutputStream(), output_schema(columns)).close()
     except pa.ArrowException as error:
         raise BadUsage(f"--output: the input has a column that Parquet cannot hold ({error})") from error
 
@@ -68,7 +68,7 @@ def write_parquet(path: Path, journal: Journal, log: RecordLog, sources: Sequenc
         OSError: the disk failed.
     """
     columns = _input_columns(sources)
-    schema = _output_schema(columns)
+    schema = output_schema(columns)
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
     with os.fdopen(fd, "wb") as file:
         with pq.ParquetWriter(file, schema, compression="zstd") as writer:
@@ -96,17 +96,17 @@ def _input_columns(sources: Sequence[Source]) -> pa.Schema:
     return pa.schema([field.with_nullable(True) for field in united])
 
 
-def _output_schema(columns: pa.Schema) -> pa.Schema:
+def output_schema(columns: pa.Schema, answer: pa.Schema = ANSWER) -> pa.Schema:
     """Put the answer's columns behind the input's, whose names give way where they are taken."""
-    taken = {*ANSWER.names, *columns.names}
+    taken = {*answer.names, *columns.names}
     fields = []
     for field in columns:
         name = field.name
-        while name in ANSWER.names or (name != field.name and name in taken):
+        while name in answer.names or (name != field.name and name in taken):
             name = f"input_{name}"
         taken.add(name)
         fields.append(field.with_name(name))
-    return pa.schema([*fields, *ANSWER])
+    return pa.schema([*fields, *answer])
 
 
 def _row_groups(batches: Iterable[pa.RecordBatch]) -> Iterator[list[pa.RecordBatch]]:
@@ -193,11 +193,12 @@ _RECORD = msgspec.json.Decoder(_Record)
 
 def _answers(log: RecordLog, spans: Sequence[Span]) -> list[pa.Array]:
     """Read records in the order of the disk, and give their columns in the order that is wanted."""
-    rows = {span: _answer(log.read(span)) for span in sorted(spans, key=lambda span: span.offset)}
+    rows = {span: answer_row(log.read(span)) for span in sorted(spans, key=lambda span: span.offset)}
     return [pa.array([rows[span][i] for span in spans], field.type) for i, field in enumerate(ANSWER)]
 
 
-def _answer(raw: bytes) -> tuple[str | int | None, ...]:
+def answer_row(raw: bytes) -> tuple[str | int | None, ...]:
+    """Read the columns of `ANSWER` from a record."""
     record = _RECORD.decode(raw)
     response = msgspec.json.decode(record.response)
     body = _at(response, "body")

@@ -20,14 +20,12 @@ from sglang.batch.run.barrier import Barrier, NoBarrier
 from sglang.batch.run.committer import CommitLimits
 from sglang.batch.run.engine.protocol import Engine, EngineDied, EngineFailed
 from sglang.batch.run.engine.restarts import FIRST_WAIT, Restarts
+from sglang.batch.run.engine.suspects import CRASHED
 from sglang.batch.run.job import Answerer, BatchJob
 from sglang.batch.run.recovery import OpenJob, Work
 from sglang.batch.run.state_poller import StatePoller
 from sglang.batch.run.stops import STOP_SECONDS, Stopped, Stops
 from sglang.batch.run.tally import Tally
-
-CRASHED = "engine_crashed"
-"""Error code of a line of which the engine died when it ran alone."""
 
 DOUBTS = 2
 """Deaths in a row after which a recording of what ran is no longer believed: it may have died of a request

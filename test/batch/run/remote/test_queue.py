@@ -7,7 +7,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from sglang.batch.run.remote.engine import GPU, LLAMA_3_8B
+from sglang.batch.run.remote.dispatched import GPU, LLAMA_3_8B
 from sglang.batch.run.remote.prompt import Prompt
 from sglang.batch.run.remote.queue import PlannedQueue, Ticket
 from sglang.srt.blend.core.cost.cost_model import CostModel

@@ -8,20 +8,25 @@ import errno
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from enum import Enum
 from typing import Any
 
 import aiohttp
 import msgspec
 
 from sglang.batch.records import Answer, BatchRequest, Usage
+from sglang.batch.run.remote.transport import (
+    PROBE_SECONDS,
+    Reply,
+    ServerInfo,
+    Trouble,
+    Unreachable,
+    broken,
+    count,
+    kv_tokens,
+)
 
 CONNECT_SECONDS = 30.0
 """Seconds until a connection has to be there."""
-
-PROBE_SECONDS = 10.0
-"""Seconds that a server has to say what it is."""
 
 IDLE_SECONDS = 4.0
 """Seconds that an idle connection is kept: less than uvicorn's 5, so that none is used as it is closed."""
@@ -37,54 +42,6 @@ FIRST = 1 << 62
 
 QUOTED = 2000
 """Characters that are kept of an error that is not JSON."""
-
-
-class Trouble(Enum):
-    """Why a request should be sent again."""
-
-    OVERLOADED = "overloaded"  # the server wants fewer
-    FAILED = "failed"  # this request, this time
-    GONE = "gone"  # nobody listens: the request has reached nobody
-
-
-@dataclass(frozen=True, slots=True)
-class Reply:
-    """What came of one attempt.
-
-    Attributes:
-        answer: what becomes of the request if it is not sent again.
-        trouble: None if it need not be.
-        wait: seconds that the server wants to be left alone; None if it did not say.
-        choices: answers that a request asked for, which share its completion tokens.
-    """
-
-    answer: Answer
-    trouble: Trouble | None = None
-    wait: float | None = None
-    choices: int = 1
-
-
-@dataclass(frozen=True, slots=True)
-class ServerInfo:
-    """What a server says about itself.
-
-    Attributes:
-        models: names of its models, its own first; empty if it did not say.
-        plans: it is SGLang under blend, which wants to see everything that waits.
-        kv_capacity: tokens, None if it did not say.
-        first: `priority` of requests that go before all others; None if it knows no priorities.
-        states: of its schedulers; empty for servers other than SGLang.
-    """
-
-    models: tuple[str, ...] = ()
-    plans: bool = False
-    kv_capacity: int | None = None
-    first: int | None = None
-    states: tuple[dict[str, Any], ...] = ()
-
-
-class Unreachable(Exception):
-    """A server does not answer; the message says why."""
 
 
 class Client:
@@ -128,7 +85,7 @@ class Client:
                 str(model["id"]) for model in _list(listed) if isinstance(model, dict) and "id" in model
             ),
             plans=state.get("schedule_policy") == "blend",
-            kv_capacity=_capacity(states),
+            kv_capacity=kv_tokens(states),
             first=first_priority(
                 state.get("enable_priority_scheduling") is True,
                 low_first=state.get("schedule_low_priority_values_first") is True,
@@ -165,11 +122,11 @@ class Client:
                 raw = await response.read()
         except aiohttp.ClientConnectorError as error:
             trouble = Trouble.OVERLOADED if error.os_error.errno in OWN_LIMITS else Trouble.GONE
-            return _broken("connection_error", f"{self.url}: {error.os_error or error}", trouble)
+            return broken("connection_error", f"{self.url}: {error.os_error or error}", trouble)
         except TimeoutError:
-            return _broken("timeout", f"{self.url}: no answer in time")
+            return broken("timeout", f"{self.url}: no answer in time")
         except (aiohttp.ClientError, OSError) as error:
-            return _broken("connection_error", f"{self.url}: {type(error).__name__}: {error}")
+            return broken("connection_error", f"{self.url}: {type(error).__name__}: {error}")
         return _read(response.status, response.headers, raw)
 
     async def _get(self, path: str) -> dict[str, Any]:
@@ -206,7 +163,7 @@ def _read(status: int, headers: Mapping[str, str], raw: bytes) -> Reply:
     body = _decode(raw)
     if 200 <= status < 300:
         if not isinstance(body, dict):
-            return _broken("invalid_response", f"status {status} without a JSON object", Trouble.FAILED)
+            return broken("invalid_response", f"status {status} without a JSON object", Trouble.FAILED)
         choices = [choice for choice in _list(body.get("choices")) if isinstance(choice, dict)]
         line = raw if b"\n" not in raw else msgspec.json.encode(body)
         answer = Answer(200, line, _usage(body.get("usage")))
@@ -240,18 +197,14 @@ def _refusal(status: int, body: object, raw: bytes) -> Answer:
     )
 
 
-def _broken(code: str, message: str, trouble: Trouble = Trouble.FAILED) -> Reply:
-    return Reply(Answer(0, b"{}", code=code, message=message), trouble)
-
-
 def _usage(usage: object) -> Usage:
     if not isinstance(usage, dict):
         return Usage()
     details = usage.get("prompt_tokens_details")
     return Usage(
-        prompt=_count(usage.get("prompt_tokens")),
-        cached=_count(details.get("cached_tokens")) if isinstance(details, dict) else 0,
-        completion=_count(usage.get("completion_tokens")),
+        prompt=count(usage.get("prompt_tokens")),
+        cached=count(details.get("cached_tokens")) if isinstance(details, dict) else 0,
+        completion=count(usage.get("completion_tokens")),
     )
 
 
@@ -264,15 +217,6 @@ def _retry_after(value: str | None) -> float | None:
     with contextlib.suppress(ValueError, TypeError):
         return max(email.utils.parsedate_to_datetime(value).timestamp() - time.time(), 0.0)
     return None
-
-
-def _capacity(states: tuple[dict[str, Any], ...]) -> int | None:
-    usage = states[0].get("memory_usage") if states else None
-    return _count(usage.get("token_capacity")) or None if isinstance(usage, dict) else None
-
-
-def _count(value: object) -> int:
-    return value if type(value) is int and value >= 0 else 0
 
 
 def _list(value: object) -> list[Any]:

@@ -20,8 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sglang.batch.run.engine.protocol import EngineDied
-from sglang.batch.run.remote.client import Client, Reply, ServerInfo, Trouble, Unreachable
 from sglang.batch.run.remote.queue import PlannedQueue, Ticket
+from sglang.batch.run.remote.transport import Reply, ServerInfo, Transport, Trouble, Unreachable
 from sglang.batch.run.remote.window import Window
 from sglang.srt.blend.core.cost.cost_model import CostModel
 from sglang.srt.blend.core.order.sharding import shard
@@ -84,7 +84,7 @@ class Server:
         lost: set while it is not alive.
     """
 
-    client: Client
+    client: Transport
     weight: int
     plans: bool
     window: Window
@@ -324,8 +324,10 @@ class Dispatcher:
         self._wake()
 
     def _send(self, server: Server) -> None:
+        # What fits in whole goes without a plan to one that makes its own: a plan takes milliseconds.
+        planned = not server.plans or len(server.queue) > server.window.limit - server.outstanding
         while not server.full and len(server.queue):
-            ticket = server.queue.pop()
+            ticket = server.queue.pop() if planned else server.queue.pop_unplanned()
             if not ticket.turn.done():  # cancelled: about to leave
                 server.sent(self._loop.time())
                 ticket.sent = True
@@ -409,6 +411,7 @@ class Dispatcher:
         server.lost.clear()
         if server.plans != info.plans:
             server.plans, server.window = info.plans, self._window_for(info)
+        server.weight = info.weight or server.weight
         if server.paused is not None:
             server.paused.cancel()
         server.paused, server.refused, server.heard = None, 0, self._loop.time()
@@ -423,13 +426,15 @@ class Dispatcher:
                 self._alone.cancel()
                 self._alone = None
         elif self._alone is None:
-            self._alone = self._loop.call_later(self._patience, self._die)
+            why = f"no server could be reached for {self._patience:g} s"
+            self._alone = self._loop.call_later(self._patience, self.give_up, why)
 
-    def _die(self) -> None:
-        self._died = f"no server could be reached for {self._patience:g} s"
+    def give_up(self, why: str) -> None:
+        """End every request that waits, and all to come, with `EngineDied`."""
+        self._died = why
         for ticket in self._inbox:
             if not ticket.turn.done():
-                ticket.turn.set_exception(EngineDied(self._died, suspects=frozenset()))
+                ticket.turn.set_exception(EngineDied(why, suspects=frozenset()))
         self._inbox.clear()
 
     async def _watch(self, server: Server) -> None:
@@ -439,7 +444,8 @@ class Dispatcher:
             if server.alive:
                 attempt = 0
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(server.lost.wait(), SILENT / 4)
+                    async with asyncio.timeout(SILENT / 4):  # `wait_for` may swallow what cancels it
+                        await server.lost.wait()
             if not server.alive:
                 attempt += 1
                 await asyncio.sleep(backoff(attempt, LONGEST_PROBE))

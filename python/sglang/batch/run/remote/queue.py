@@ -83,6 +83,14 @@ class PlannedQueue:
                 self._planner.admit(ticket.slot)
                 return ticket
 
+    def pop_unplanned(self) -> Ticket:
+        """Take any request that waits, new ones as they came; the planner does not hear of those."""
+        if self._again or not self._new:
+            return self.pop()
+        ticket = next(iter(self._new))
+        del self._new[ticket]
+        return ticket
+
     def take_back(self) -> list[Ticket]:
         """Give away all that wait, in order."""
         self._take_in()
