@@ -307,7 +307,7 @@ def test_an_expected_length_is_the_plans_until_answers_tell_more_and_no_sample_i
     finish(first, 90)
     pool.release(first)
     pool.planner.replan()
-    assert set(table.estimate[slots[1:20]].tolist()) == {90}
+    assert table.estimate[slots[1:20]].tolist() == pytest.approx([90] * 19, rel=0.15)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import json
 import math
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -103,3 +104,16 @@ def forecast(service: EchoService, id: str) -> dict[str, Any]:
     assert reply.status_code == 200, reply.text
     told: dict[str, Any] = reply.json()
     return told
+
+
+def test_a_line_without_an_end_is_not_read_whole(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    with file.open("wb") as content:
+        content.write(request("r0", "one"))
+        content.truncate(1 << 30)  # zeros, which take no disk
+    tracemalloc.start()
+    try:
+        assert estimate(file, Lengths("m")).lines > 0
+        assert tracemalloc.get_traced_memory()[1] < 32 << 20
+    finally:
+        tracemalloc.stop()

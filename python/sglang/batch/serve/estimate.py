@@ -15,6 +15,9 @@ from sglang.srt.blend.core.pool.output_length import OPEN_TOKENS, prior_tokens
 PIECES, PIECE = 32, 1 << 14
 """Of a file, so many pieces of so many bytes are read, evenly spread."""
 
+LINE = 1 << 22
+"""Bytes that are read of one line at most."""
+
 TOKENS_PER_BYTE = 0.25
 """Prompt tokens for each byte of a line, before any were counted."""
 
@@ -67,9 +70,9 @@ def _lines(file: BinaryIO, whole: int) -> Iterator[bytes]:
     for begin in range(0, whole, step):
         if begin > end:
             file.seek(begin)
-            file.readline()  # whose beginning lies before
+            file.readline(LINE)  # whose beginning lies before
         while (place := file.tell()) < min(begin + PIECE, whole):
-            raw = file.readline()
+            raw = file.readline(LINE)
             if raw.strip():
                 yield raw
             end = place + len(raw)

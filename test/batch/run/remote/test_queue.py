@@ -170,4 +170,6 @@ def test_answers_teach_the_planner_how_long_others_will_be() -> None:
     estimate = queue._planner.table.estimate
     waiting = [ticket for ticket in tickets if ticket.queue is queue]
     assert {int(estimate[ticket.slot]) for ticket in waiting if group_of(ticket)} == {2}
-    assert {int(estimate[ticket.slot]) for ticket in waiting if not group_of(ticket)} == {3000}
+    long = [int(estimate[ticket.slot]) for ticket in waiting if not group_of(ticket)]
+    assert long == pytest.approx([3000] * len(long), rel=0.1)
+    assert long

@@ -375,11 +375,9 @@ class Dispatcher:
         elif idle.in_vain * VAIN < len(busy.queue) <= idle.in_vain:
             return False  # nothing paid a moment ago
         else:
-            idle.in_vain = 0
             tickets = busy.queue.stolen(idle.queue, speed=speeds[busy], thief_speed=speeds[idle])
         busy.work -= sum(ticket.work for ticket in tickets)
-        if not tickets:
-            idle.in_vain = len(busy.queue)
+        idle.in_vain = 0 if tickets else len(busy.queue)
         self._give(idle, tickets)
         return bool(tickets)
 
