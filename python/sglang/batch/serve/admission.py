@@ -21,7 +21,7 @@ SAFE = 0.5
 """Part of the time left in which all batches must be done for one of them not to be at risk: forecasts err,
 and what was given freely cannot be taken back."""
 
-HASTE = 1.5
+HASTE = 2.0
 """Times the rate at which a batch would just end in time: who begins late, or takes long, is not known."""
 
 MOST_HURRIED = 0.9
