@@ -18,6 +18,7 @@ from benchmark.workloads import synthesis
 from benchmark.workloads.traces import make_trace, with_video_tokens
 
 from sglang.batch.plan.timeline import Timeline
+from sglang.srt.blend.core.pool.output_length import LengthEstimator
 from sglang.srt.blend.core.pool.workload import Workload
 
 
@@ -190,16 +191,13 @@ def test_a_commit_is_dirty_when_anything_but_results_has_changed(tmp_path, monke
     assert provenance.commit() == clean + provenance.DIRTY
 
 
-def test_wrong_estimates_leave_alone_what_is_known():
-    tree = {"lo": np.array([0]), "hi": np.array([4]), "parent": np.array([-1])}
-    estimate = wrong_by(4.0)(
-        **tree,
-        request_parent=np.zeros(4, np.int64),
-        observed=np.array([-1, 10, -1, -1]),
-        known=np.array([0, 0, 7, 0]),
-        max_new_tokens=np.array([100, 100, 7, 30]),
-    )
-    assert estimate.tolist() == [40, 10, 7, 30]
+def test_wrong_estimates_are_so_many_times_as_far_from_the_end_within_the_cap():
+    estimator, cap, generated = LengthEstimator(), np.array([4096, 300, 4096]), np.array([0, 0, 500])
+    group = estimator.newcomers(cap, hint=np.zeros(3))
+    right = estimator.expected(group, generated, cap)
+    wrong = wrong_by(4.0)(estimator, group, generated, cap)
+    assert wrong == pytest.approx(np.minimum(generated + 4.0 * (right - generated), cap))
+    assert wrong[1] == 300 < wrong[0]
 
 
 def workload_of(prompts, output):
