@@ -182,9 +182,11 @@ def test_runner_and_worker_killed_at_once_leave_nothing_that_the_next_run_does_n
     worker.kill()
     process.kill()
     process.wait()  # the worker's child is alive, and has the pipe that the run has spoken into
-    assert engine_processes(job_id(job)) != []
-    assert temporary_folder(job_id(job)).exists()
+    killed = job_id(job)
+    assert engine_processes(killed) != []
+    assert temporary_folder(killed).exists()
     assert job.run(*QUICK)[0] == 0
+    assert engine_processes(killed) == []
     assert_nothing_left(job)
 
 

@@ -215,6 +215,7 @@ def open_job(
 
 
 def _open_journal(files: JobFiles, identity: dict[str, Any]) -> Journal:
+    id = f"batch_{uuid.uuid4().hex}"
     if files.journal.exists():
         try:
             journal = Journal(files.journal)
@@ -222,6 +223,7 @@ def _open_journal(files: JobFiles, identity: dict[str, Any]) -> Journal:
             # A finished job of which every line is to run again has no history, but still its final names.
             if finished or journal.has_history() or any(path.exists() for path in files.logs.values()):
                 return journal
+            id = str(journal.get("id", id))  # by which an engine that outlived its run is found
             journal.close()  # nothing would be lost, whatever has changed meanwhile
             files.remove_journal()
             for path in files.logs.values():
@@ -235,7 +237,7 @@ def _open_journal(files: JobFiles, identity: dict[str, Any]) -> Journal:
             ) from error
     files.check_free()
     journal = Journal(files.journal, create=True)
-    journal.set(identity=identity, state="scanning", id=f"batch_{uuid.uuid4().hex}", created=time.time())
+    journal.set(identity=identity, state="scanning", id=id, created=time.time())
     sync_folder(files.output.parent)
     return journal
 
