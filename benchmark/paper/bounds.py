@@ -11,7 +11,6 @@ the weights are read at least once for every cache full of KV.
 from __future__ import annotations
 
 import argparse
-import math
 from dataclasses import fields
 from itertools import product
 
@@ -45,7 +44,7 @@ def engines() -> None:
         workload, cost = workload_of(run), cost_model(run)
         pool, times = pool_work(workload, cost), StepTimeModel(cost.shape, cost.hardware)
         capacity = kv_capacity(cost.shape, cost.hardware, STATIC_MEMORY_FRACTION)
-        passes = max(int(np.max(workload.output)), math.ceil(pool.kv_tokens / capacity))
+        passes = max(int(np.max(workload.output)), pool.full_passes(capacity))
         bounds = {name: practical_optimum(times, name, pool, min_steps=passes) for name in engine_names()}
         seconds = " | ".join(f"{bound:.0f}" for bound in bounds.values())
         print(f"| {hardware}, {trace} | {seconds} | {bounds['mixed'] / bounds['pdmux']:.3f}x |")
@@ -68,7 +67,7 @@ def sizes() -> None:
             optimum = practical_optimum(times, run.engine, pool)
             shares = [
                 f"{optimum / practical_optimum(times, run.engine, pool, min_steps=passes):.1%}"
-                for passes in (longest, max(longest, math.ceil(pool.kv_tokens / capacity)))
+                for passes in (longest, max(longest, pool.full_passes(capacity)))
             ]
             size = copies * len(workload)
             print(f"| {trace} | {size} | {longest} | {optimum:.0f} | {' | '.join(shares)} |")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -253,7 +252,7 @@ def execute(runs: tuple[Run, ...]) -> list[Row]:
     statistics = workload.statistics(cost)
     pool = pool_work(workload, cost)
     times, longest = StepTimeModel(cost.shape, cost.hardware), int(workload.output.max())
-    passes = max(longest, math.ceil(pool.kv_tokens / result.kv_capacity))
+    passes = max(longest, pool.full_passes(result.kv_capacity))
     work = StepWork(**{name: result.steps[name] for name in WORK})
     rows = []
     for one in runs:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from pools import llama_on_a100, pool
-from sglang.srt.blend.core.cost.engines import engine_names
+from sglang.srt.blend.core.cost.engines import PoolWork, engine_names
 from sglang.srt.blend.core.cost.step_time import StepTimeModel
 from sglang.srt.blend.core.planner import Planner
 from sglang.srt.blend.core.step.outlook import Outlook, PoolClock, WorkDone
@@ -118,3 +118,19 @@ def test_answers_that_run_long_raise_what_the_rest_may_take() -> None:
     late = run.outlook("overlapped", generated=3 * OUTPUT)
     assert early.left <= early.left_high
     assert early.left < late.left <= late.left_high
+
+
+def test_a_shared_prefix_takes_room_once() -> None:
+    """100 readers of one document: the cache holds it beside all of them, so they decode in as many passes as
+    an answer has tokens, not in a hundred times as many."""
+    document, output = CAPACITY // 2, 50
+    ones = np.ones(100)
+    shared = np.where(np.arange(100) == 0, 0, document)
+    work = PoolWork.of(document * ones, output * ones, shared)
+    assert work.full_passes(CAPACITY) <= output
+    assert PoolWork.of(document * ones, output * ones, 0 * ones).full_passes(CAPACITY) > 40 * output
+    done = WorkDone()
+    for tokens in shared.tolist():
+        done.ends(document, output, None, shared=tokens)
+    assert done.kv_held == work.kv_held
+    assert done.kv_tokens == work.kv_tokens

@@ -138,7 +138,10 @@ class RequestPool:
             if not _aborted(req):
                 self.planner.observe(slot, len(req.output_ids))
                 self.completions += 1
-                self.done.ends(len(req.origin_input_ids), len(req.output_ids), req.blend_expected)
+                shared = self.planner.table.shared.item(slot)
+                self.done.ends(
+                    len(req.origin_input_ids), len(req.output_ids), req.blend_expected, shared=shared
+                )
             self._discard(slot)
         else:
             self._released[slot] = req

@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -121,6 +122,8 @@ class PoolWork:
         kv_tokens: KV tokens that the decode rows read.
         prefill_pairs: query-key pairs of prefill attention.
         requests: how many there are.
+        kv_held: KV tokens that the cache has to hold meanwhile, summed over decoding steps: all who share a
+            prefix read it, and one of them holds it.
     """
 
     prefill_tokens: float
@@ -128,6 +131,7 @@ class PoolWork:
     kv_tokens: float
     prefill_pairs: float
     requests: float
+    kv_held: float
 
     @classmethod
     def of(cls, prompt: ArrayLike, output: ArrayLike, shared: ArrayLike) -> PoolWork:
@@ -146,7 +150,12 @@ class PoolWork:
             kv_tokens=float((p * decodes + decodes * (decodes + 1.0) / 2.0).sum()),
             prefill_pairs=float(causal_pairs(p - s, s).sum()),
             requests=float(p.size),
+            kv_held=float(((p - s) * decodes + decodes * (decodes + 1.0) / 2.0).sum()),
         )
+
+    def full_passes(self, kv_capacity: float) -> int:
+        """Passes that it takes at least to hold all KV as long as it is read, with a full cache in each."""
+        return math.ceil(self.kv_held / kv_capacity)
 
 
 def practical_optimum(

@@ -39,7 +39,7 @@ def choose_config(times: PdmuxTimes, pool: PoolWork, *, kv_capacity: float, long
     Args:
         longest: output tokens of the longest answer, each of which takes a step.
     """
-    steps = max(longest, math.ceil(pool.kv_tokens / (_FILL * kv_capacity)), 1)
+    steps = max(longest, math.ceil(pool.kv_held / (_FILL * kv_capacity)), 1)
     batches = max(pool.prefill_tokens / _BATCH, 1.0)
     prefill = StepWork(
         prefill_tokens=pool.prefill_tokens / batches,

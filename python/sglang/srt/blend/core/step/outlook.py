@@ -32,7 +32,7 @@ class WorkDone:
 
     Attributes:
         prefill_tokens, prefill_pairs: of requests that began, cached tokens left out.
-        decode_rows, kv_tokens: of requests that ended; see `PoolWork`.
+        decode_rows, kv_tokens, kv_held: of requests that ended; see `PoolWork`.
         requests: how many began.
         longest: output tokens of the longest answer that has ended.
         lengths: how many answers of unknown length ended, by the powers of two of what was expected when
@@ -43,6 +43,7 @@ class WorkDone:
     prefill_pairs: float = 0.0
     decode_rows: int = 0
     kv_tokens: float = 0.0
+    kv_held: float = 0.0
     requests: int = 0
     longest: int = 0
     lengths: Counter[tuple[int, int]] = field(default_factory=Counter)
@@ -54,11 +55,17 @@ class WorkDone:
         self.prefill_pairs += new * cached + new * (new + 1) / 2
         self.requests += 1
 
-    def ends(self, prompt: int, output: int, expected: int | None) -> None:
-        """A request has ended with `output` tokens; `expected` when it began, None if that was certain."""
+    def ends(self, prompt: int, output: int, expected: int | None, *, shared: int = 0) -> None:
+        """A request has ended with `output` tokens; `expected` when it began, None if that was certain.
+
+        Args:
+            shared: prompt tokens that others held when it began.
+        """
         decodes = max(output - 1, 0)
         self.decode_rows += decodes
-        self.kv_tokens += prompt * decodes + decodes * (decodes + 1) / 2
+        reads = prompt * decodes + decodes * (decodes + 1) / 2
+        self.kv_tokens += reads
+        self.kv_held += reads - shared * decodes
         self.longest = max(self.longest, output)
         if expected is not None:
             self.lengths[expected.bit_length(), output.bit_length()] += 1
@@ -143,8 +150,13 @@ class PoolClock:
 
     def _in_steps(self, work: PoolWork) -> PoolWork:
         """Work that was counted a row and a read of the KV for each token, as steps do it."""
-        rows, kv_tokens = self._speculation.rows(work.decode_rows), self._speculation.steps(work.kv_tokens)
-        return replace(work, decode_rows=rows, kv_tokens=kv_tokens)
+        rows, steps = self._speculation.rows, self._speculation.steps
+        return replace(
+            work,
+            decode_rows=rows(work.decode_rows),
+            kv_tokens=steps(work.kv_tokens),
+            kv_held=steps(work.kv_held),
+        )
 
     def seconds(self, work: PoolWork, longest: int) -> float:
         """Modelled seconds of a pool's work in passes as full as the cache allows.
@@ -156,7 +168,7 @@ class PoolClock:
         if work.prefill_tokens + work.decode_rows <= 0:
             return 0.0
         work, steps = self._in_steps(work), self._speculation.steps(longest)
-        left = WorkLeft(rows=0.0, kv_reads=work.kv_tokens, longest=steps, density=0.0)
+        left = WorkLeft(rows=0.0, kv_reads=work.kv_tokens, kv_held=work.kv_held, longest=steps, density=0.0)
         passes = math.ceil(left.steps(self._capacity))
         seconds = practical_optimum(self._times, self.engine, work, min_steps=passes)
         return seconds + passes * self._times.assumptions.step_overhead
@@ -165,10 +177,12 @@ class PoolClock:
 def _behind(table: RequestTable, done: WorkDone, running: Running) -> PoolWork:
     """Work of all requests that began, as far as they have come."""
     prompt, decodes = table.store.length[running.slots], np.maximum(running.generated - 1.0, 0.0)
+    reads = prompt * decodes + decodes * (decodes + 1.0) / 2.0
     return PoolWork(
         prefill_tokens=done.prefill_tokens,
         decode_rows=done.decode_rows + float(decodes.sum()),
-        kv_tokens=done.kv_tokens + float((prompt * decodes + decodes * (decodes + 1.0) / 2.0).sum()),
+        kv_tokens=done.kv_tokens + float(reads.sum()),
+        kv_held=done.kv_held + float((reads - table.shared[running.slots] * decodes).sum()),
         prefill_pairs=done.prefill_pairs,
         requests=done.requests,
     )
@@ -177,10 +191,12 @@ def _behind(table: RequestTable, done: WorkDone, running: Running) -> PoolWork:
 def _ahead(table: RequestTable, running: Running, remaining: Ints, waiting: PoolWork) -> PoolWork:
     """Work of all that waits, and the answers to come of what runs."""
     context = table.store.length[running.slots] + running.generated
+    reads = remaining * (context + (remaining + 1.0) / 2.0)
     return replace(
         waiting,
         decode_rows=waiting.decode_rows + float(remaining.sum()),
-        kv_tokens=waiting.kv_tokens + float((remaining * (context + (remaining + 1.0) / 2.0)).sum()),
+        kv_tokens=waiting.kv_tokens + float(reads.sum()),
+        kv_held=waiting.kv_held + float((reads - remaining * table.shared[running.slots]).sum()),
     )
 
 
