@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sglang.srt.blend.core.cost.cost_model import CostModel
+from sglang.srt.blend.core.order.begun import held_tokens
 from sglang.srt.blend.core.order.plan import (
     OrderedWindow,
     Plan,
@@ -359,5 +360,8 @@ class Planner:
 
     def _order_waiting(self, planned: NDArray[np.bool_]) -> OrderedWindow:
         """Density order of the planned ones of the sorted requests."""
-        prompts = self.pool.prompts.subset(planned)
-        return order_window(prompts, self.table, self.cost_model, self.options, self.kv_capacity)
+        every, table = self.pool.prompts, self.table
+        held = held_tokens(every.common, table.state[every.slots] == State.RUNNING)[planned]
+        return order_window(
+            every.subset(planned), table, self.cost_model, self.options, self.kv_capacity, held
+        )

@@ -340,6 +340,14 @@ def _group(shared, footprint, limit):  # type: ignore[no-untyped-def]
     return group
 
 
+def _begun_first(forest: _Forest, begun: NDArray[np.bool_]) -> Ints:
+    """The leaf order with what is begun at the end of the order that it is nearer to, in density."""
+    order, density = forest.leaves, forest.leaf_density
+    dense = density >= float(densities(forest.comp[0], forest.mem[0]))
+    turn = np.where(begun[order], np.where(dense, 0, 2), 1)
+    return np.asarray(order[np.argsort(turn, kind="stable")])
+
+
 def order_by_density(
     tree: ResourceAwarePrefixTree,
     cost: CostModel,
@@ -347,6 +355,7 @@ def order_by_density(
     sharing_budget: float = 0.99,
     group_tokens: int = 0,
     split: bool = True,
+    begun: NDArray[np.bool_] | None = None,
 ) -> DensityOrder:
     """Requests by density: sorted layer by layer, split and merged (paper 5.2, Algorithms 1 and 2).
 
@@ -360,6 +369,7 @@ def order_by_density(
         group_tokens: KV footprint up to which neighbours that share a prefix form one group; 0 makes
             every request its own group.
         split: False leaves the tree whole (for ablation).
+        begun: (n,) requests of the tree that go before the others of their end of the order; none by default.
 
     Raises:
         ValueError: sharing_budget outside [0, 1].
@@ -376,16 +386,35 @@ def order_by_density(
         budget -= spent
         splits += cut
         forest.sort()
-    order = forest.leaves
+    order = forest.leaves if begun is None else _begun_first(forest, begun)
     shared = _walk(order, tree.lcp, _roots(forest.parent, forest.nodes))
     comp = forest.comp[forest.nodes + order]
     group = _group(shared, tree.kv_tokens[order], group_tokens)
     return DensityOrder(
         order=order,
         comp=comp,
-        density=forest.leaf_density,
+        density=np.asarray(forest.density[forest.nodes + order]),
         group=group,
         group_density=densities(np.bincount(group, comp), np.bincount(group, tree.mem[order])),
         shared=shared,
         splits=splits,
+    )
+
+
+def order_of_arrival(tree: ResourceAwarePrefixTree, sequence: Ints) -> DensityOrder:
+    """Requests that have nothing to share in the order in which they came.
+
+    Args:
+        sequence: (n,) numbers of their arrivals.
+    """
+    order = np.asarray(np.argsort(sequence, kind="stable"))
+    density = densities(tree.comp, tree.mem)[order]
+    return DensityOrder(
+        order=order,
+        comp=tree.comp[order],
+        density=density,
+        group=np.arange(len(order)),
+        group_density=density,
+        shared=np.zeros(len(order), np.int64),
+        splits=0,
     )

@@ -9,14 +9,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sglang.srt.blend.core.cost.cost_model import CostModel
-from sglang.srt.blend.core.order.ordering import DensityOrder, order_by_density
-from sglang.srt.blend.core.pool.prefix_tree import densities
+from sglang.srt.blend.core.order.begun import begun_requests
+from sglang.srt.blend.core.order.ordering import DensityOrder, order_by_density, order_of_arrival
+from sglang.srt.blend.core.pool.prefix_tree import ResourceAwarePrefixTree, densities
 from sglang.srt.blend.core.pool.request_table import RequestTable
 from sglang.srt.blend.core.pool.sorted_prompts import SortedPrompts
 from sglang.srt.blend.core.step.dual_scan import ScanOrder, scan_to_the_end
 from sglang.srt.blend.core.step.partition import share_tokens
 
 Ints = NDArray[np.int64]
+
+_LITTLE_SHARING, _SAME = 50, 1.5
+# Requests are alike if they share less than one prompt token in so many, and if neither their densities nor
+# the answers that are expected of them differ by more than so many times.
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,32 +101,54 @@ class OrderedWindow:
     possible: int
 
 
+def _alike(tree: ResourceAwarePrefixTree, prompt: Ints, estimate: Ints, generated: Ints) -> bool:
+    """Whether no order of these requests promises to be better than another.
+
+    They share next to nothing, need the same resources, and nothing tells long answers from short ones. What
+    an order gains or loses then is luck, so it might as well be that of those who wrote the file. Requests
+    that were retracted do not count: they know more of themselves.
+    """
+    if tree.shared_tokens * _LITTLE_SHARING > int(prompt.sum()):
+        return False
+    both = np.array([densities(tree.comp, tree.mem), estimate])[:, generated == 0]
+    return bool(np.all(both.max(axis=1, initial=0.0) <= _SAME * both.min(axis=1, initial=np.inf)))
+
+
 def order_window(
     prompts: SortedPrompts,
     table: RequestTable,
     cost_model: CostModel,
     options: PlannerOptions,
     kv_capacity: int,
+    held: Ints | None = None,
 ) -> OrderedWindow:
-    """Sort by density, split and merge requests.
+    """Sort by density, split and merge requests; those that are all alike go in order of arrival.
 
     Args:
         prompts: (n,) waiting requests.
+        held: (n,) prompt tokens of each that requests that run hold; none by default.
         kv_capacity: tokens.
     """
     slots = prompts.slots
     prompt, output = table.work(slots)
     output = np.maximum(output, 1)
     tree = prompts.tree(prompt, output, cost_model, extra_comp=table.extra[slots])
-    density = order_by_density(
-        tree,
-        cost_model,
-        sharing_budget=options.sharing_budget,
-        group_tokens=int(kv_capacity * options.group_fraction),
-        split=options.split,
-    )
+    alike = bool(len(slots)) and _alike(tree, prompt, table.estimate[slots], table.generated[slots])
+    if alike:
+        density = order_of_arrival(tree, table.sequence[slots])
+    else:
+        density = order_by_density(
+            tree,
+            cost_model,
+            sharing_budget=options.sharing_budget,
+            group_tokens=int(kv_capacity * options.group_fraction),
+            split=options.split,
+            begun=None if held is None else begun_requests(tree, held, kv_capacity),
+        )
     order = density.order
     new_tokens = prompt[order] - density.shared
+    if held is not None:
+        new_tokens = np.minimum(new_tokens, prompt[order] - held[order])
     return OrderedWindow(
         slots=slots[order],
         density=density,
@@ -133,6 +160,7 @@ def order_window(
             share=share_tokens(new_tokens, output[order]),
             comp=density.comp,
             mem=tree.mem[order],
+            one_line=alike,
         ),
         prompt=int(prompt.sum()),
         possible=tree.shared_tokens,

@@ -201,7 +201,7 @@ def propose(walk, capacity, rules, at):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True)
-def _run_dry(share, density, output, comp, mem, capacity):  # type: ignore[no-untyped-def]
+def _run_dry(share, density, output, comp, mem, capacity, one_line):  # type: ignore[no-untyped-def]
     """Admit everything against a clock that counts decoding steps; returns (positions, sides, steps).
 
     A request gives its share back when its output is done. The root density is that of what still
@@ -221,6 +221,8 @@ def _run_dry(share, density, output, comp, mem, capacity):  # type: ignore[no-un
         left, right = advance(waiting, left, right)
         root = comp_left / mem_left if mem_left > 0.0 else DENSEST
         rooms = _rooms(Capacity(capacity, root), density[left], density[right], used[0], used[1])
+        if one_line:
+            rooms = (capacity - used[0] if used[0] > 0.0 else 1.0, 0.0)
         side = 1 if rooms[1] > 0.0 else 0
         if rooms[side] <= 0.0:
             now, position, owner = heapq.heappop(ends)
@@ -251,6 +253,7 @@ class ScanOrder:
         output: tokens, estimated.
         share: KV tokens that each counts for in its side's share; see `share_tokens`.
         comp: seconds with sharing; mem: seconds.
+        one_line: whether requests go from the left alone, because no order of them is better than another.
     """
 
     slots: Ints
@@ -260,6 +263,7 @@ class ScanOrder:
     share: Floats
     comp: Floats
     mem: Floats
+    one_line: bool = False
 
 
 def scan_to_the_end(order: ScanOrder, capacity: float) -> tuple[Ints, Ints, Floats]:
@@ -269,6 +273,12 @@ def scan_to_the_end(order: ScanOrder, capacity: float) -> tuple[Ints, Ints, Floa
         (slots, sides, steps), each (n,): who is admitted, from which side, at which decoding step.
     """
     positions, sides, steps = _run_dry(
-        order.share, order.density, order.output.astype(np.float64), order.comp, order.mem, float(capacity)
+        order.share,
+        order.density,
+        order.output.astype(np.float64),
+        order.comp,
+        order.mem,
+        float(capacity),
+        order.one_line,
     )
     return order.slots[positions], sides, steps

@@ -11,6 +11,7 @@ from sglang.srt.blend.core.cost.cost_model import CostModel
 from sglang.srt.blend.core.pool.pending_index import PendingIndex
 from sglang.srt.blend.core.pool.request_table import RequestTable, State
 from sglang.srt.blend.core.step.dual_scan import Side
+from sglang.srt.blend.core.step.fill import Fill
 from sglang.srt.blend.core.step.pacing import WorkLeft
 from sglang.srt.blend.core.step.partition import share_tokens
 from sglang.srt.blend.core.step.room import both_end
@@ -50,6 +51,7 @@ class Ledger:
         table: the owner of every request's state.
         scanner: both ends of the last plan, and the share of each side that is in use.
         index: which cached prefixes waiting requests need, and when.
+        fill: how full the cache is of what requests hold for themselves.
     """
 
     def __init__(
@@ -61,6 +63,7 @@ class Ledger:
         self.table = RequestTable()
         self.scanner = DualScanner(kv_capacity)
         self.index = PendingIndex()
+        self.fill = Fill()
 
     # ---------------------------------------------------------------- events
 
@@ -202,6 +205,7 @@ class Ledger:
             density=self.cost_model.work_density(rows, reads),
             compute=self.scanner.demand,
             accept_length=speculation.accept_length,
+            fill=self.fill.share,
         )
 
     def density_left(self) -> float:

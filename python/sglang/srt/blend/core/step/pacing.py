@@ -17,11 +17,10 @@ from numpy.typing import NDArray
 
 from sglang.srt.blend.core.cost.gemm_profile import TILE_ROWS
 from sglang.srt.blend.core.cost.step_time import StepTimeModel
+from sglang.srt.blend.core.step.fill import EXPECTED
 
 # Largest pass that is considered, rows.
 _MAX_ROWS = 16384
-# Share of the KV capacity that running requests fill on average: they grow, so they begin with less.
-_FILL = 0.7
 # Share of the KV capacity that the compute side leaves to the memory side however little time it has.
 _LEAST_MEMORY = 0.05
 LATE = 0.9
@@ -63,6 +62,7 @@ class WorkLeft:
         kv_held: KV tokens that they will hold, summed over steps; a shared prefix, which all its requests
             read, is held once. None is as many as are read.
         accept_length: output tokens that a step yields for each request.
+        fill: share of the KV capacity that requests hold on average; see `Fill`.
     """
 
     rows: float
@@ -72,10 +72,11 @@ class WorkLeft:
     compute: Demand = Demand()
     kv_held: float | None = None
     accept_length: float = 1.0
+    fill: float = EXPECTED
 
     def full_steps(self, kv_capacity: float) -> float:
         """Passes that it takes to hold all KV as long as it is read, with a cache as full as on average."""
-        return (self.kv_reads if self.kv_held is None else self.kv_held) / (_FILL * kv_capacity)
+        return (self.kv_reads if self.kv_held is None else self.kv_held) / (self.fill * kv_capacity)
 
     def steps(self, kv_capacity: float) -> float:
         """Passes that this takes at least, 1 or more."""

@@ -76,6 +76,11 @@ class DualScanner:
         return self._order
 
     @property
+    def one_line(self) -> bool:
+        """Whether all that waits goes in one line, since no order of it is better than another."""
+        return self._order.one_line and self.num_waiting > 0
+
+    @property
     def root_density(self) -> float:
         """Density of what still waits in the order; infinite when nothing of it decodes."""
         if self._mem_left > 0.0:
@@ -112,6 +117,8 @@ class DualScanner:
         """
         order = self._order
         self._left, self._right = advance(self._waiting, self._left, self._right)
+        if order.one_line:
+            return self._in_line(limit)
         positions, sides = propose(
             Walk(self._waiting, order.density, order.share, order.new_tokens, order.output),
             Capacity(self.capacity, self.root_density),
@@ -128,6 +135,12 @@ class DualScanner:
         )
         slots: list[int] = order.slots[positions].tolist()
         self._proposed = {slot: Side(side) for slot, side in zip(slots, sides.tolist(), strict=True)}
+        return slots
+
+    def _in_line(self, limit: int) -> list[int]:
+        ahead = slice(self._left, self._right + 1)
+        slots: list[int] = self._order.slots[ahead][self._waiting[ahead]][: max(limit, 0)].tolist()
+        self._proposed = dict.fromkeys(slots, Side.COMPUTE)
         return slots
 
     def withdraw(self, slot: int) -> None:

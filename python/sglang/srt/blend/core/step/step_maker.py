@@ -71,7 +71,9 @@ class StepMaker:
             samples: slots that are proposed before the plan's.
         """
         limit = self.memory.begin_step(limits.max_proposals)
-        progress = self._ledger.progress_of(running.slots)
+        ledger, progress = self._ledger, self._ledger.progress_of(running.slots)
+        own = progress.context - ledger.table.shared[progress.slots]
+        ledger.fill.note(float(own.sum()), used_tokens, ledger.kv_capacity)
         due: list[int] = []
         if not everything_fits:
             due = list(urgent) or self._patience.due(self.memory.admissions)
@@ -94,7 +96,7 @@ class StepMaker:
             proposals=proposals,
             first=first,
             everything_fits=everything_fits,
-            one_line=everything_fits or bool(due),
+            one_line=everything_fits or bool(due) or ledger.scanner.one_line,
             urgent=bool(urgent),
         )
 
