@@ -2,7 +2,8 @@
 
     python -m benchmark.scale_out                      # all rows
     python -m benchmark.scale_out --row division --trace 2
-    python -m benchmark.scale_out --requests 400 --out /tmp/small
+    python -m benchmark.scale_out --row jobs           # who gets what, where prefix groups are large
+    python -m benchmark.scale_out --requests 400 --scaled-requests 100 --out /tmp/small
 
 Every row is of replicas in arrays (`benchmark.replica_model`), on the modelled A100, unless it says
 "scheduler": those are runs of SGLang's whole scheduler on the simulated GPU, by `python -m
@@ -29,9 +30,11 @@ from benchmark.paper.compare import Run, cost_model, workload_of
 from benchmark.paper.data_parallel import expected_outputs, finished
 from benchmark.provenance import commit
 from benchmark.replica_model import ArrayReplica, Pool, run_replicas
+from benchmark.workloads.jobs import make_job
 from numpy.typing import NDArray
 
 from sglang.srt.blend.core.order.sharding import Shards, shard
+from sglang.srt.blend.core.pool.workload import concatenate
 
 Ints = NDArray[np.int64]
 Row = dict[str, Any]
@@ -48,14 +51,28 @@ BARS = {
 SAMPLE = 0.01
 """Share of unknown lengths that are known before the pool is divided."""
 
-PREFIX = 64
-"""Tokens of the prompt's beginning by whose hash routers choose a replica."""
+PREFIXES = (64, 2048)
+"""Tokens of the prompt's beginning by whose hash a router chooses a replica, each length by itself."""
+
+JOB_NAMES = ("documents", "rollouts", "agents", "images", "extraction")
+"""Jobs of `benchmark.workloads.jobs` whose requests share prefixes."""
+
+JOB_COPIES = 8
+"""Seeds of each job in one pool, so that it lasts on four replicas."""
 
 
 def made(trace: int, requests: int, seed: int) -> Pool:
     """A trace with videos of 2,048 tokens, sorted, with what is expected of its lengths."""
     run = Run(trace, "blend", "overlapped", requests, video_tokens=2048, seed=seed)
     workload = workload_of(run)
+    return Pool(workload, expected_outputs(workload, run, SAMPLE), cost_model(run))
+
+
+def made_of_job(job: str, seed: int) -> Pool:
+    """A job of several seeds, shuffled, so that no order of arrival keeps prefixes together by chance."""
+    run = Run(0, "blend", "overlapped", 0, seed=seed, job=job)
+    copies = concatenate([make_job(job, seed=JOB_COPIES * seed + copy) for copy in range(JOB_COPIES)])
+    workload = copies.take(np.random.default_rng(seed).permutation(len(copies)))
     return Pool(workload, expected_outputs(workload, run, SAMPLE), cost_model(run))
 
 
@@ -98,31 +115,48 @@ def scaled(trace: int, requests: int, seed: int) -> list[Row]:
     return rows
 
 
-def hashed(pool: Pool, parts: int) -> list[Ints]:
-    """Parts by the hash of each prompt's beginning."""
+def hashed(pool: Pool, parts: int, prefix: int) -> list[Ints]:
+    """Parts by the hash of so many tokens of each prompt's beginning."""
     workload = pool.workload
     owner = np.array(
-        [zlib.crc32(workload.prompt_tokens(i)[:PREFIX].tobytes()) % parts for i in range(len(workload))]
+        [zlib.crc32(workload.prompt_tokens(i)[:prefix].tobytes()) % parts for i in range(len(workload))]
     )
     return [np.flatnonzero(owner == part) for part in range(parts)]
 
 
 def routing(trace: int, requests: int, seed: int) -> list[Row]:
     """Four replicas, each of which plans its part; only who gets what differs."""
-    pool, n = made(trace, requests, seed), 4
-    own = [part.requests for part in divided(pool, n).parts]
-    ours = seconds(run_replicas(pool, own, stealing=True))
-    turns = seconds(run_replicas(pool, [np.arange(i, len(pool.prompt), n) for i in range(n)], stealing=False))
-    by_hash = seconds(run_replicas(pool, hashed(pool, n), stealing=False))
+    return routed(made(trace, requests, seed))
+
+
+def routed(pool: Pool, n: int = 4) -> list[Row]:
+    """Ways to choose a replica, against a division with stealing.
+
+    `bound` is what the figure would be if the division took an n-th of one replica's time.
+    """
+
+    def took(parts: list[Ints], *, stealing: bool = False) -> float:
+        return seconds(run_replicas(pool, parts, stealing=stealing))
+
+    every = np.arange(len(pool.prompt))
+    ideal = took([every]) / n
+    ours = took([part.requests for part in divided(pool, n).parts], stealing=True)
+    ways = {"round robin": took([every[i::n] for i in range(n)])}
+    ways |= {f"hash of {prefix:,} tokens": took(hashed(pool, n, prefix)) for prefix in PREFIXES}
+    ways["the better of round robin and hash"] = min(ways.values())
     return [
-        {"figure": "over round robin", "value": turns / ours, "seconds": turns},
-        {"figure": "over hash of the prefix", "value": by_hash / ours, "seconds": by_hash},
-        {
-            "figure": "over the better of round robin and hash",
-            "value": min(turns, by_hash) / ours,
-            "seconds": ours,
-        },
+        {"figure": f"over {way}", "value": other / ours, "bound": other / ideal, "seconds": other}
+        for way, other in ways.items()
     ]
+
+
+def jobs(trace: int, requests: int, seed: int) -> list[Row]:
+    """`routing` on jobs whose prefix groups are large beside a replica's part; sizes are the jobs' own."""
+    rows: list[Row] = []
+    for job in JOB_NAMES:
+        pool = made_of_job(job, seed)
+        rows += [{"job": job, "job_requests": len(pool.prompt), **row} for row in routed(pool)]
+    return rows
 
 
 def straggler(trace: int, requests: int, seed: int) -> list[Row]:
@@ -142,6 +176,7 @@ def straggler(trace: int, requests: int, seed: int) -> list[Row]:
 ROWS: dict[str, Callable[[int, int, int], list[Row]]] = {
     "division": division,
     "routing": routing,
+    "jobs": jobs,
     "straggler": straggler,
     "scaled": scaled,
 }
@@ -176,9 +211,14 @@ def bar(figure: str) -> float | None:
     )
 
 
+def pool_name(row: Row) -> str:
+    """The trace or the job of a row."""
+    return str(row.get("job") or f"trace {row['trace']}")
+
+
 def text(rows: list[Row]) -> str:
     """The table for people."""
-    lines = ["| rows | trace | requests | figure | bar | here | |", "| --- " * 7 + "|"]
+    lines = ["| rows | pool | requests | figure | bar | here | bound | |", "| --- " * 8 + "|"]
     for r in rows:
         least = bar(r["figure"])
         shown = (
@@ -186,10 +226,11 @@ def text(rows: list[Row]) -> str:
             if "of ideal" in r["figure"] or "kept" in r["figure"]
             else f"{r['value']:.3f}x"
         )
+        bound = f"{r['bound']:.3f}x" if "bound" in r else ""
         mark = "" if least is None or r["value"] >= least else "missed"
         lines.append(
-            f"| {r['row']} | {r['trace']} | {r['requests']:,} | {r['figure']} | {least or ''} | {shown} "
-            f"| {mark} |"
+            f"| {r['row']} | {pool_name(r)} | {r.get('job_requests', r['requests']):,} | {r['figure']} "
+            f"| {least or ''} | {shown} | {bound} | {mark} |"
         )
     return "\n".join(lines)
 
@@ -202,13 +243,13 @@ def draw(rows: list[Row], path: Path) -> None:
     names = list(dict.fromkeys(f"{r['row']}: {r['figure']}" for r, _ in some))
     figure = Figure(figsize=(9, 1 + 0.35 * len(names)), layout="constrained")
     axes = figure.subplots()
-    for trace in sorted({r["trace"] for r, _ in some}):
+    for pool in dict.fromkeys(pool_name(r) for r, _ in some):
         points = [
             (r["value"] / least, names.index(f"{r['row']}: {r['figure']}"))
             for r, least in some
-            if r["trace"] == trace
+            if pool_name(r) == pool
         ]
-        axes.plot(*zip(*points, strict=True), "o", label=f"trace {trace}")
+        axes.plot(*zip(*points, strict=True), "o", label=pool)
     axes.axvline(1.0, color="black", linewidth=1)
     axes.set_yticks(range(len(names)), names, fontsize="small")
     axes.set_xlabel("share of the bar (modelled)")
@@ -223,7 +264,7 @@ def main() -> None:
     file = out / "scale_out.jsonl"
     done, rows = finished(file, code), []
     for kind in arguments.row or list(ROWS):
-        for trace in arguments.trace or (1, 2, 3, 4):
+        for trace in (0,) if kind == "jobs" else arguments.trace or (1, 2, 3, 4):
             size = arguments.scaled_requests if kind == "scaled" else arguments.requests
             key = {"row": kind, "trace": trace, "requests": size, "seed": arguments.seed}
             some = [record for record in done if record.items() >= key.items()]
@@ -258,9 +299,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--row", action="append", choices=ROWS, help="only this; default: all")
     parser.add_argument("--trace", type=int, action="append", choices=(1, 2, 3, 4), help="default: all")
-    parser.add_argument("--requests", type=at_least_one, default=20_000, help="about so many per pool")
+    parser.add_argument("--requests", type=at_least_one, default=80_000, help="about so many per pool")
     parser.add_argument(
-        "--scaled-requests", type=at_least_one, default=1_000, help="for each of 16 and 64 replicas"
+        "--scaled-requests", type=at_least_one, default=10_000, help="for each of 1, 16 and 64 replicas"
     )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(

@@ -39,8 +39,11 @@ class MeasuredEngine:
         self._engine = engine_class(**options)
         self._file = self._log.open()
 
-    def run(self, pool: Pool) -> Message:
+    def run(self, pool: Pool, *, with_answers: bool = False) -> Message:
         """Answer the pool with an empty cache.
+
+        Args:
+            with_answers: the message has the token ids of every answer, too.
 
         Raises:
             RuntimeError: as of `answer`, or an answer has another length than it should.
@@ -54,6 +57,7 @@ class MeasuredEngine:
             "cached_tokens": sum(info["cached_tokens"] for info in usage),
             "retractions": sum(info["num_retractions"] for info in usage),
             **summarise_steps(self._file.readlines()),
+            **({"answers": [answer["output_ids"] for answer in answers]} if with_answers else {}),
         }
 
     def answer(self, pool: Pool) -> tuple[float, list[Any]]:
@@ -99,7 +103,11 @@ class MeasuredEngine:
 def start(options: Message) -> tuple[Callable[[Message], Message], Message]:
     engine = MeasuredEngine(options)
     engine.run(warm_up_pool())
-    return lambda message: engine.run(read_pool(message["pool"])), {"kv_capacity": engine.kv_capacity()}
+
+    def handle(message: Message) -> Message:
+        return engine.run(read_pool(message["pool"]), with_answers=message.get("answers", False))
+
+    return handle, {"kv_capacity": engine.kv_capacity()}
 
 
 if __name__ == "__main__":

@@ -56,11 +56,19 @@ def test_stealing_makes_up_for_a_slow_replica(pool: Pool) -> None:
     assert ours < 0.7 * without
 
 
+def test_a_division_beats_what_people_route_by_where_few_documents_are_most_of_the_work(pool: Pool) -> None:
+    rows = {row["figure"]: row for row in scale_out.routed(pool)}
+    assert rows["over round robin"]["value"] > 1.15, "each replica computes every document"
+    assert rows["over hash of 64 tokens"]["value"] > 1.0, "documents are whole and unevenly many"
+    better = rows["over the better of round robin and hash"]
+    assert better["value"] == min(row["value"] for row in rows.values())
+
+
 def test_a_figure_below_its_bar_is_marked(tmp_path: Path) -> None:
     row = {"row": "division", "trace": 1, "requests": 9, "value": 1.9}
     rows = [{**row, "figure": "DP=2, stealing"}, {**row, "figure": "sharing kept, DP=2", "value": 0.9995}]
     lines = scale_out.text(rows).splitlines()
-    assert lines[2].endswith("| 1.95 | 1.900x | missed |")
-    assert lines[3].endswith("| 0.999 | 99.95% |  |")
+    assert lines[2].endswith("| 1.95 | 1.900x |  | missed |")
+    assert lines[3].endswith("| 0.999 | 99.95% |  |  |")
     scale_out.draw(rows, tmp_path / "picture.png")
     assert (tmp_path / "picture.png").stat().st_size

@@ -305,27 +305,40 @@ def _deal(dealt, work, excess, family, again, nodes, parts, head_start):  # type
     last = np.full(nodes, -1, np.int64)
     work_left, excess_left = work.sum(), np.abs(excess).sum()
     for piece in dealt:
-        best, least = 0, np.inf
-        for candidate in range(parts):
-            load = work[piece] * works[candidate] + excess[piece] * excesses[candidate]
-            if load < least:
-                best, least = candidate, load
-        more = 0.0
-        relatives = family[piece]
-        if relatives >= 0:
-            home = last[relatives]
-            if home >= 0 and home != best:
-                sign = np.sign(excess[piece])
-                ahead = works[home] - max(works[best], works.mean())
-                lopsided = sign * excesses[home] - max(sign * excesses[best], sign * excesses.mean())
+        due = _least_of(work[piece], excess[piece], works, excesses)
+        chosen, more = due, 0.0
+        if family[piece] >= 0:
+            home = last[family[piece]]
+            if home >= 0 and home != due:
                 more = again[piece]
-                slack_work, slack_excess = head_start * work_left / parts, head_start * excess_left / parts
-                if ahead <= slack_work + more and lopsided <= slack_excess + more:
-                    best, more = home, 0.0
-            last[relatives] = best
-        part[piece] = best
-        works[best] += work[piece] + more
-        excesses[best] += excess[piece] + more
+                slack_work = head_start * work_left / parts + more
+                slack_excess = head_start * excess_left / parts + more
+                if (
+                    _lead(works, home, due) <= slack_work
+                    and _lead(np.sign(excess[piece]) * excesses, home, due) <= slack_excess
+                ):
+                    chosen, more = home, 0.0
+            last[family[piece]] = chosen
+        part[piece] = chosen
+        works[chosen] += work[piece] + more
+        excesses[chosen] += excess[piece] + more
         work_left -= work[piece]
         excess_left -= abs(excess[piece])
     return part
+
+
+@njit(cache=True)
+def _least_of(work, excess, works, excesses):  # type: ignore[no-untyped-def]
+    """The part whose loads have the least scalar product with a piece, the first of several."""
+    best, least = 0, np.inf
+    for candidate in range(len(works)):
+        load = work * works[candidate] + excess * excesses[candidate]
+        if load < least:
+            best, least = candidate, load
+    return best
+
+
+@njit(cache=True)
+def _lead(loads, home, due):  # type: ignore[no-untyped-def]
+    """How far one part is ahead of the mean, or of the part that is due if that has more than the mean."""
+    return loads[home] - max(loads[due], loads.mean())
