@@ -213,7 +213,7 @@ def real() -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         checkpoint = make_llama(Path(folder))
         for policy in ("fcfs", "blend"):
-            hardware = {"blend_hardware": "a100-80gb"} if policy == "blend" else {}
+            blend = {"blend_hardware": "a100-80gb", "blend_measure": "off"} if policy == "blend" else {}
             with lone_scheduler(
                 checkpoint,
                 simulated=False,
@@ -221,7 +221,7 @@ def real() -> dict[str, Any]:
                 enable_mixed_chunk=True,
                 attention_backend="torch_native",
                 **SMALL_POOL,
-                **hardware,
+                **blend,
             ) as lone:
                 seen: list[str] = []
                 run_batch = lone.scheduler.run_batch

@@ -14,7 +14,8 @@ def internal_state(blend: BlendParts) -> dict[str, object]:
 
     ``decisions`` says how often each `Reason` was given, ``cached_prefixes`` are the `heaviest_prefixes`, a
     dict each; None where cached prefixes carry no annotations. ``outlook`` is the `Outlook` as a dict, None
-    where step times cannot be modelled, and ``engine`` how it takes passes to be made; ``lengths`` are
+    where step times cannot be modelled, and ``engine`` how it takes passes to be made; ``step_times`` is the
+    `StepReport` as a dict, None where steps are not measured; ``lengths`` are
     `WorkDone.lengths` as (expected, real, answers), and ``accept_length`` the tokens that a step yields for
     each running request.
     """
@@ -29,6 +30,7 @@ def internal_state(blend: BlendParts) -> dict[str, object]:
         "engine": None if blend.clock is None else blend.clock.engine,
         "outlook": None if outlook is None else asdict(outlook),
         "accept_length": blend.planner.speculation.accept_length,
+        "step_times": None if blend.measured is None else asdict(blend.measured.report()),
         "lengths": [[*sizes, answers] for sizes, answers in sorted(pool.done.lengths.items())],
     }
 
