@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from sglang.srt.blend.core.cost.correction import AS_TOLD, Correction
 from sglang.srt.blend.core.cost.step_fit import WINDOW, StepFit, StepTimes
+from sglang.srt.blend.core.cost.step_report import StepReport
 from sglang.srt.blend.runtime.step_work import Work
 
 logger = logging.getLogger(__name__)
@@ -36,44 +36,6 @@ Adopt = Callable[[StepFit, Correction], None]
 """Puts a correction into effect."""
 
 
-@dataclass(frozen=True, slots=True)
-class StepReport:
-    """Predicted against real step times, since the start.
-
-    Attributes:
-        hardware: the profile's name.
-        compute, memory, overhead: its `Correction` now.
-        steps: how many were measured.
-        seconds: that they took.
-        predicted_seconds: that they should have taken, each by the correction of its time.
-        error: mean relative error of the last steps with the present correction; 0 before there are any.
-    """
-
-    hardware: str
-    compute: float
-    memory: float
-    overhead: float
-    steps: int
-    seconds: float
-    predicted_seconds: float
-    error: float
-
-    @property
-    def line(self) -> str:
-        """For the log and for people."""
-        off = 100.0 * (self.predicted_seconds / self.seconds - 1.0) if self.seconds > 0 else 0.0
-        factors = ", ".join(
-            f"{name} x {value:.2f}"
-            for name in ("compute", "memory", "overhead")
-            if (value := getattr(self, name)) != 1.0
-        )
-        return (
-            f"{self.steps:,} steps took {self.seconds:.1f} s, predicted {self.predicted_seconds:.1f} s "
-            f"({off:+.0f}%) for {self.hardware}, "
-            + (f"corrected: {factors}" if factors else "as its profile says")
-        )
-
-
 class MeasuredHardware:
     """Judges a profile by steps, and corrects it between plans.
 
@@ -86,6 +48,7 @@ class MeasuredHardware:
 
     Attributes:
         correction: the one in effect.
+        seconds, predicted_seconds: of the steps that have been summed up, as in `StepReport`.
     """
 
     def __init__(
@@ -101,7 +64,7 @@ class MeasuredHardware:
         self._fit, self._adopt, self._agree, self._decides = fit, adopt, agree, decides
         self._times = StepTimes()
         self._seen, self._next = 0, _WARM_UP + _FIRST
-        self._seconds = self._predicted = 0.0
+        self.seconds = self.predicted_seconds = 0.0
         self._summed = self._reported = 0  # steps
 
     def add(self, work: Work, seconds: float) -> None:
@@ -135,8 +98,8 @@ class MeasuredHardware:
             memory=self.correction.memory,
             overhead=self.correction.overhead,
             steps=self._summed,
-            seconds=self._seconds,
-            predicted_seconds=self._predicted,
+            seconds=self.seconds,
+            predicted_seconds=self.predicted_seconds,
             error=self._fit.error(self._times, self.correction),
         )
 
@@ -159,5 +122,5 @@ class MeasuredHardware:
         new = self._times.last(self._times.count - self._summed)
         self._summed = self._times.count
         if len(new):
-            self._seconds += float(new.seconds.sum())
-            self._predicted += float(self._fit.predict(new, self.correction).sum())
+            self.seconds += float(new.seconds.sum())
+            self.predicted_seconds += float(self._fit.predict(new, self.correction).sum())

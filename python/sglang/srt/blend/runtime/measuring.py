@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from sglang.srt.blend.core.cost.correction import Correction
+from sglang.srt.blend.core.cost.correction import AS_TOLD, Correction
 from sglang.srt.blend.core.cost.step_fit import StepFit
 from sglang.srt.blend.core.cost.step_time import StepTimeModel
 from sglang.srt.blend.core.planner import Planner
 from sglang.srt.blend.core.step.outlook import PoolClock
 from sglang.srt.blend.core.step.pacing import Pace
 from sglang.srt.blend.runtime.arguments import get_options
+from sglang.srt.blend.runtime.device_speed import correction_at_start
 from sglang.srt.blend.runtime.measured_hardware import MeasuredHardware
 from sglang.srt.runtime_context import get_disagg, get_parallel
 
 if TYPE_CHECKING:
     from sglang.srt.managers.scheduler import Scheduler
+
+logger = logging.getLogger(__name__)
 
 MakePacer = Callable[[StepTimeModel, str, int], Pace | None]
 """Makes what spreads prefill, from step times, engine and KV tokens."""
@@ -66,19 +70,41 @@ def measure(
         compute, memory, overhead, tiled = said.tolist()
         return Correction(compute, memory, overhead, bool(tiled))
 
-    return MeasuredHardware(
-        StepFit(cost_model.shape, cost_model.hardware, engine),
-        adopt=adopt,
-        agree=agree,
-        decides=group.rank_in_group == 0,
-    )
+    fit, decides = StepFit(cost_model.shape, cost_model.hardware, engine), group.rank_in_group == 0
+    first = agree(_at_start(scheduler, fit) if decides else AS_TOLD)
+    if first != AS_TOLD:
+        adopt(fit, first)
+        hardware = fit.times(first).hardware
+        logger.info(
+            "blend: this device does %.3g TFLOP/s and reads %.3g GB/s where %s would have %.3g and %.3g",
+            *(hardware.flops / 1e12, hardware.bandwidth / 1e9, hardware.name),
+            *(fit.hardware.flops / 1e12, fit.hardware.bandwidth / 1e9),
+        )
+    return MeasuredHardware(fit, adopt=adopt, agree=agree, decides=decides, correction=first)
+
+
+def _at_start(scheduler: Scheduler, fit: StepFit) -> Correction:
+    """What products and reads on the device itself say of its profile, before there are steps."""
+    if simulated_clock(scheduler) is not None:
+        return AS_TOLD
+    dtype, product = scheduler.model_config.dtype, getattr(_platform(), "product", None)
+    try:
+        return correction_at_start(fit.times(AS_TOLD), scheduler.device, dtype, product)
+    except RuntimeError as error:  # no memory is left for it, or the device lacks an operator
+        logger.warning("blend: the device is not timed at start-up: %s", str(error).splitlines()[0])
+        return AS_TOLD
+
+
+def _platform() -> Any:
+    """SGLang's platform, with whatever ours have beside its own; None without any."""
+    try:
+        from sglang.srt.platforms import current_platform
+    except ImportError:
+        return None
+    return current_platform
 
 
 def simulated_clock(scheduler: Scheduler) -> Callable[[], float] | None:
     """The clock of a platform on which time does not pass by itself, None on others."""
-    try:
-        from sglang.srt.platforms import current_platform
-    except ImportError:  # without platforms there is no simulated one
-        return None
-    simulated = getattr(current_platform, "simulated_clock", None)
+    simulated = getattr(_platform(), "simulated_clock", None)
     return None if simulated is None else simulated(scheduler.tp_worker)

@@ -39,9 +39,10 @@ def snapshot(blend: BlendParts) -> dict[str, float | str | None]:
     """The numbers of this moment, JSON-serialisable; O(1), so gauges can follow at upstream's pace.
 
     Densities are None while nothing waits that decodes; nothing is partitioned while nothing of the plan
-    waits. Names that end in ``_tokens`` are KV or prompt tokens, the rest are counts and shares.
+    waits. Steps are summed up some time after they ended; None where they are not measured. Names that end in
+    ``_tokens`` are KV or prompt tokens, the rest are counts, shares and seconds.
     """
-    planner, pool = blend.planner, blend.pool
+    planner, pool, measured = blend.planner, blend.pool, blend.measured
     state = planner.state
     return {
         "root_density": _finite(state.root_density),
@@ -64,6 +65,8 @@ def snapshot(blend: BlendParts) -> dict[str, float | str | None]:
         "prompt_tokens": pool.prompt_tokens,
         "cached_tokens": pool.cached_tokens,
         "kv_capacity": planner.kv_capacity,
+        "step_seconds": None if measured is None else measured.seconds,
+        "predicted_step_seconds": None if measured is None else measured.predicted_seconds,
         "hardware": planner.cost_model.hardware.name,
         "annotated_cache": blend.annotated,
     }

@@ -27,7 +27,7 @@ class Correction:
         compute: for GEMMs beyond their weights, and prefill attention.
         memory: for reading weights, KV cache and activations.
         overhead: for what a pass takes outside the layers.
-        tiled: GEMMs work on whole tiles of rows, although no measured table says so.
+        tiled: GEMMs follow the two rates on whole tiles of rows, whatever a measured table says of them.
     """
 
     compute: float = 1.0

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import least_squares
 
-from sglang.srt.blend.core.cost.correction import AS_TOLD, FARTHEST, Correction
+from sglang.srt.blend.core.cost.correction import FARTHEST, Correction
 from sglang.srt.blend.core.cost.engines import load_engine
 from sglang.srt.blend.core.cost.hardware import Hardware
 from sglang.srt.blend.core.cost.model_shape import ModelShape
@@ -33,6 +33,9 @@ _PRIOR = 0.7
 
 _INDEPENDENT = 16
 """Steps that the model's errors are worth at most: those of like steps are alike, however many there are."""
+
+_CLEARLY = 0.01
+"""Error by which stairs have to be better than what the profile has."""
 
 _OUTLIER = 0.5
 """Error as which a larger one counts, so that single steps do not make a profile wrong."""
@@ -129,13 +132,10 @@ class StepFit:
     def fit(self, steps: StepTimes, prior: Correction) -> Correction:
         """The correction that explains the steps, as near to `prior` as they allow.
 
-        Without a measured table, GEMMs are tried as a smooth curve of their rows and as stairs.
+        GEMMs are tried as the profile has them, a measured table or a smooth curve, and as stairs.
         """
-        found = self._fit(steps, prior, tiled=False)
-        if self.times(AS_TOLD).profile is not None:
-            return found
-        stairs = self._fit(steps, prior, tiled=True)
-        return min(found, stairs, key=lambda one: self.error(steps, one))
+        told, stairs = (self._fit(steps, prior, tiled=tiled) for tiled in (False, True))
+        return stairs if self.error(steps, stairs) < self.error(steps, told) - _CLEARLY else told
 
     def error(self, steps: StepTimes, correction: Correction) -> float:
         """Mean relative error, outliers cut off; 0 without steps."""

@@ -171,7 +171,7 @@ class StepTimeModel:
         self.assumptions = replace(assumed, step_overhead=correction.overhead * assumed.step_overhead)
         self._layer_params = (shape.gemm_params - shape.head_params) / shape.layers
         self.profile: GemmProfile | None = None
-        if abs(shape.weight_bytes / shape.gemm_params - 2.0) < 0.02:
+        if abs(shape.weight_bytes / shape.gemm_params - 2.0) < 0.02 and not correction.tiled:
             self.profile = find_gemm_profile(
                 hardware.name, layer_params=self._layer_params, tensor_parallel=shape.tensor_parallel
             )
