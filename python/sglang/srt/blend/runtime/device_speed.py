@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -80,7 +81,7 @@ def gemm_rates(
     layer_bytes = sum(a * b for a, b in matrices) * dtype.itemsize
     copies = max(1, min(layers, WEIGHTS // layer_bytes))
     product = product or row_major_product
-    options = {"dtype": dtype, "device": device}
+    options: dict[str, Any] = {"dtype": dtype, "device": device}
     weights = [[product(torch.randn(b, a, **options)) for a, b in matrices] for _ in range(copies)]
     flop_per_token = 2.0 * copies * sum(a * b for a, b in matrices)
     for count in tokens:
