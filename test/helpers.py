@@ -180,6 +180,7 @@ def lone_scheduler(
         "max_total_tokens": 4096,
         "max_running_requests": 64,
         "chunked_prefill_size": 512,
+        "blend_measure": "off",  # decisions do not depend on how fast this machine happens to be
     }
     lone = LoneScheduler()
     with driver.lone_scheduler(checkpoint, lone.deliver, **(defaults | server_args)) as scheduler:

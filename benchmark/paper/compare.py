@@ -90,6 +90,14 @@ PDMUX: dict[str, dict[str, Any]] = {
 }
 """Variants of the pdmux engine; without one it has upstream's divisions and batches of 16,384 tokens."""
 
+TOLD: dict[str, dict[str, Any]] = {
+    f"told {name}": {"blend_hardware": name} for name in ("h100", "l40s", "b200")
+}
+"""Variants whose planner takes the GPU for another one, until steps tell it."""
+
+TOLD_FOR_GOOD = {f"{name}, not measured": {**args, "blend_measure": "off"} for name, args in TOLD.items()}
+"""The same without a look at the steps."""
+
 VARIANTS: dict[str, dict[str, Any]] = {
     "": {},
     "no split": {"blend_sharing_budget": 1.0},
@@ -103,6 +111,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     **{name: {} for name in WRONG},
     **CHUNKS,
     **PDMUX,
+    **TOLD,
+    **TOLD_FOR_GOOD,
 }
 """Server arguments of each variant. "known lengths" tells the policy every output length; "one end" is its
 order without partition and second scanner, first come first served from the compute side."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
@@ -30,6 +30,8 @@ QUICK_BARS: Bars = {**BARS, "share of what memory allows, mean": 0.90}
 """Of still smaller ones; 91.7% when they were chosen."""
 VARIANCE_BARS: Bars = {"blend over dfs, overlapped, mean": 1.18}
 """Of answers whose lengths hardly follow from the prompt; the paper gains about 1.1 there."""
+TOLD_BAR = 0.97
+"""Of a planner that took the GPU for another one, over the same that knew."""
 PAPER = {
     "blend over dfs, overlapped, mean": "1.208",
     "blend overlapped over dfs mixed, best": "1.44",
@@ -178,6 +180,15 @@ def ablations(records: Sequence[Record]) -> dict[str, dict[str, float]]:
             row = table.setdefault(label, {})
             row[name_of(record)] = own[tuple(record[field] for field in same)] / record["seconds"]
     return table
+
+
+def slowed(records: Sequence[Record], variants: Collection[str]) -> list[str]:
+    """The variants, engine behind them, that are slower than `TOLD_BAR` times the same run without."""
+    return [
+        label
+        for label, row in ablations(records).items()
+        if label.removesuffix(", mixed") in variants and min(row.values()) < TOLD_BAR
+    ]
 
 
 def write_csv(path: Path, records: Sequence[Record]) -> None:

@@ -6,11 +6,11 @@ from collections.abc import Callable
 from dataclasses import replace
 from itertools import product
 
-from benchmark.paper.compare import CHUNKS, PDMUX, VARIANTS, Run
+from benchmark.paper.compare import CHUNKS, PDMUX, TOLD, TOLD_FOR_GOOD, VARIANTS, Run
 from benchmark.paper.models import MODELS
 from benchmark.workloads.jobs import JOBS
 
-FULL, SCALED, QUICK, GRID, LPM = 44_000, 10_000, 7500, 5000, 1000
+FULL, SCALED, QUICK, GRID, TOLD_REQUESTS, LPM = 44_000, 10_000, 7500, 5000, 2500, 1000
 """Requests, about: a mix comes out up to a tenth smaller."""
 
 SCALED_VIDEO_TOKENS, QUICK_VIDEO_TOKENS, GRID_VIDEO_TOKENS = 4096, 3072, 2048
@@ -119,8 +119,19 @@ def ablations() -> list[Run]:
     """Traces 1 and 2, scaled: blend without one of its parts, or told more or less."""
     base = [run for run in _scaled() if run.trace in (1, 2) and run.engine == "overlapped"]
     blend = [run for run in base if run.policy == "blend"]
-    variants = [variant for variant in VARIANTS if variant and variant not in (*CHUNKS, *PDMUX)]
+    others = {"", *CHUNKS, *PDMUX, *TOLD, *TOLD_FOR_GOOD}
+    variants = [variant for variant in VARIANTS if variant not in others]
     return base + [replace(run, variant=variant) for variant in variants for run in blend]
+
+
+def hardware() -> list[Run]:
+    """Trace 1, small: blend that takes the GPU for another one, and finds out or does not."""
+    variants = ("", *TOLD, *TOLD_FOR_GOOD)
+    schedules = product(("mixed", "overlapped"), variants)
+    return [
+        Run(1, "blend", engine, TOLD_REQUESTS, video_tokens=GRID_VIDEO_TOKENS, variant=variant)
+        for engine, variant in schedules
+    ]
 
 
 def chunks() -> list[Run]:
@@ -179,6 +190,7 @@ TABLES: dict[str, Callable[[], list[Run]]] = {
         azure,
         models,
         ablations,
+        hardware,
         chunks,
         engines,
         real,

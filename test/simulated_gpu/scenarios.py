@@ -9,6 +9,7 @@ import json
 import sys
 import tempfile
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -122,6 +123,7 @@ def large_prompts() -> Workload:
 def simulated() -> dict[str, Any]:
     from checkpoints import make_llama
     from sglang.srt.blend.core.step import step_maker
+    from sglang.srt.blend.runtime.measured_hardware import MeasuredHardware
     from sglang.srt.hardware_backend.simulated_gpu import device
     from sglang.srt.hardware_backend.simulated_gpu.simulate import simulate
 
@@ -136,6 +138,7 @@ def simulated() -> dict[str, Any]:
         **server_args: Any,
     ) -> dict[str, Any]:
         admitted: list[str] = []
+        reports: list[dict[str, Any]] = []
         forward = device.SimulatedDevice.forward
 
         def watched(self: Any, batch: Any) -> Any:
@@ -143,7 +146,13 @@ def simulated() -> dict[str, Any]:
             admitted.extend(new_prefills(batch))
             return forward(self, batch)
 
-        with patched(device.SimulatedDevice, "forward", watched):
+        def ended(self: Any) -> None:
+            reports.append(asdict(self.report()))
+
+        with (
+            patched(device.SimulatedDevice, "forward", watched),
+            patched(MeasuredHardware, "pool_ended", ended),
+        ):
             result = simulate(
                 workload or pool(1, known=known),
                 policy=policy_name,
@@ -167,6 +176,7 @@ def simulated() -> dict[str, Any]:
             "prompt_tokens": result.prompt_tokens,
             "output_tokens": result.output_tokens,
             "admitted": admitted,
+            "step_times": reports[-1] if reports else None,
         }
 
     small = SMALL_POOL
@@ -194,6 +204,12 @@ def simulated() -> dict[str, Any]:
         "blend_chance_without_spare": without_spare,
         "fcfs_large": run("fcfs", "mixed", workload=large_prompts(), **small),
         "blend_large": run("blend", "mixed", workload=large_prompts(), blend_engine="alternating", **small),
+        "blend_not_measured": run("blend", "overlapped", blend_measure="off", **small),
+        **{
+            f"blend_told_{name}{again}": run("blend", "overlapped", blend_hardware=name, **small)
+            for name in ("h100", "l40s")
+            for again in ("", "_again")
+        },
         "blend_known": run("blend", "mixed", known=True, **small),
         "fcfs_tiny": run("fcfs", "mixed", known=True, **as_real),
         "blend_tiny": run("blend", "mixed", known=True, **as_real),
@@ -213,7 +229,7 @@ def real() -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         checkpoint = make_llama(Path(folder))
         for policy in ("fcfs", "blend"):
-            hardware = {"blend_hardware": "a100-80gb"} if policy == "blend" else {}
+            blend = {"blend_hardware": "a100-80gb", "blend_measure": "off"} if policy == "blend" else {}
             with lone_scheduler(
                 checkpoint,
                 simulated=False,
@@ -221,7 +237,7 @@ def real() -> dict[str, Any]:
                 enable_mixed_chunk=True,
                 attention_backend="torch_native",
                 **SMALL_POOL,
-                **hardware,
+                **blend,
             ) as lone:
                 seen: list[str] = []
                 run_batch = lone.scheduler.run_batch

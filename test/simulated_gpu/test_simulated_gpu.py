@@ -137,6 +137,24 @@ def test_long_answers_begin_in_room_that_is_free_for_a_while(results):
     assert sum(run["prefill_tokens"]) > run["prompt_tokens"]  # what they held was computed again
 
 
+def test_a_right_profile_makes_the_same_run_to_the_last_bit_whether_steps_are_measured_or_not(results):
+    measured, left_alone = results["blend"], results["blend_not_measured"]
+    assert measured["admitted"] == left_alone["admitted"]
+    assert measured["step_seconds"] == left_alone["step_seconds"]
+    assert measured["step_times"]["error"] == pytest.approx(0.0, abs=1e-9)
+    assert left_alone["step_times"] is None
+
+
+@pytest.mark.parametrize("told", ["h100", "l40s"])
+def test_a_planner_that_takes_the_gpu_for_another_one_finds_out_alike_in_every_run(results, told):
+    run, again = results[f"blend_told_{told}"], results[f"blend_told_{told}_again"]
+    assert run["step_times"]["hardware"] == told
+    assert run["step_times"]["compute"] != 1.0
+    assert run["step_times"]["error"] < 0.1
+    assert run["step_times"] == again["step_times"]
+    assert run["step_seconds"] == again["step_seconds"]
+
+
 def test_nobody_visits_where_prefill_and_steps_hide_behind_each_other(results):
     assert results["blend_overlapped_guests"]["retractions"] == 0
     assert (

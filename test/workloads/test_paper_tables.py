@@ -9,7 +9,7 @@ import pytest
 from benchmark import provenance
 from benchmark.paper import __main__ as paper
 from benchmark.paper import data_parallel, report, resources, time_model
-from benchmark.paper.compare import Run, batches, cost_model, wrong_by
+from benchmark.paper.compare import TOLD, Run, batches, cost_model, wrong_by
 from benchmark.paper.orders import batchllm_order, density_order
 from benchmark.paper.pictures import draw
 from benchmark.paper.published import against_paper
@@ -108,6 +108,16 @@ def test_tables_without_a_bar_miss_none():
 def test_speed_is_told_of_every_schedule():
     lines = report.text([*fast(10.0), record("lof", "mixed", 32.0)]).splitlines()
     assert any(line.startswith("lof, mixed") and line.endswith("0.500x") for line in lines)
+
+
+def test_a_planner_that_was_told_of_another_gpu_may_be_three_percent_slower_once_it_knows():
+    table = [
+        *fast(10.0),
+        record("blend", "overlapped", 10.2, variant="told h100"),
+        record("blend", "mixed", 14.6, variant="told h100"),
+        record("blend", "overlapped", 20.0, variant="told h100, not measured"),
+    ]
+    assert report.slowed(table, TOLD) == ["told h100, mixed"]
 
 
 def test_ablations_are_told_as_shares_of_blends_speed():

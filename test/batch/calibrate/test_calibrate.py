@@ -9,14 +9,14 @@ import torch
 
 from sglang.batch import cli
 from sglang.batch.calibrate import command
-from sglang.batch.calibrate import measure as measuring
 from sglang.batch.calibrate.calibration import Calibration, to_toml
-from sglang.batch.calibrate.measure import gemm_rates, layer_matrices, measure
+from sglang.batch.calibrate.measure import layer_matrices, measure
 from sglang.batch.usage import BadUsage
 from sglang.srt.blend.core.cost.hardware import Hardware, load_hardware
 from sglang.srt.blend.core.cost.model_shape import ModelShape
+from sglang.srt.blend.runtime import device_speed
 from sglang.srt.blend.runtime.arguments import BlendOptions
-from sglang.srt.hardware_backend.portable_cpu.srt_platform import PortableCpuPlatform
+from sglang.srt.blend.runtime.device_speed import gemm_rates
 
 MEASURED = Calibration(
     tokens=(1, 512),
@@ -110,17 +110,15 @@ def test_a_config_without_sizes_is_refused() -> None:
 def test_a_rate_is_the_flop_of_all_layers_by_the_best_time(monkeypatch: pytest.MonkeyPatch) -> None:
     products = []
 
-    def product(_, weight):
+    def product(weight):
         return lambda x: products.append((x.shape, weight.shape))
 
-    monkeypatch.setattr(PortableCpuPlatform, "product", product)
-
-    def two_seconds(work, rounds):
+    def two_seconds(work, rounds, device):
         work()
         return 2.0
 
-    monkeypatch.setattr(measuring, "best_seconds", two_seconds)
-    rates = list(gemm_rates([(4, 8), (8, 4)], 3, torch.float32, rounds=1, tokens=(1, 5)))
+    monkeypatch.setattr(device_speed, "best_seconds", two_seconds)
+    rates = list(gemm_rates([(4, 8), (8, 4)], 3, torch.float32, rounds=1, tokens=(1, 5), product=product))
     assert rates == [2 * 1 * 3 * 64 / 2.0, 2 * 5 * 3 * 64 / 2.0]
     assert len(products) == 2 * 3 * 2
     assert products[-1] == ((5, 8), (4, 8))
@@ -131,14 +129,14 @@ def test_what_takes_long_is_measured_once(
     monkeypatch: pytest.MonkeyPatch, seconds: float, calls: int
 ) -> None:
     clock = [0.0]
-    monkeypatch.setattr(measuring.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(device_speed.time, "perf_counter", lambda: clock[0])
     done = []
 
     def work() -> None:
         done.append(None)
         clock[0] += seconds
 
-    assert measuring.best_seconds(work, 3) == seconds
+    assert device_speed.best_seconds(work, 3) == seconds
     assert len(done) == calls
 
 

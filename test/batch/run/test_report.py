@@ -34,6 +34,18 @@ def state(
     }
 
 
+STEP_TIMES = {
+    "hardware": "h100",
+    "compute": 2.5,
+    "memory": 1.0,
+    "overhead": 1.0,
+    "steps": 1200,
+    "seconds": 30.0,
+    "predicted_seconds": 27.0,
+    "error": 0.04,
+}
+
+
 def report(blend: BlendHistory | None, policy: str = "blend") -> Report:
     tally = Tally(
         lines=5,
@@ -48,6 +60,20 @@ def report(blend: BlendHistory | None, policy: str = "blend") -> Report:
     )
     arguments = SimpleNamespace(schedule_policy=policy, device="cpu")
     return Report.of(tally, arguments, kv_capacity=4000, blend=blend)
+
+
+def test_predicted_step_times_stand_beside_the_real_ones() -> None:
+    history = BlendHistory.of([(1.0, state(waiting=0, step_times=STEP_TIMES))])
+    assert history is not None
+    said = "1,200 steps took 30.0 s, predicted 27.0 s (-10%) for h100, corrected: compute x 2.50"
+    assert f"step times      {said}" in history.text()
+
+
+def test_without_a_measured_step_the_report_says_nothing_of_them() -> None:
+    for measured in (None, STEP_TIMES | {"steps": 0}):
+        history = BlendHistory.of([(1.0, state(waiting=0, step_times=measured))])
+        assert history is not None
+        assert "step times" not in history.text()
 
 
 def test_throughput_counts_input_and_output_tokens() -> None:

@@ -6,15 +6,14 @@ Every figure is the best of several rounds: other work on the machine can only m
 from __future__ import annotations
 
 import os
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from sglang.batch.calibrate.calibration import Calibration
 from sglang.batch.usage import BadUsage
 
-if TYPE_CHECKING:  # at run time inside functions: the command line's --help does not wait for it
-    import torch
+if TYPE_CHECKING:  # at run time inside functions: the command line's --help does not wait for PyTorch
+    from sglang.srt.blend.runtime.device_speed import Matrix
 
 DTYPES = ("float32", "bfloat16")
 """Dtypes whose products are timed."""
@@ -22,17 +21,8 @@ DTYPES = ("float32", "bfloat16")
 TOKENS = (1, 8, 32, 128, 512, 2048)
 """Rows of the products, which are tokens of one step."""
 
-WEIGHTS = 512 << 20
-"""Bytes of weights that are timed at most; where the model's are more, fewer of its layers are timed."""
-
 READ = 1 << 30
 """Bytes that the bandwidth is timed with, less on machines with little memory."""
-
-Matrix = tuple[int, int]
-"""Features in, features out of one weight matrix."""
-
-_LONG = 1.0
-"""Seconds from which a measurement is good to a few percent without being repeated."""
 
 
 def layer_matrices(config: Any) -> tuple[list[Matrix], int]:
@@ -78,6 +68,10 @@ def measure(
     import torch
     from tqdm import tqdm
 
+    from sglang.srt.blend.runtime.device_speed import gemm_rates, read_bandwidth
+    from sglang.srt.platforms import current_platform
+
+    product = getattr(current_platform, "product", None)
     if threads:
         torch.set_num_threads(threads)
     gemm: dict[str, list[float]] = {dtype: [] for dtype in DTYPES}
@@ -85,7 +79,8 @@ def measure(
     with torch.inference_mode(), tqdm(total=len(DTYPES) * len(tokens) + 1, disable=None) as bar:
         for dtype, rates in gemm.items():
             bar.set_description(f"{dtype} GEMM")
-            for rate in gemm_rates(matrices, layers, getattr(torch, dtype), rounds=rounds, tokens=tokens):
+            kind = getattr(torch, dtype)
+            for rate in gemm_rates(matrices, layers, kind, rounds=rounds, tokens=tokens, product=product):
                 rates.append(rate)
                 bar.update()
         bar.set_description("memory reads")
@@ -94,70 +89,6 @@ def measure(
     count = torch.get_num_threads()
     machine = f"{_cpu_name()}, {count} thread{'s' if count > 1 else ''}"
     return Calibration(tuple(tokens), gemm, bandwidth, memory, machine)
-
-
-def gemm_rates(
-    matrices: Sequence[Matrix],
-    layers: int,
-    dtype: torch.dtype,
-    *,
-    rounds: int,
-    tokens: Sequence[int],
-) -> Iterator[float]:
-    """Time the products of all layers.
-
-    Layers have weights of their own, as in a forward pass: with few tokens, reading them is what counts.
-
-    Yields:
-        FLOP/s, one value for each number of tokens.
-    """
-    import torch
-
-    from sglang.srt.platforms import current_platform
-
-    layer_bytes = sum(a * b for a, b in matrices) * dtype.itemsize
-    copies = max(1, min(layers, WEIGHTS // layer_bytes))
-    product = getattr(current_platform, "product", _row_major_product)
-    weights = [[product(torch.randn(b, a, dtype=dtype)) for a, b in matrices] for _ in range(copies)]
-    flop_per_token = 2.0 * copies * sum(a * b for a, b in matrices)
-    for count in tokens:
-        inputs = [torch.randn(count, a, dtype=dtype) for a, _ in matrices]
-
-        def forward(inputs: list[torch.Tensor] = inputs) -> None:
-            for layer in weights:
-                for x, multiply in zip(inputs, layer, strict=True):
-                    multiply(x)
-
-        yield flop_per_token * count / best_seconds(forward, rounds)
-
-
-def _row_major_product(weight: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
-    import torch
-
-    return lambda x: torch.nn.functional.linear(x, weight)
-
-
-def read_bandwidth(size: int, *, rounds: int) -> float:
-    """Time the reading of `size` bytes with all threads; returns bytes/s."""
-    import torch
-
-    data = torch.ones(max(1, size // 4), dtype=torch.float32)
-    return data.nbytes / best_seconds(data.sum, rounds)
-
-
-def best_seconds(work: Callable[[], object], rounds: int) -> float:
-    """Time `work`: seconds of the fastest of `rounds`, after one that warms up.
-
-    What takes long is not repeated: bfloat16 on a CPU without instructions for it would take many minutes.
-    """
-
-    def once() -> float:
-        start = time.perf_counter()
-        work()
-        return time.perf_counter() - start
-
-    first = once()
-    return first if first > _LONG else min(once() for _ in range(rounds))
 
 
 def _memory() -> int:

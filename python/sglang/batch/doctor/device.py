@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sglang.batch.doctor.finding import Finding
-from sglang.srt.blend.core.cost.hardware import hardware_names, load_hardware
+from sglang.srt.blend.core.cost.nearest import Device, hardware_of
 
 
 def device() -> list[Finding]:
@@ -51,12 +51,10 @@ def profile(kind: str, name: str, memory: float) -> Finding:
     if kind == "cpu":
         text = "cpu: every CPU has this one; `sglang-batch calibrate` times this machine"
         return Finding("device", "profile", text)
-    try:
-        found = load_hardware(name)
-    except ValueError:
-        near = f"; nearest in memory is {_nearest(memory)}" if memory else ""
-        remedy = f"--blend-hardware NAME or FILE.toml{near}"
-        return Finding("device", "profile", f"none for {name!r}", remedy)
+    found, nearest = hardware_of(Device(name, memory=memory))
+    if nearest:
+        text = f"{found.name}: {name!r} has none, this is the nearest in {nearest}; steps will correct it"
+        return Finding("device", "profile", text)
     return Finding("device", "profile", f"{found.name}: the device's name is among its names")
 
 
@@ -87,11 +85,6 @@ def ownership(path: Path) -> str:
     except KeyError:
         owner = f"user {found.st_uid}"
     return f"{owner}, mode {stat.S_IMODE(found.st_mode):04o}"
-
-
-def _nearest(memory: float) -> str:
-    accelerators = [load_hardware(name) for name in hardware_names() if name != "cpu"]
-    return min(accelerators, key=lambda one: abs(one.memory - memory)).name
 
 
 def _memory(platform: Any) -> float:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import dropwhile
-from typing import NotRequired, TypedDict
+from typing import Any, NotRequired, TypedDict
+
+from sglang.srt.blend.core.cost.step_report import StepReport
 
 ROWS = 10
 """Rows of the text picture; a longer run is thinned out evenly."""
@@ -35,6 +37,7 @@ class BlendState(TypedDict):
     lengths: NotRequired[list[list[int]]]
     decisions: NotRequired[dict[str, int]]
     engine: NotRequired[str | None]
+    step_times: NotRequired[dict[str, Any] | None]
 
 
 @dataclass(frozen=True)
@@ -89,6 +92,7 @@ class BlendHistory:
         decisions: how often each reason was given for admitting a request or letting it wait.
         lengths: (expected, real, answers) of unknown lengths by powers of two, see `WorkDone.lengths`.
         engine: how passes are modelled; None where they are not.
+        step_times: predicted against real seconds of its steps; None where they were not measured.
     """
 
     hardware: str
@@ -101,6 +105,7 @@ class BlendHistory:
     decisions: dict[str, int] = field(default_factory=dict)
     lengths: tuple[tuple[int, int, int], ...] = ()
     engine: str | None = None
+    step_times: StepReport | None = None
 
     @classmethod
     def of(cls, states: Sequence[tuple[float, BlendState]]) -> BlendHistory | None:
@@ -126,6 +131,7 @@ class BlendHistory:
             decisions=last.get("decisions", {}),
             lengths=tuple((expected, real, answers) for expected, real, answers in last.get("lengths", ())),
             engine=last.get("engine"),
+            step_times=StepReport(**measured) if (measured := last.get("step_times")) else None,
         )
 
     @property
@@ -150,6 +156,8 @@ class BlendHistory:
         if self.expected_outputs:
             value = f"{self.expected_outputs:,} answers were expected to be as long as earlier ones"
             lines.append(f"  {'lengths':<16}{value}")
+        if self.step_times is not None and self.step_times.steps:
+            lines.append(f"  {'step times':<16}{self.step_times.line}")
         if self.moments:
             lines.append(
                 f"  {'partition':<16}of the KV capacity: # compute side, = memory side; tokens in use"

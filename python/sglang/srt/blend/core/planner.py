@@ -7,6 +7,7 @@ give equal plans.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -95,8 +96,7 @@ class Planner:
     ) -> None:
         if kv_capacity <= 0:
             raise ValueError(f"kv_capacity must be positive, got {kv_capacity}")
-        self.cost_model = cost_model
-        self.kv_capacity = kv_capacity
+        self.cost_model, self.kv_capacity = cost_model, kv_capacity
         self.options = options or PlannerOptions()
         self.ledger = Ledger(cost_model, kv_capacity, speculation)
         self.table, self.speculation = self.ledger.table, self.ledger.speculation
@@ -319,6 +319,11 @@ class Planner:
         return self._steps.make(
             running, used_tokens, limits, samples, first, choose=choose, urgent=urgent, everything_fits=fits
         )
+
+    def correct(self, cost_model: CostModel, pacer: Pace | None) -> None:
+        """The hardware turns out to be another: plan anew, with its costs and its pacer."""
+        self.cost_model = self.ledger.cost_model = cost_model
+        self._steps.pacer, self._completions = pacer, sys.maxsize  # see `stale`
 
     def propose(self, limit: int) -> list[int]:
         """Slots to admit next outside of a step, in order; nothing changes."""

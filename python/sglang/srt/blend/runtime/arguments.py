@@ -41,6 +41,7 @@ class BlendOptions:
         window: requests planned together, in order of arrival; 0 plans all that wait.
         patience: admissions, per request that waited, after which those that were passed over go first.
         engine: how a pass combines prefill and decode; ``auto`` follows the server's own flags.
+        measure: ``on`` corrects the hardware profile by what steps take, ``off`` takes it as it is.
         admission_log: file that gets one JSON line per prefill step; None writes none.
 
     Raises:
@@ -54,6 +55,7 @@ class BlendOptions:
     window: int = 0
     patience: float = 2.0
     engine: str = "auto"
+    measure: str = "on"
     admission_log: str | None = None
 
     def __post_init__(self) -> None:
@@ -78,6 +80,8 @@ _HELP = {
     "the decode steps that are left; pdmux, where prefill batches are made to last as long as decode steps "
     "beside them; overlapped (NanoFlow-like; not in upstream). auto is pdmux with --enable-pdmux, mixed with "
     "--enable-mixed-chunk, else alternating.",
+    "measure": "on: step times correct the hardware profile while the server runs, so that a wrong one costs "
+    "little. off: the profile is taken as it is, and decisions are the same in every run.",
     "admission_log": "Append one JSON line per prefill step (who was admitted from which side, memory "
     "used and partition) to this file; for analysis.",
 }
@@ -106,6 +110,10 @@ def _known_engine(value: object) -> str | None:
     return None if value in names else f"unknown; choose one of {', '.join(names)}"
 
 
+def _on_or_off(value: object) -> str | None:
+    return None if value in ("on", "off") else "must be on or off"
+
+
 def _known_hardware(value: object) -> str | None:
     if value == "auto":
         return None
@@ -124,6 +132,7 @@ _CHECKS: dict[str, Check] = {
     "window": _at_least(0),
     "patience": _not_negative,
     "engine": _known_engine,
+    "measure": _on_or_off,
 }
 
 

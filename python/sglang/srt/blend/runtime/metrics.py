@@ -14,7 +14,8 @@ def internal_state(blend: BlendParts) -> dict[str, object]:
 
     ``decisions`` says how often each `Reason` was given, ``cached_prefixes`` are the `heaviest_prefixes`, a
     dict each; None where cached prefixes carry no annotations. ``outlook`` is the `Outlook` as a dict, None
-    where step times cannot be modelled, and ``engine`` how it takes passes to be made; ``lengths`` are
+    where step times cannot be modelled, and ``engine`` how it takes passes to be made; ``step_times`` is the
+    `StepReport` as a dict, None where steps are not measured; ``lengths`` are
     `WorkDone.lengths` as (expected, real, answers), and ``accept_length`` the tokens that a step yields for
     each running request.
     """
@@ -29,6 +30,7 @@ def internal_state(blend: BlendParts) -> dict[str, object]:
         "engine": None if blend.clock is None else blend.clock.engine,
         "outlook": None if outlook is None else asdict(outlook),
         "accept_length": blend.planner.speculation.accept_length,
+        "step_times": None if blend.measured is None else asdict(blend.measured.report()),
         "lengths": [[*sizes, answers] for sizes, answers in sorted(pool.done.lengths.items())],
     }
 
@@ -37,9 +39,10 @@ def snapshot(blend: BlendParts) -> dict[str, float | str | None]:
     """The numbers of this moment, JSON-serialisable; O(1), so gauges can follow at upstream's pace.
 
     Densities are None while nothing waits that decodes; nothing is partitioned while nothing of the plan
-    waits. Names that end in ``_tokens`` are KV or prompt tokens, the rest are counts and shares.
+    waits. Steps are summed up some time after they ended; None where they are not measured. Names that end in
+    ``_tokens`` are KV or prompt tokens, the rest are counts, shares and seconds.
     """
-    planner, pool = blend.planner, blend.pool
+    planner, pool, measured = blend.planner, blend.pool, blend.measured
     state = planner.state
     return {
         "root_density": _finite(state.root_density),
@@ -62,6 +65,8 @@ def snapshot(blend: BlendParts) -> dict[str, float | str | None]:
         "prompt_tokens": pool.prompt_tokens,
         "cached_tokens": pool.cached_tokens,
         "kv_capacity": planner.kv_capacity,
+        "step_seconds": None if measured is None else measured.seconds,
+        "predicted_step_seconds": None if measured is None else measured.predicted_seconds,
         "hardware": planner.cost_model.hardware.name,
         "annotated_cache": blend.annotated,
     }

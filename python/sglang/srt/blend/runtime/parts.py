@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING
 from sglang.srt.blend.core.planner import Planner
 from sglang.srt.blend.core.step.outlook import PoolClock
 from sglang.srt.blend.runtime.admission_log import AdmissionLog
+from sglang.srt.blend.runtime.measured_hardware import MeasuredHardware
 from sglang.srt.blend.runtime.policy import BlendSchedulePolicy
 from sglang.srt.blend.runtime.pool import RequestPool
 from sglang.srt.blend.runtime.prometheus import PrometheusGauges
+from sglang.srt.blend.runtime.stopwatch import Stopwatch
 
 if TYPE_CHECKING:
     from sglang.srt.managers.schedule_policy import PrefillAdder
@@ -24,6 +26,8 @@ class BlendParts:
         adder_class: the prefill adder bound to these parts.
         annotated: whether cached prefixes carry annotations.
         clock: models how long the pool takes; None where step times cannot be modelled.
+        measured: corrects the hardware profile by step times; None where that is off or impossible.
+        stopwatch: takes those times.
     """
 
     planner: Planner
@@ -34,3 +38,5 @@ class BlendParts:
     adder_class: type[PrefillAdder]
     annotated: bool
     clock: PoolClock | None
+    measured: MeasuredHardware | None
+    stopwatch: Stopwatch | None

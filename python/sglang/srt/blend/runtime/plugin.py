@@ -95,6 +95,25 @@ def _drop(scheduler: Any, req: Request) -> None:
         scheduler.blend.pool.drop(req)
 
 
+def _time_step(original: Callable[..., Any], scheduler: Any, batch: Any, *args: Any, **kwargs: Any) -> Any:
+    stopwatch = scheduler.blend.stopwatch if _is_blend(scheduler) else None
+    if stopwatch is None:
+        return original(scheduler, batch, *args, **kwargs)
+    stopwatch.launching(batch)
+    result = original(scheduler, batch, *args, **kwargs)
+    stopwatch.launched()
+    return result
+
+
+def _note_result(_result: Any, scheduler: Any, *_: Any, **__: Any) -> None:
+    blend = scheduler.blend if _is_blend(scheduler) else None
+    if blend is not None and blend.stopwatch is not None:
+        blend.stopwatch.result()
+        blend.measured.correct()
+        if blend.pool.is_empty:
+            blend.measured.pool_ended()
+
+
 def _release(_result: Any, req: Request, tree_cache: Any, **_: Any) -> None:
     pool = getattr(tree_cache, "blend_pool", None)
     if pool is not None:
@@ -239,6 +258,20 @@ HOOKS: tuple[Hook, ...] = (
         _preemptible_last,
         HookType.AFTER,
         "requests that run in KV promised to others are the first to leave",
+        _SCHEDULER,
+    ),
+    Hook(
+        f"{_SCHEDULER}.Scheduler.run_batch",
+        _time_step,
+        HookType.AROUND,
+        "step times correct the hardware profile: a step begins",
+        _SCHEDULER,
+    ),
+    Hook(
+        f"{_SCHEDULER}.Scheduler.process_batch_result",
+        _note_result,
+        HookType.AFTER,
+        "its result is there, which is when it has ended",
         _SCHEDULER,
     ),
     Hook(

@@ -97,6 +97,11 @@ class RequestPool:
         slot = self.slot(req)
         return slot != UNKNOWN and bool(self.planner.table.preemptible[slot])
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether nobody waits or runs."""
+        return not self.running and self.planner.table.num_waiting == 0
+
     # ------------------------------------------------------------- events
 
     def synchronise(self, queue: list[Request]) -> None:

@@ -20,6 +20,8 @@ _GAUGES = {
     "replans": "Plans made",
     "queue_rebuilds": "Scans of the whole waiting queue, after aborts",
     "held": "Times a request waited one step because another computed its prefix",
+    "step_seconds": "Seconds that steps took",
+    "predicted_step_seconds": "Seconds that the hardware profile, as corrected, predicted for them",
     "retractions": "Running requests that went back to the queue",
 }
 

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from sglang.srt.blend.core.cost.cost_model import CostModel
 from sglang.srt.blend.core.cost.hardware import Hardware, load_hardware
 from sglang.srt.blend.core.cost.model_shape import ModelShape
+from sglang.srt.blend.core.cost.nearest import Device, hardware_of
 from sglang.srt.blend.core.order.replicas import Replicas
 from sglang.srt.blend.core.pool.output_length import OPEN_TOKENS, prior_tokens
 from sglang.srt.blend.runtime.arguments import POLICY, get_options, why_not
@@ -198,8 +199,10 @@ def _hardware(name: str, device: str) -> Hardware:
         import pynvml
 
         pynvml.nvmlInit()
-        reported = pynvml.nvmlDeviceGetName(pynvml.nvmlDeviceGetHandleByIndex(0))
-        return load_hardware(reported.decode() if isinstance(reported, bytes) else reported)
+        handle = pynvml.nvmlDeviceGetHandleByIndex(0)
+        reported, memory = pynvml.nvmlDeviceGetName(handle), pynvml.nvmlDeviceGetMemoryInfo(handle).total
+        name = reported.decode() if isinstance(reported, bytes) else reported
+        return hardware_of(Device(name, memory=float(memory)))[0]
     except Exception as error:  # the library's errors have no common class where it is missing
         logger.info("blend: the pool is divided as for %s: %s", LIKE_ANY, error)
         return load_hardware(LIKE_ANY)

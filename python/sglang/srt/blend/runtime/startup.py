@@ -6,10 +6,7 @@ import logging
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from sglang.srt.blend.core.cost.cost_model import CostModel
-from sglang.srt.blend.core.cost.hardware import Hardware, load_hardware
 from sglang.srt.blend.core.cost.model_shape import ModelShape
 from sglang.srt.blend.core.cost.pdmux import PdmuxConfig, PdmuxTimes
 from sglang.srt.blend.core.cost.step_time import StepTimeModel
@@ -21,8 +18,10 @@ from sglang.srt.blend.core.step.pacing import Pace, Pacer
 from sglang.srt.blend.core.step.step import StepLimits
 from sglang.srt.blend.core.warm_up import compile_kernels
 from sglang.srt.blend.runtime.admission_log import AdmissionLog
-from sglang.srt.blend.runtime.arguments import POLICY, flag, get_options
+from sglang.srt.blend.runtime.arguments import POLICY, BlendOptions, get_options
+from sglang.srt.blend.runtime.device import find_hardware
 from sglang.srt.blend.runtime.encoder_cost import EncoderCost
+from sglang.srt.blend.runtime.measuring import measure, simulated_clock
 from sglang.srt.blend.runtime.model_config import config_dict, dtype_name
 from sglang.srt.blend.runtime.parts import BlendParts
 from sglang.srt.blend.runtime.pdmux_config import read_pdmux_config
@@ -33,6 +32,7 @@ from sglang.srt.blend.runtime.prometheus import PrometheusGauges
 from sglang.srt.blend.runtime.radix import cache as radix_cache
 from sglang.srt.blend.runtime.radix.namespaces import Namespaces
 from sglang.srt.blend.runtime.speculation import speculation_of
+from sglang.srt.blend.runtime.stopwatch import Stopwatch
 from sglang.srt.managers.schedule_policy import PrefillAdder
 from sglang.srt.mem_cache.prefill_budget import PrefillBudget
 from sglang.srt.runtime_context import get_disagg, get_exec, get_parallel
@@ -91,13 +91,7 @@ def build(scheduler: Scheduler) -> BlendParts:
     planner = Planner(
         cost_model,
         kv_capacity=capacity,
-        options=PlannerOptions(
-            sample_fraction=options.sample_fraction,
-            sharing_budget=options.sharing_budget,
-            replan_interval=options.replan_interval,
-            window=options.window,
-            patience=options.patience,
-        ),
+        options=_planner_options(options),
         seed=SEED,
         pacer=pacer,
         leader_lag=2 if scheduler.enable_overlap else 1,
@@ -112,6 +106,8 @@ def build(scheduler: Scheduler) -> BlendParts:
     )
     first_rank = get_parallel().tp_rank == 0
     log = AdmissionLog(options.admission_log if first_rank else None)
+    clock = None if times is None else PoolClock(times, engine, capacity, planner.speculation)
+    measured = measure(scheduler, planner, clock, _pacer)
     policy = BlendSchedulePolicy(
         pool,
         scheduler.tree_cache,
@@ -133,10 +129,22 @@ def build(scheduler: Scheduler) -> BlendParts:
         gauges=gauges,
         adder_class=PrefillAdder,
         annotated=radix_cache.attach_planner(scheduler.tree_cache, planner, cost_model, namespaces),
-        clock=None if times is None else PoolClock(times, engine, capacity, planner.speculation),
+        clock=clock,
+        measured=measured,
+        stopwatch=None if measured is None else Stopwatch(measured.add, simulated_clock(scheduler)),
     )
     blend.adder_class = adder_class(blend)
     return blend
+
+
+def _planner_options(options: BlendOptions) -> PlannerOptions:
+    return PlannerOptions(
+        sample_fraction=options.sample_fraction,
+        sharing_budget=options.sharing_budget,
+        replan_interval=options.replan_interval,
+        window=options.window,
+        patience=options.patience,
+    )
 
 
 def _limits(scheduler: Scheduler) -> StepLimits:
@@ -204,23 +212,3 @@ def _shape(config: Mapping[str, Any], scheduler: Scheduler) -> ModelShape:
         tensor_parallel=get_parallel().attn_tp_size,
         kv_dtype=kv_dtype if kv_dtype in known else "auto",
     )
-
-
-def find_hardware(name: str, device: str) -> Hardware:
-    """The profile called `name`; ``auto`` looks at the device.
-
-    Raises:
-        ValueError: the device has no built-in profile; the message says how to name one.
-    """
-    if name != "auto":
-        return load_hardware(name)
-    kind = str(device).split(":", 1)[0]
-    if kind == "cpu":
-        return load_hardware("cpu")
-    reported = str(torch.get_device_module(kind).get_device_name())
-    try:
-        return load_hardware(reported)
-    except ValueError as error:
-        raise ValueError(
-            f"{flag('hardware')} auto: no profile for device {reported!r}; {str(error).split(': ', 1)[-1]}"
-        ) from None

@@ -11,6 +11,7 @@ import torch
 
 from sglang.srt.blend.core.cost.engines import load_engine
 from sglang.srt.blend.core.cost.step_time import StepTimeModel, StepWork
+from sglang.srt.blend.runtime.step_work import Work, batch_work, is_middle_chunk
 from sglang.srt.hardware_backend.simulated_gpu.step_log import StepLog
 from sglang.srt.managers.utils import GenerationBatchResult
 
@@ -23,9 +24,6 @@ OUTPUT_TOKENS = "simulated_output_tokens"
 The scheduler and its policy never look there: to them the length is as unknown as a real model's.
 Without it a request runs to max_new_tokens.
 """
-
-Work = dict[str, float]
-"""Fields of `StepWork` by name; what is missing is 0."""
 
 
 class SimulatedDevice:
@@ -67,13 +65,13 @@ class SimulatedDevice:
     def forward(self, batch: ScheduleBatch) -> GenerationBatchResult:
         """Advance the clock by a batch of upstream's scheduler and return a token for each of its rows."""
         extend = batch.forward_mode.is_extend()
-        work, middle_chunks = self._extend_work(batch) if extend else (self._decode_work(batch), set())
-        self._advance(work, len(batch.reqs))
+        self._advance(batch_work(batch), len(batch.reqs))
         prefills = len(batch.reqs) - len(batch.decoding_reqs or ()) if extend else 0
         tokens = [
-            self._filler[0] if row in middle_chunks else self._next_token(req, prefilled=row < prefills)
-            for row, req in enumerate(batch.reqs)
+            self._filler[0] if is_middle_chunk(req) else self._next_token(req, prefilled=True)
+            for req in batch.reqs[:prefills]
         ]
+        tokens += [self._next_token(req, prefilled=False) for req in batch.reqs[prefills:]]
         if batch.decoding_reqs:
             # Result processing asks for each request of a mixed batch whether it is among these.
             batch.decoding_reqs = _FastMembership(batch.decoding_reqs)
@@ -84,36 +82,6 @@ class SimulatedDevice:
     def forward_split_prefill(self, batch: ScheduleBatch) -> GenerationBatchResult:
         """Only a device whose SMs are divided takes a prefill by layers."""
         raise RuntimeError(f"the {self.engine} engine does not split a prefill by layers")
-
-    def _decode_work(self, batch: ScheduleBatch) -> Work:
-        """Work of a batch in which every row decodes."""
-        return {"decode_rows": len(batch.reqs), "kv_tokens": int(batch.seq_lens_cpu.sum())}
-
-    def _extend_work(self, batch: ScheduleBatch) -> tuple[Work, set[int]]:
-        """Work of a batch that prefills, and its rows whose prompt goes on in a later step."""
-        decoding = len(batch.decoding_reqs or ())  # in a mixed batch they are the last rows
-        prefills = len(batch.reqs) - decoding
-        prefill_tokens = pairs = kv_tokens = finished = 0.0
-        middle = set()
-        for row, (new, cached) in enumerate(zip(batch.extend_lens, batch.prefix_lens, strict=True)):
-            if row >= prefills:
-                kv_tokens += cached + new
-                continue
-            prefill_tokens += new
-            pairs += new * cached + new * (new + 1) / 2
-            req = batch.reqs[row]
-            if req.extend_end < len(req.full_untruncated_fill_ids):
-                middle.add(row)
-            else:
-                finished += 1
-        work = {
-            "prefill_tokens": prefill_tokens,
-            "decode_rows": decoding,
-            "kv_tokens": kv_tokens,
-            "prefill_pairs": pairs,
-            "finished_prefills": finished,
-        }
-        return work, middle
 
     def _advance(self, work: Work, requests: int) -> None:
         """Move the clock by the seconds that this work takes, and log the step."""

@@ -16,7 +16,8 @@ import torch
 from sglang.srt.blend.core.cost.pdmux import Load, PdmuxConfig, PdmuxTimes
 from sglang.srt.blend.core.cost.step_time import StepTimeModel, StepWork
 from sglang.srt.blend.core.cost.two_streams import Stream, TwoStreams
-from sglang.srt.hardware_backend.simulated_gpu.device import SimulatedDevice, Work
+from sglang.srt.blend.runtime.step_work import Work, batch_work
+from sglang.srt.hardware_backend.simulated_gpu.device import SimulatedDevice
 from sglang.srt.managers.utils import GenerationBatchResult
 
 if TYPE_CHECKING:
@@ -71,7 +72,7 @@ class MultiplexedDevice(SimulatedDevice):
                 "the pdmux engine takes prefill by layers: `simulate` and `sglang-batch plan` run it, "
                 "programs and servers on the simulated GPU run alternating, mixed or overlapped"
             )
-        self._decode, self._requests = self._decode_work(batch), len(batch.reqs)
+        self._decode, self._requests = batch_work(batch), len(batch.reqs)
         self._streams.launch(Stream.DECODE, self._load(self._decode, self.sm_counts[self._group][1]))
         tokens = [self._next_token(req, prefilled=False) for req in batch.reqs]
         return _result(tokens)
@@ -80,7 +81,7 @@ class MultiplexedDevice(SimulatedDevice):
         """Launch some layers of a prefill batch; tokens come with the last of them."""
         layers, all_layers = batch.split_forward_count, self.model.shape.layers
         if batch.split_index == 0:
-            self._prefill, _ = self._extend_work(batch)
+            self._prefill = batch_work(batch)
         part = layers / all_layers
         whole = self._load(self._prefill, self.sm_counts[self._group][0])
         self._streams.launch(Stream.PREFILL, Load(part * whole.seconds, whole.bus), part)

@@ -4,6 +4,7 @@ Upstream modules are imported inside methods: the platform is resolved while ``s
 itself still being imported.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -59,6 +60,12 @@ class SimulatedGpuPlatform(CpuDeviceMixin, SRTPlatform):
         if SimulationSettings.from_environment().engine in ("mixed", "overlapped"):
             server_args.enable_mixed_chunk = True
         server_args.sleep_on_idle = True
+
+    def simulated_clock(self, worker: Any) -> Callable[[], float]:
+        """The device's clock, which only its passes move."""
+        from sglang.srt.hardware_backend.simulated_gpu.hooks import device_of
+
+        return lambda: device_of(worker).clock
 
     def init_backend(self) -> None:
         from sglang.srt.hardware_backend.simulated_gpu import hooks

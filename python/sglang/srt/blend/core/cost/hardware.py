@@ -83,6 +83,11 @@ def hardware_names() -> list[str]:
     return list(_datasheets())
 
 
+def known_names(profile: str) -> tuple[str, ...]:
+    """A built-in profile's name and its aliases, as drivers report them."""
+    return (profile, *_datasheets()[profile].get("aliases", ()))
+
+
 def _profile(name: str, entry: dict[str, Any]) -> Hardware:
     fields = {key: value for key, value in entry.items() if key != "aliases"}
     try:
@@ -116,7 +121,7 @@ def load_hardware(name: str) -> Hardware:
             raise ValueError(f"hardware profile {name!r}: not TOML: {error}") from None
         return _profile(entry.pop("name", path.stem), entry)
     for known, entry in _datasheets().items():
-        if name.lower() in (known, *(alias.lower() for alias in entry.get("aliases", ()))):
+        if name.lower() in (alias.lower() for alias in known_names(known)):
             return _profile(known, entry)
     raise ValueError(
         f"hardware profile {name!r}: unknown; choose one of {', '.join(hardware_names())}, "

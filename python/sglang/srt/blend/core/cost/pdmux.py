@@ -30,9 +30,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sglang.srt.blend.core.cost.gemm_profile import kernel_figures
+from sglang.srt.blend.core.cost.gemm_profile import compute_within, kernel_figures, roofline
 from sglang.srt.blend.core.cost.hardware import Hardware
-from sglang.srt.blend.core.cost.step_time import ROOFLINE_NORM, StepParts, StepTimeModel, StepWork
+from sglang.srt.blend.core.cost.step_time import StepParts, StepTimeModel, StepWork
 
 Floats = NDArray[np.float64]
 
@@ -220,10 +220,7 @@ class PdmuxTimes:
     def _load(self, parts: StepParts, sms: float) -> Load:
         share, bandwidth = sms / self.total, self.bandwidth(sms)
         floor = np.minimum(parts.weight_read, parts.gemm)
-        compute = (parts.gemm**ROOFLINE_NORM - floor**ROOFLINE_NORM) ** (1.0 / ROOFLINE_NORM)
-        gemm = ((floor / bandwidth) ** ROOFLINE_NORM + (compute / share) ** ROOFLINE_NORM) ** (
-            1.0 / ROOFLINE_NORM
-        )
+        gemm = roofline(floor / bandwidth, compute_within(parts.gemm, floor) / share)
         moved = parts.other + parts.decode_attention
         seconds = gemm + moved / bandwidth + parts.prefill_attention / share + parts.all_reduce
         bus = (floor + moved) / np.where(seconds > 0.0, seconds, 1.0)

@@ -8,23 +8,25 @@ broadcast, so a log of a million steps is one call.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from sglang.srt.blend.core.cost.gemm_profile import GemmProfile, find_gemm_profile, kernel_figures
+from sglang.srt.blend.core.cost.correction import AS_TOLD, Correction
+from sglang.srt.blend.core.cost.gemm_profile import (
+    TILE_ROWS,
+    GemmProfile,
+    find_gemm_profile,
+    kernel_figures,
+    roofline,
+    whole_tiles,
+)
 from sglang.srt.blend.core.cost.hardware import Hardware
 from sglang.srt.blend.core.cost.model_shape import ModelShape
 
 Floats = NDArray[np.float64]
-
-# Datasheet only: a GEMM is limited by weights for few tokens and by FLOPs for many, and pays part of both
-# in between. The p-norm of the two limits with this exponent stays within 11% of a measured Llama-3-8B
-# layer on an A100 from 1 to 1024 tokens.
-ROOFLINE_NORM = 1.35
-"""Exponent of the norm that joins the two limits of a GEMM."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +146,7 @@ class StepTimeModel:
         hardware: one rank's accelerator.
         assumptions: to see what depends on them; None takes those that the hardware profile replaces from
             there and the others as stated.
+        correction: of the profile, as steps have shown it.
 
     Raises:
         ValueError: more than one rank, and the rate of the links between them is not known.
@@ -151,20 +154,30 @@ class StepTimeModel:
     Attributes:
         profile: the measured GEMM series in use, or None. Tables are BF16 and dense: quantised weights and
             mixtures of experts, which read other bytes per parameter, use the datasheet.
+        tile: rows that GEMMs are known to work on at once; 1 where nothing is known.
     """
 
     def __init__(
-        self, shape: ModelShape, hardware: Hardware, *, assumptions: Assumptions | None = None
+        self,
+        shape: ModelShape,
+        hardware: Hardware,
+        *,
+        assumptions: Assumptions | None = None,
+        correction: Correction = AS_TOLD,
     ) -> None:
         self.shape = shape
-        self.hardware = hardware
-        self.assumptions = assumptions or Assumptions.default(**hardware.assumed)
+        self.hardware = hardware = correction.of(hardware)
+        assumed = assumptions or Assumptions.default(**hardware.assumed)
+        self.assumptions = replace(assumed, step_overhead=correction.overhead * assumed.step_overhead)
         self._layer_params = (shape.gemm_params - shape.head_params) / shape.layers
         self.profile: GemmProfile | None = None
-        if abs(shape.weight_bytes / shape.gemm_params - 2.0) < 0.02:
+        if abs(shape.weight_bytes / shape.gemm_params - 2.0) < 0.02 and not correction.tiled:
             self.profile = find_gemm_profile(
                 hardware.name, layer_params=self._layer_params, tensor_parallel=shape.tensor_parallel
             )
+        if self.profile is not None and correction != AS_TOLD:
+            self.profile = self.profile.slowed(correction.compute, correction.memory)
+        self.tile = TILE_ROWS if self.profile is not None or correction.tiled else 1
         figures: dict[str, Any] = kernel_figures()
         measured = self.profile is not None
         decode = figures["decode_attention"]
@@ -251,10 +264,11 @@ class StepTimeModel:
             return self.profile.gemm_seconds(rows, params)
         n, hardware, shape = np.asarray(rows, np.float64), self.hardware, self.shape
         share = params / shape.gemm_params
+        if self.tile > 1:
+            n = whole_tiles(n)
         floor = share * shape.weight_bytes / self._weight_rate
         work = 2.0 * params * n / (hardware.flops * hardware.gemm_efficiency)
-        both = (floor**ROOFLINE_NORM + work**ROOFLINE_NORM) ** (1.0 / ROOFLINE_NORM)
-        return np.asarray(np.where(n > 0, both, 0.0))
+        return np.asarray(np.where(n > 0, roofline(floor, work), 0.0))
 
     def other(self, rows: ArrayLike) -> Floats:
         """Seconds of norms, activations and other small operators over `rows`; 0 where not measured."""

@@ -111,6 +111,10 @@ class PoolClock:
         self._times, self._capacity = times, kv_capacity
         self._speculation = speculation or Speculation()
 
+    def correct(self, times: StepTimeModel) -> None:
+        """Model with other times from here on."""
+        self._times = times
+
     def outlook(self, table: RequestTable, done: WorkDone, running: Running) -> Outlook:
         """Say how far a pool is; O(n) for n requests that wait or run.
 

@@ -176,7 +176,7 @@ class Pacer:
         self.overlapped = engine == "overlapped"
         self._capacity = kv_capacity
         # Paper A.2: multiples of 128 tokens, where kernels were measured to work on them.
-        self._tile = TILE_ROWS if times.profile is not None else 1
+        self._tile = times.tile
         self._rows = np.arange(0, _MAX_ROWS + 1, TILE_ROWS, dtype=np.float64)
         compute = times.gemm(self._rows, 1) + times.other(self._rows) + times.all_reduce(self._rows)
         # Strictly increasing, so that it can be inverted: measured times have flat places.

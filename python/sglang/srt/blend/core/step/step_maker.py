@@ -28,6 +28,7 @@ class StepMaker:
 
     Attributes:
         memory: what one step leaves to the next.
+        pacer: as given.
     """
 
     def __init__(
@@ -38,7 +39,7 @@ class StepMaker:
         patience: float = float("inf"),
     ) -> None:
         self.memory = StepMemory(leader_lag)
-        self._ledger, self._pacer = ledger, pacer
+        self._ledger, self.pacer = ledger, pacer
         self._patience = Patience(ledger.table, patience)
 
     def everything_fits(self, max_proposals: int) -> bool:
@@ -49,7 +50,7 @@ class StepMaker:
         """
         ledger, memory = self._ledger, self.memory
         fits = ledger.table.num_waiting <= max_proposals and ledger.fits_entirely()
-        left_over = self._pacer is not None and ledger.scanner.num_waiting > 0
+        left_over = self.pacer is not None and ledger.scanner.num_waiting > 0
         memory.draining = left_over and (memory.draining or not fits)
         return fits and not memory.draining
 
@@ -92,7 +93,7 @@ class StepMaker:
             limits=limits,
             quota=quota,
             surplus=surplus,
-            overlaps=self._pacer is not None and self._pacer.overlapped,
+            overlaps=self.pacer is not None and self.pacer.overlapped,
             proposals=proposals,
             first=first,
             everything_fits=everything_fits,
@@ -141,9 +142,9 @@ class StepMaker:
 
     def _quota(self, progress: Progress) -> Quota | None:
         """What the pacer asks of a step; None while there is no pacer, or nothing runs that it could pace."""
-        if self._pacer is None or not len(progress.slots):
+        if self.pacer is None or not len(progress.slots):
             return None
-        return self._pacer.quota(
+        return self.pacer.quota(
             self._ledger.work_left(progress),
             decode_rows=self._ledger.speculation.draft_tokens * len(progress.slots),
             kv_tokens=float(progress.context.sum()),
