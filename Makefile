@@ -14,7 +14,7 @@ LAST := test/runtime/ test/batch/
 TESTS := $(wildcard test/test_*.py) $(filter-out $(LAST) $(ALONE),$(sort $(wildcard test/*/))) $(LAST)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-versions faults bench-cpu-quick gpu-check kernels-asan paper paper-quick lint format clean
+.PHONY: help setup demo test test-versions test-clients faults bench-cpu-quick gpu-check kernels-asan paper paper-quick lint format clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -50,6 +50,12 @@ SGLANG_VERSIONS ?= 0.5.22 0.5.23
 
 test-versions: setup ## What touches SGLang, under each supported version of it (120 MB for each other one, kept)
 	@for version in $(SGLANG_VERSIONS); do test/versions/run.sh $(VENV) $$version || exit 1; done
+
+# Of the official client; constraints.txt pins another one between them.
+OPENAI_VERSIONS ?= 1.109.1 3.57.0
+
+test-clients: setup ## The service's API with other versions of the openai client (kept)
+	@for version in $(OPENAI_VERSIONS); do test/versions/openai.sh $(VENV) $$version || exit 1; done
 
 QUICK := bench-cpu-quick
 QUICK_POLICIES := --only fcfs $(foreach policy,fcfs lof blend,--only "$(policy), mixed chunk")
