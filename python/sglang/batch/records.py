@@ -21,6 +21,7 @@ import msgspec
 from sglang.batch.endpoints import ENDPOINTS
 from sglang.batch.input.lines import Line
 from sglang.batch.input.rows import ROW_PROBLEM
+from sglang.batch.input.seen import Seen
 
 MAX_QUOTED = 80
 """Characters of a user's own value that an error message repeats."""
@@ -138,16 +139,12 @@ def parse_line(line: int, raw: bytes) -> BatchRequest | BatchFailure:
 
 
 def parse_lines(lines: Iterable[Line]) -> Iterator[BatchRequest | BatchFailure]:
-    """Read the lines of one batch. A custom_id belongs to the first line that has it."""
-    seen: set[str] = set()
-    for line in lines:
-        item = parse_line(line.number, line.text)
-        if item.custom_id in seen:
-            yield duplicate(item)
-            continue
-        if item.custom_id is not None:
-            seen.add(item.custom_id)
-        yield item
+    """Read the lines of one batch, in bounded memory. A custom_id belongs to the first line that has it."""
+    with Seen() as seen:
+        for line in lines:
+            item = parse_line(line.number, line.text)
+            new = item.custom_id is None or seen.add(_id_hash(item.custom_id))
+            yield item if new else duplicate(item)
 
 
 def duplicate(request: BatchRequest | BatchFailure) -> BatchFailure:
@@ -274,7 +271,11 @@ def custom_id(raw: bytes) -> str | None:
 def custom_id_hash(raw: bytes) -> bytes | None:
     """Hash a line's custom_id, 16 bytes; None where it has no usable one."""
     found = custom_id(raw)
-    return None if found is None else digest(found.encode("utf-8", "surrogatepass"))
+    return None if found is None else _id_hash(found)
+
+
+def _id_hash(custom_id: str) -> bytes:
+    return digest(custom_id.encode("utf-8", "surrogatepass"))
 
 
 def digest(data: bytes) -> bytes:

@@ -125,6 +125,12 @@ def test_a_batch_that_cannot_end_in_time_gets_no_more_than_others() -> None:
     assert admit(works, 0.0).shares[1] == 0.0
 
 
+def test_a_batch_of_which_nothing_was_measured_is_not_given_up() -> None:
+    works = [BatchWork("a", 4.0, 9e9, 9e9, 3600.0)]
+    guessed = BatchWork("b", 4.0, 900.0, 810.0, 36_000.0, known=False)
+    assert admit([*works, guessed], 0.0).shares[1] == MOST_HURRIED
+
+
 def test_the_nearest_deadline_leaves_a_tenth_to_other_keys() -> None:
     works = [BatchWork("a", 4.0, 9e9, 9e9, 36_000.0), BatchWork("b", 4.0, 900.0, 810.0, 900.0)]
     assert admit(works, 0.0).shares[1] == MOST_HURRIED

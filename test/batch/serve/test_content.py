@@ -1,6 +1,8 @@
 """What is wrong with a file, by code and line."""
 
 import gzip
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -67,3 +69,31 @@ def test_lines_and_model_are_told(tmp_path: Path) -> None:
     path.write_bytes(request("a") + request("b", model="m"))
     found = check_content(path, endpoint=URL, most=9)
     assert (found.lines, found.model) == (2, "m")
+
+
+WATCHED = """
+import light_sglang, re, sys
+from pathlib import Path
+from sglang.batch.serve.content import check_content
+
+def most() -> int:
+    return int(re.findall(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[0])
+
+before = most()
+found = check_content(Path(sys.argv[1]), endpoint="/v1/completions", most=10**9)
+print(found.lines, [(error["code"], error["line"]) for error in found.errors], (most() - before) / 1024)
+"""
+
+
+def test_a_duplicate_among_very_many_long_ids_is_found_in_bounded_memory(tmp_path: Path) -> None:
+    count, path = 100_000, tmp_path / "input.jsonl"
+    with path.open("wb") as file:
+        file.writelines(request(f"{i:0300}") for i in range(count))
+        file.write(request(f"{5:0300}"))
+    faults = Path(__file__).parents[2] / "faults"
+    done = subprocess.run(
+        [sys.executable, "-c", WATCHED, str(path)], capture_output=True, text=True, check=True, cwd=faults
+    )
+    found, megabytes = done.stdout.rsplit(maxsplit=1)
+    assert found == f"{count + 1} [('duplicate_custom_id', {count + 1})]"
+    assert float(megabytes) < 20, "ids as they are would take 35"

@@ -27,6 +27,8 @@ class Engine:
     done: list[tuple[str, float]] = field(default_factory=list)
     tasks: list["asyncio.Task[None]"] = field(default_factory=list)
     left: dict[str, int] = field(default_factory=dict)
+    times: dict[str, float] = field(default_factory=dict)
+    """What a line costs, by batch, in times of `line_seconds`."""
 
     def __post_init__(self) -> None:
         self.room = Room(self.places, clock=lambda: self.now)
@@ -43,7 +45,7 @@ class Engine:
             ended = asyncio.get_running_loop().create_future()
             self.running.append((not place.hurried, name, ended))
             await ended
-            place.cost = 100.0
+            place.cost = 100.0 * self.times.get(name, 1.0)
             self.left[name] -= 1
 
     async def run(self, lines: int | None = None) -> list[str]:
@@ -54,7 +56,7 @@ class Engine:
                 break
             chosen = min(self.running, key=lambda one: one[0])
             self.running.remove(chosen)
-            self.now += self.line_seconds
+            self.now += self.line_seconds * self.times.get(chosen[1], 1.0)
             self.done.append((chosen[1], self.now))
             chosen[2].set_result(None)
         await self._settle()
@@ -102,6 +104,19 @@ def test_a_later_batch_with_a_nearer_deadline_ends_in_time() -> None:
         assert engine.ended("long") == 660.0, "the engine stood still"
         between = [name for name, second in engine.done if 60.0 < second < 200.0]
         assert between.count("long") > 20, "more was hurried than the deadline needs"
+
+    run(test)
+
+
+def test_short_lines_that_might_take_as_long_as_those_before_them_are_not_given_up() -> None:
+    async def test() -> None:
+        engine = Engine(line_seconds=0.05, times={"long": 10.0})
+        engine.batch("long", 400)
+        await engine.run(60)
+        engine.batch("short", 200, window=40.0)
+        await engine.run()
+        assert engine.ended("short") <= 30.0 + 40.0, "it was given up, as if each line took 0.5 s"
+        assert engine.ended("long") == pytest.approx(210.0), "the engine stood still"
 
     run(test)
 

@@ -49,6 +49,7 @@ class BatchWork:
         waiting: of lines that the engine does not have.
         free: of lines that the engine has and orders as it likes.
         hurried: of lines that the engine has and takes first.
+        known: whether what its lines take was measured; what is only expected may be many times too much.
     """
 
     key: str
@@ -58,6 +59,7 @@ class BatchWork:
     waiting: float
     free: float = 0.0
     hurried: float = 0.0
+    known: bool = True
 
     @property
     def work(self) -> float:
@@ -114,7 +116,8 @@ def at_risk(batches: Sequence[BatchWork], now: float, *, sure: bool = True) -> l
 
 
 def _is_hopeless(batch: BatchWork, now: float) -> bool:
-    return batch.work > HOPELESS * (batch.deadline - now)
+    # Of one that is not known it is too early to say: its first lines, hurried, will tell.
+    return batch.known and batch.work > HOPELESS * (batch.deadline - now)
 
 
 def _for_deadlines(batches: Sequence[BatchWork], now: float, sure: bool) -> list[float]:

@@ -24,6 +24,7 @@ from sglang.batch.serve.quotas import check_batch, check_upload
 from sglang.batch.serve.service import Service
 from sglang.batch.serve.status_page import PAGE_HEADERS, render
 from sglang.batch.serve.store import BatchRow, CreateBatch, NotFound
+from sglang.batch.serve.tracing import Tracing
 from sglang.batch.serve.upload import BadUpload, TooLarge, receive
 
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
@@ -86,11 +87,12 @@ router = APIRouter(prefix="/v1", responses=ERRORS)
 seen = APIRouter(include_in_schema=False)
 
 
-def make_app(service: Service, log_format: str = FORMATS[0]) -> FastAPI:
+def make_app(service: Service, log_format: str = FORMATS[0], tracing: Tracing | None = None) -> FastAPI:
     """Make the application.
 
     Args:
         log_format: of what is told of requests, see `log.FORMATS`.
+        tracing: makes spans of requests.
     """
     app = FastAPI(title="sglang-batch serve", docs_url=None, redoc_url=None)
     app.state.service = service
@@ -100,6 +102,8 @@ def make_app(service: Service, log_format: str = FORMATS[0]) -> FastAPI:
     app.add_middleware(bodies.Bounded)
     app.add_middleware(Requests, style=log_format)
     add_error_handlers(app)
+    if tracing is not None:
+        tracing.watch(app)
     for path in app.openapi()["paths"].values():
         for operation in path.values():
             operation["responses"].pop("422", None)  # FastAPI's own, which `_invalid` replaces

@@ -17,6 +17,7 @@ from sglang.batch.serve.keys import Keys, read_keys
 from sglang.batch.serve.log import FORMATS
 from sglang.batch.serve.online import DEFAULT_MOST
 from sglang.batch.serve.quotas import Quotas
+from sglang.batch.serve.tracing import Tracing, otlp
 from sglang.batch.server_flags import with_defaults
 from sglang.batch.usage import BadUsage, check_folder
 
@@ -55,6 +56,7 @@ class ServeArguments:
         start_timeout: seconds that the engine has to start.
         stall_timeout: seconds without any progress after which the engine counts as dead.
         log_format: of what the operator is told, see `log.FORMATS`.
+        tracing: makes spans, if any.
         server: flags for the server's own parser; none for a remote engine.
         remote: running servers that answer; None for an engine of the service's own.
     """
@@ -75,6 +77,7 @@ class ServeArguments:
     stall_timeout: float
     media: MediaPolicy
     log_format: str
+    tracing: Tracing
     server: list[str]
     remote: RemoteArguments | None
 
@@ -143,6 +146,12 @@ def _add_log(parser: argparse.ArgumentParser) -> None:
         default=FORMATS[0],
         help="of what is told on stderr; as json also a line for each request, never with what is in it"
         " (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--otel",
+        action="store_true",
+        help="send spans of requests and batches to an OpenTelemetry collector (OTLP over HTTP), never with"
+        " what is in a request; OTEL_EXPORTER_OTLP_ENDPOINT says where, the other OTEL_* variables count too",
     )
 
 
@@ -235,6 +244,7 @@ def check_serve(options: argparse.Namespace, rest: Sequence[str]) -> ServeArgume
         stall_timeout=options.stall_timeout,
         media=media_policy(options),
         log_format=options.log_format,
+        tracing=otlp() if options.otel else Tracing(),
         server=with_defaults(rest) if remote is None else [],
         remote=remote,
     )

@@ -15,7 +15,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, asynccontextmanager, suppress
+from contextlib import AbstractContextManager, AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
@@ -43,6 +43,7 @@ from sglang.batch.serve.room import Terms
 from sglang.batch.serve.shared_engine import SharedEngine
 from sglang.batch.serve.store import BatchRow, Counts, Store
 from sglang.batch.serve.sums import OPEN
+from sglang.batch.serve.tracing import Tracing
 from sglang.batch.serve.turns import Turns
 from sglang.batch.usage import BadUsage
 
@@ -90,6 +91,7 @@ class Batches:
     Args:
         engine: for all of them.
         say: tells the operator.
+        tracing: makes spans of batches.
 
     Attributes:
         failed: completed with the error that ends the service.
@@ -97,7 +99,12 @@ class Batches:
     """
 
     def __init__(
-        self, store: Store, engine: SharedEngine, limits: BatchLimits, say: Callable[[str], object]
+        self,
+        store: Store,
+        engine: SharedEngine,
+        limits: BatchLimits,
+        say: Callable[[str], object],
+        tracing: Tracing,
     ) -> None:
         self.failed: asyncio.Future[Exception] = asyncio.get_running_loop().create_future()
         self.error_codes: Counter[str] = Counter()
@@ -105,6 +112,7 @@ class Batches:
         self._engine = engine
         self._limits = limits
         self._say = say
+        self._tracing = tracing
         self._turns = Turns(engine.room)
         self._lengths = Lengths(str(limits.identity.get(FILES) or limits.identity.get("--model-path")))
         self._lengths.load(store.lengths)
@@ -180,21 +188,16 @@ class Batches:
             await asyncio.wait(set(self._tasks))
 
     async def _carry(self, id: str, live: Live) -> None:
-        expiry = None
         try:
-            batch = self._store.batch(id)
-            left = (batch.times["expires_at"] or 0) - time.time()
-            expiry = asyncio.get_running_loop().call_later(max(left, 0), live.end, EXPIRED)
-            if batch.status == "cancelling":
-                live.end(CANCELLED)
-            elif left <= 0:
-                live.end(EXPIRED)
-            if batch.times["in_progress_at"] is None and not await self._validated(batch):
-                return
-            live.lines = self._store.batch(id).counts.total
-            async with self._turns.turn(live.terms, live.lines, live.stops):
-                if not self._stopping:
-                    await self._run(self._store.batch(id), live)
+            with self._tracing.span("batch", id=id) as note:
+                batch = self._store.batch(id)
+                note("endpoint", batch.request.endpoint)
+                with _expiring(batch, live):
+                    await self._carry_on(batch, live)
+                batch = self._store.batch(id)
+                note("status", batch.status)
+                note("answered", batch.counts.completed)
+                note("failed", batch.counts.failed)
         except BadUsage as error:
             if live.tally is not None:
                 self._store.set_counts(id, counts(live.tally))
@@ -203,10 +206,20 @@ class Batches:
             if not self.failed.done():
                 self.failed.set_result(error)
         finally:
-            if expiry is not None:
-                expiry.cancel()
             self._forecaster.ended(id, live)
             self._live.pop(id, None)
+
+    async def _carry_on(self, batch: BatchRow, live: Live) -> None:
+        if batch.times["in_progress_at"] is None:
+            with self._tracing.span("batch.validate"):
+                if not await self._validated(batch):
+                    return
+        live.lines = self._store.batch(batch.id).counts.total
+        async with AsyncExitStack() as stack:
+            with self._tracing.span("batch.wait"):
+                await stack.enter_async_context(self._turns.turn(live.terms, live.lines, live.stops))
+            if not self._stopping:
+                await self._run(self._store.batch(batch.id), live)
 
     async def _validated(self, batch: BatchRow) -> bool:
         """Check a batch's lines; returns whether they are to be run, or at least recorded."""
@@ -240,13 +253,15 @@ class Batches:
             live.twins = job.journal.twins.count()
             try:
                 if tally.done < tally.lines and live.ending is None:
-                    await self._run_lines(batch, job, live)
+                    with self._tracing.span("batch.run", lines=tally.lines - tally.done):
+                        await self._run_lines(batch, job, live)
             except Stopped:
                 if live.ending is None:
                     return  # the service ends
             if live.ending is not None:
                 await self._close_lines(job, tally, live.ending)
-            await self._finish(batch, job, tally)
+            with self._tracing.span("batch.finish"):
+                await self._finish(batch, job, tally)
 
     async def _run_lines(self, batch: BatchRow, job: OpenJob, live: Live) -> None:
         tally = live.tally
@@ -339,7 +354,26 @@ class Batches:
             journal.close()
 
     def _saying(self, batch: BatchRow) -> Callable[[str], object]:
-        return lambda text: self._say(f"{batch.id}: {text}")
+        def say(text: str) -> None:
+            self._say(f"{batch.id}: {text}")
+            self._tracing.event(text)
+
+        return say
+
+
+@contextmanager
+def _expiring(batch: BatchRow, live: Live) -> Iterator[None]:
+    """End a batch when its window is over, or at once if it is not to go on."""
+    left = (batch.times["expires_at"] or 0) - time.time()
+    expiry = asyncio.get_running_loop().call_later(max(left, 0), live.end, EXPIRED)
+    if batch.status == "cancelling":
+        live.end(CANCELLED)
+    elif left <= 0:
+        live.end(EXPIRED)
+    try:
+        yield
+    finally:
+        expiry.cancel()
 
 
 def terms(batch: BatchRow) -> Terms:

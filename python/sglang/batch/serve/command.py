@@ -207,7 +207,7 @@ async def _serve(
         plans=served.plans,
         gpus=served.gpus,
     )
-    batches = Batches(store, engine, limits, say)
+    batches = Batches(store, engine, limits, say, arguments.tracing)
     batches.go_on()
     service = Service(
         store,
@@ -244,12 +244,13 @@ async def _serve(
         await batches.stop()
         await asyncio.wait({answering}, timeout=2 * LAST_REPLIES)
         await engine.stop()
+        await asyncio.to_thread(arguments.tracing.shutdown)
 
 
 def _server(service: Service, arguments: ServeArguments) -> _Server:
     return _Server(
         uvicorn.Config(
-            make_app(service, arguments.log_format),
+            make_app(service, arguments.log_format, arguments.tracing),
             log_level="warning",
             access_log=False,
             timeout_graceful_shutdown=LAST_REPLIES,

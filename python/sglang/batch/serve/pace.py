@@ -49,9 +49,14 @@ class Costs:
         self.total += cost
 
     @property
+    def known(self) -> bool:
+        """Whether enough of them were measured."""
+        return self.lines >= ENOUGH
+
+    @property
     def mean(self) -> float | None:
         """Of a line, in prompt tokens; None while nothing is known."""
-        return self.total / self.lines if self.lines >= ENOUGH else self.expected
+        return self.total / self.lines if self.known else self.expected
 
 
 class Pace:

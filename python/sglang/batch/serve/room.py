@@ -83,6 +83,7 @@ class Seat:
             waiting=unit * max(self.lines_left() - self.free - self.hurried, 0),
             free=unit * self.free,
             hurried=unit * self.hurried,
+            known=self.costs.known,
         )
 
 
