@@ -15,7 +15,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sglang.srt.blend.core.cost.cost_model import CostModel
-from sglang.srt.blend.core.order.begun import held_tokens
 from sglang.srt.blend.core.order.plan import (
     OrderedWindow,
     Plan,
@@ -365,8 +364,5 @@ class Planner:
 
     def _order_waiting(self, planned: NDArray[np.bool_]) -> OrderedWindow:
         """Density order of the planned ones of the sorted requests."""
-        every, table = self.pool.prompts, self.table
-        held = held_tokens(every.common, table.state[every.slots] == State.RUNNING)[planned]
-        return order_window(
-            every.subset(planned), table, self.cost_model, self.options, self.kv_capacity, held
-        )
+        prompts, table = self.pool.prompts, self.table
+        return order_window(prompts, planned, table, self.cost_model, self.options, self.kv_capacity)

@@ -9,10 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sglang.srt.blend.core.cost.cost_model import CostModel
-from sglang.srt.blend.core.order.begun import begun_requests
+from sglang.srt.blend.core.order.begun import begun_requests, held_tokens
 from sglang.srt.blend.core.order.ordering import DensityOrder, order_by_density, order_of_arrival
 from sglang.srt.blend.core.pool.prefix_tree import ResourceAwarePrefixTree, densities
-from sglang.srt.blend.core.pool.request_table import RequestTable
+from sglang.srt.blend.core.pool.request_table import RequestTable, State
 from sglang.srt.blend.core.pool.sorted_prompts import SortedPrompts
 from sglang.srt.blend.core.step.dual_scan import ScanOrder, scan_to_the_end
 from sglang.srt.blend.core.step.partition import share_tokens
@@ -116,19 +116,22 @@ def _alike(tree: ResourceAwarePrefixTree, prompt: Ints, estimate: Ints, generate
 
 def order_window(
     prompts: SortedPrompts,
+    planned: NDArray[np.bool_],
     table: RequestTable,
     cost_model: CostModel,
     options: PlannerOptions,
     kv_capacity: int,
-    held: Ints | None = None,
 ) -> OrderedWindow:
     """Sort by density, split and merge requests; those that are all alike go in order of arrival.
 
     Args:
-        prompts: (n,) waiting requests.
-        held: (n,) prompt tokens of each that requests that run hold; none by default.
+        prompts: (n,) requests that wait, run or are remembered.
+        planned: (n,) which of them to order; they wait.
         kv_capacity: tokens.
     """
+    running = table.state[prompts.slots] == State.RUNNING
+    held = held_tokens(prompts.common, running)[planned]
+    prompts = prompts.subset(planned)
     slots = prompts.slots
     prompt, output = table.work(slots)
     output = np.maximum(output, 1)
@@ -143,12 +146,10 @@ def order_window(
             sharing_budget=options.sharing_budget,
             group_tokens=int(kv_capacity * options.group_fraction),
             split=options.split,
-            begun=None if held is None else begun_requests(tree, held, kv_capacity),
+            begun=begun_requests(tree, held, kv_capacity),
         )
     order = density.order
-    new_tokens = prompt[order] - density.shared
-    if held is not None:
-        new_tokens = np.minimum(new_tokens, prompt[order] - held[order])
+    new_tokens = prompt[order] - np.maximum(density.shared, held[order])
     return OrderedWindow(
         slots=slots[order],
         density=density,
