@@ -180,8 +180,9 @@ def lone_scheduler(
         "max_total_tokens": 4096,
         "max_running_requests": 64,
         "chunked_prefill_size": 512,
-        "blend_measure": "off",  # decisions do not depend on how fast this machine happens to be
     }
+    if server_args.get("schedule_policy") == "blend":  # the flag is there whenever the plugin is
+        defaults["blend_measure"] = "off"  # decisions do not depend on how fast this machine happens to be
     lone = LoneScheduler()
     with driver.lone_scheduler(checkpoint, lone.deliver, **(defaults | server_args)) as scheduler:
         lone.scheduler = scheduler

@@ -369,7 +369,7 @@ def test_media_tokens_are_counted_from_their_offsets():
 def test_an_image_makes_its_request_more_compute_intensive(make_pool):
     pool = make_pool()
     pool.encoder = EncoderCost(params=1e9, patches_per_token=4, flops=312e12)
-    image = SimpleNamespace(mm_items=[SimpleNamespace(offsets=[(0, 49)])])
+    image = SimpleNamespace(mm_items=[SimpleNamespace(offsets=[(0, 499)])])
     queue = [request(60, 60), request([*range(500, 560)], 60, multimodal_inputs=image)]
     pool.synchronise(queue)
     pool.planner.replan()
