@@ -148,7 +148,7 @@ class Stream:
             f"r{request}",
             self.requests.prompt_tokens(request),
             max_new_tokens=int(self.requests.max_new_tokens[request]),
-            **({"priority": URGENT} if request >= self.batch else {}),
+            priority=URGENT if request >= self.batch else None,
         )
 
     def waits(self, online: bool) -> NDArray[np.float64]:
@@ -246,7 +246,8 @@ def main() -> int:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every run")
     arguments = parser.parse_args()
     logging.disable(logging.ERROR)  # each scheduler's start
-    code, rows = provenance.commit(), []
+    code = provenance.commit()
+    rows: list[Row] = []
     for engine in arguments.engine or ENGINES:
         rows += table(engine, arguments.requests, arguments.online, arguments.spread, arguments.seed)
     print("\n".join(report(rows)))
