@@ -65,6 +65,7 @@ class MeasuredHardware:
         self._times = StepTimes()
         self._seen, self._next = 0, _WARM_UP + _FIRST
         self.seconds = self.predicted_seconds = 0.0
+        self._pool_over = False
         self._summed = self._reported = 0  # steps
 
     def add(self, work: Work, seconds: float) -> None:
@@ -77,7 +78,9 @@ class MeasuredHardware:
             self._sum_up()
 
     def correct(self) -> None:
-        """Between two steps: judge the profile if it is time, and correct it if it is wrong."""
+        """Before a step begins: judge the profile if it is time, and correct it if it is wrong."""
+        if self._pool_over:
+            self._say_how_well()
         if self._seen < self._next:
             return
         self._next = self._seen + min(self._seen, WINDOW)
@@ -104,7 +107,11 @@ class MeasuredHardware:
         )
 
     def pool_ended(self) -> None:
-        """Nothing waits or runs any more: say how well the pool's steps were predicted, if it had many."""
+        """Nothing waits or runs any more: the next step begins with a line on how well steps were predicted."""
+        self._pool_over = True
+
+    def _say_how_well(self) -> None:
+        self._pool_over = False
         if self._decides and self._times.count - self._reported >= WINDOW:
             self._reported = self._times.count
             logger.info("blend: %s", self.report().line)

@@ -99,6 +99,7 @@ def _time_step(original: Callable[..., Any], scheduler: Any, batch: Any, *args: 
     stopwatch = scheduler.blend.stopwatch if _is_blend(scheduler) else None
     if stopwatch is None:
         return original(scheduler, batch, *args, **kwargs)
+    scheduler.blend.measured.correct()
     stopwatch.launching(batch)
     result = original(scheduler, batch, *args, **kwargs)
     stopwatch.launched()
@@ -108,8 +109,8 @@ def _time_step(original: Callable[..., Any], scheduler: Any, batch: Any, *args: 
 def _note_result(_result: Any, scheduler: Any, *_: Any, **__: Any) -> None:
     blend = scheduler.blend if _is_blend(scheduler) else None
     if blend is not None and blend.stopwatch is not None:
+        # Answers are on their way, and a client may ask for the next thing: nothing here may take time.
         blend.stopwatch.result()
-        blend.measured.correct()
         if blend.pool.is_empty:
             blend.measured.pool_ended()
 
