@@ -107,7 +107,7 @@ class MeasuredHardware:
         )
 
     def pool_ended(self) -> None:
-        """Nothing waits or runs any more: the next step begins with a line on how well steps were predicted."""
+        """Nothing waits or runs any more: the next step begins by saying how well steps were predicted."""
         self._pool_over = True
 
     def _say_how_well(self) -> None:
