@@ -12,11 +12,11 @@ def test_ratios_are_those_of_one_round_and_their_median_counts() -> None:
         {f"{wait}, {when}": ms * slow for wait in WAITS for when, ms in (("alone", 10.0), ("beside", 20.0))}
         for slow in (1.0, 8.0, 2.0)
     ]
-    rounds[0]["spinning, alone"] = 5.0
+    rounds[0]["sleeping, alone"] = 5.0
     figures = summarise(rounds)
     assert figures["by itself, alone, ms"] == 20.0
     assert figures["by itself, beside / alone"] == pytest.approx(2.0)
-    assert figures["alone, by itself / spinning"] == pytest.approx(1.0)
+    assert figures["alone, sleeping / by itself"] == pytest.approx(1.0)
 
 
 def test_the_neighbour_is_gone_afterwards() -> None:

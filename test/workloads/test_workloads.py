@@ -102,7 +102,8 @@ def test_drawn_lengths_keep_mean_and_bounds(mean, spread, seed):
     lengths = LengthDistribution(mean, spread * mean, 4, 8192).draw(1000, np.random.default_rng(seed))
     assert lengths.min() >= 4
     assert lengths.max() <= 8192
-    assert lengths.mean() == pytest.approx(mean, rel=0.03, abs=1)  # whole tokens, and all equal without spread
+    # Whole tokens, and all equal without spread.
+    assert lengths.mean() == pytest.approx(mean, rel=0.03, abs=1)
 
 
 def test_taking_and_concatenating_keep_every_prompt():
