@@ -1,19 +1,15 @@
 """A small run of the benchmark of the driver: every line is counted once."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
+from benchmarks import run_benchmark
 
 
 def test_many_replicas_behind_one_driver_answer_every_line_once(tmp_path: Path) -> None:
     figures = tmp_path / "figures.json"
-    command = [sys.executable, "-m", "benchmark.driver_speed", "--lines", "600", "--replicas", "16"]
-    done = subprocess.run(
-        [*command, "--json", str(figures)], cwd=ROOT, capture_output=True, text=True, timeout=400
-    )
+    sizes = ["--lines", "600", "--replicas", "16"]
+    done = run_benchmark("driver_speed", *sizes, "--json", str(figures), timeout=400)
     assert done.returncode == 0, done.stdout + done.stderr
     report = json.loads(figures.read_text())
     assert report["lines"] == 600

@@ -1,16 +1,13 @@
 """What `benchmark.arrivals` draws, and a small version of it."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from benchmark.arrivals import BAR, BURSTS, KINDS, arrivals, batch
 
-ROOT = Path(__file__).resolve().parents[2]
+from benchmarks import run_benchmark
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -34,14 +31,7 @@ def test_the_batch_has_unknown_lengths_and_documents_that_are_read_in_many_place
 def test_a_small_run_counts_waits_and_compares_with_the_run_that_knew_all(tmp_path: Path) -> None:
     out = tmp_path / "arrivals.json"
     command = ["--engine", "mixed", "--requests", "60", "--online", "6", "--json", str(out)]
-    ended = subprocess.run(
-        [sys.executable, "-m", "benchmark.arrivals", *command],
-        cwd=ROOT,
-        env=os.environ | {"SGLANG_PLATFORM": "simulated_gpu"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    ended = run_benchmark("arrivals", *command, timeout=600, SGLANG_PLATFORM="simulated_gpu")
     assert out.exists(), ended.stderr
     first, *others = json.loads(out.read_text())["runs"]
     assert first["share"] == 1.0

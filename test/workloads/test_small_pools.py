@@ -1,16 +1,14 @@
 """What `benchmark.small_pools` draws and prints, and one of its pools."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from benchmark.small_pools import UPSTREAM, Row, random_pool, report
 
-ROOT = Path(__file__).resolve().parents[2]
+from benchmarks import run_benchmark
+
 NUMBERS = range(60)
 
 
@@ -53,14 +51,7 @@ def test_a_pool_runs_under_blend_and_each_policy_of_sglang(tmp_path: Path) -> No
     out = tmp_path / "pools.json"
     number = min(NUMBERS, key=lambda number: len(random_pool(0, number)[0].tokens))
     command = ["--engine", "mixed", "--pool", str(number), "--json", str(out)]
-    ended = subprocess.run(
-        [sys.executable, "-m", "benchmark.small_pools", *command],
-        cwd=ROOT,
-        env=os.environ | {"SGLANG_PLATFORM": "simulated_gpu"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    ended = run_benchmark("small_pools", *command, timeout=600, SGLANG_PLATFORM="simulated_gpu")
     assert out.exists(), ended.stderr
     written = json.loads(out.read_text())
     (row,) = written["pools"]
