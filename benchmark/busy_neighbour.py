@@ -23,14 +23,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from benchmark import provenance
 from benchmark.cpu.steps import same_length_pool
 from benchmark.offline.configurations import Configuration, Setting, sglang_options, start_sglang
-from benchmark.offline.machine import add_machine_arguments, best_dtype, describe_machine, exit_on_sigterm
+from benchmark.offline.machine import add_machine_arguments, describe_machine, exit_on_sigterm
 from benchmark.offline.pool_file import write_pool
 from benchmark.offline.protocol import Worker
-
-from sglang.batch.smollm2 import resolve_model_path
 
 WAITS = {"by itself": {}, "sleeping": {"OMP_WAIT_POLICY": "passive"}}
 """Environment of each engine. None spins for ever: it would be a neighbour of the other while it rests."""
@@ -54,12 +51,7 @@ def main() -> int:
     add_machine_arguments(parser)
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
-    setting = Setting(
-        model_path=resolve_model_path(arguments.model_path),
-        dtype=best_dtype() if arguments.dtype == "auto" else arguments.dtype,
-        kv_tokens=4096 + arguments.batch * (arguments.steps + 64),
-        threads=arguments.threads,
-    )
+    setting = Setting.of(arguments, kv_tokens=4096 + arguments.batch * (arguments.steps + 64))
     pool = arguments.out / "pool.npz"
     write_pool(pool, same_length_pool(arguments.batch, 32, arguments.steps + 1))
     rounds = measure(setting, pool, arguments.rounds, arguments.out)
@@ -69,7 +61,6 @@ def main() -> int:
     if arguments.json:
         record = {
             "command": shlex.join(["python", "-m", "benchmark.busy_neighbour", *sys.argv[1:]]),
-            "commit": provenance.commit(),
             "seed": 0,
             "machine": describe_machine(),
             "setting": setting.record(),

@@ -20,11 +20,10 @@ from typing import Any
 
 import numpy as np
 from benchmark.offline.configurations import Configuration, Setting, sglang_options, start_sglang
-from benchmark.offline.machine import add_machine_arguments, best_dtype, describe_machine, exit_on_sigterm
+from benchmark.offline.machine import add_machine_arguments, describe_machine, exit_on_sigterm
 from benchmark.offline.pool_file import write_pool
 from benchmark.offline.protocol import Message
 
-from sglang.batch.smollm2 import resolve_model_path
 from sglang.srt.blend.core.pool.workload import Workload
 
 SIDES = {"torch_native": "off", "portable_cpu": "require"}
@@ -45,12 +44,8 @@ def main() -> int:
     add_machine_arguments(parser)
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
-    setting = Setting(
-        model_path=resolve_model_path(arguments.model_path),
-        dtype=best_dtype() if arguments.dtype == "auto" else arguments.dtype,
-        kv_tokens=arguments.batch * (arguments.context + arguments.steps + 8) + 4096,
-        threads=arguments.threads,
-    )
+    tokens = arguments.context + arguments.steps + 8
+    setting = Setting.of(arguments, kv_tokens=arguments.batch * tokens + 4096)
     pool = arguments.out / "pool.npz"
     write_pool(pool, same_length_pool(arguments.batch, arguments.context, arguments.steps + 1))
     rounds: dict[str, list[Message]] = {side: [] for side in SIDES}

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmark.offline.machine import best_dtype
 from benchmark.offline.protocol import Worker
+
+from sglang.batch.smollm2 import resolve_model_path
 
 POLICIES = ("fcfs", "lpm", "dfs-weight", "lof", "random", "blend")
 CONTEXT = 4096
@@ -66,6 +70,16 @@ class Setting:
     hardware: str = "auto"
     context: int = CONTEXT
     vllm_python: str | None = None
+
+    @classmethod
+    def of(cls, arguments: argparse.Namespace, *, kv_tokens: int) -> Setting:
+        """What `add_machine_arguments` has read, with a cache of so many tokens."""
+        return cls(
+            model_path=resolve_model_path(arguments.model_path),
+            dtype=best_dtype() if arguments.dtype == "auto" else arguments.dtype,
+            kv_tokens=kv_tokens,
+            threads=arguments.threads,
+        )
 
     def record(self) -> dict[str, Any]:
         """For results that leave this machine: files by their names alone."""
