@@ -1,7 +1,8 @@
 """What requests and forward passes cost (paper 4.1).
 
 * `model_shape`: the sizes that matter, read from a Hugging Face config.
-* `hardware`: peak rates of a device, from `hardware.toml` or a file.
+* `hardware`: peak rates of a device, from `hardware.toml` or a file; `nearest`: for a device that has none.
+* `correction`: how far a device is from them; `step_fit`: found from its steps; `step_report`: for people.
 * `cost_model`: compute and memory seconds of a request, and its density.
 * `kv_capacity`: bytes and tokens of the KV cache beside the weights.
 * `gemm_profile`: measured GEMM times (`gpu_gemm_profiles.csv`, `gpu_kernels.toml`).

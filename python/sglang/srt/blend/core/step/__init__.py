@@ -4,7 +4,8 @@
 * `step_maker`: begins steps: what to prefill, whom to propose; `step_memory`: what one leaves to the next.
 * `dual_scan`: whom to propose, from both ends (Algorithm 3); `scanner`: the cursors and what each side uses.
 * `partition`: the KV capacity of each side of the density order.
-* `pacing`: how many tokens to prefill so that compute and memory traffic end together.
+* `pacing`: how many tokens to prefill so that compute and memory traffic end together; `fill`: how full the
+  cache is of what requests hold for themselves, measured.
 * `room`: whether one more request fits until its end; `forecast`: future KV use of those who run.
 * `speculation`: how many tokens a step yields for each who runs.
 * `leaders`: a prefix that several requests share is computed by one of them.
