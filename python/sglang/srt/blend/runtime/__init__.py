@@ -10,7 +10,7 @@
 * `pool`: upstream's requests and the planner's slots.
 * `replicas`: which data-parallel replica gets a request.
 * `device`: the profile of this device; `device_speed`: what it does at start-up.
-* `measuring`, `measured_hardware`: steps correct the profile; `stopwatch`, `step_work`: what one took and did.
+* `measuring`, `measured_hardware`: steps correct it; `stopwatch`, `step_work`: what a step took and did.
 * `model_config`: upstream's model config as the cost model wants it; `encoder_cost`, `token_ids`: the same of
   multimodal requests and odd token ids.
 * `metrics`, `prometheus`, `admission_log`: what a user can see.
