@@ -9,9 +9,10 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from sglang.batch.calibrate.measure import Matrix, layer_matrices
+from sglang.batch.calibrate.measure import layer_matrices
 from sglang.batch.usage import BadUsage
 from sglang.srt.blend.core.cost.model_shape import ModelShape
+from sglang.srt.blend.runtime.device_speed import Matrix
 
 LLAMA_3_8B = {
     "hidden_size": 4096,
