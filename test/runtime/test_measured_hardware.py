@@ -83,6 +83,13 @@ def test_a_wrong_profile_is_corrected_within_twenty_steps_and_then_left_alone(to
     assert rank.measured.report().error < 0.1
 
 
+def test_what_no_correction_explains_is_looked_at_ever_more_seldom():
+    rank = Rank("a100-80gb")
+    run(rank, works(0, 40 * WINDOW), noise=1.0)
+    assert set(rank.heard[4:]) == {rank.measured.correction}
+    assert 10 <= len(rank.heard) < 20  # and not once in a window
+
+
 def test_ranks_adopt_the_same_at_the_same_step_whatever_their_clocks_say():
     first, steps = Rank("h100"), works(0, 600)
     second = Rank("h100", decides=False, heard=first.heard)

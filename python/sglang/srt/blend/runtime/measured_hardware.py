@@ -23,6 +23,9 @@ _WARM_UP = 4
 _FIRST = 16
 """Steps after which the profile is judged; then after twice as many, and in the end every `WINDOW`."""
 
+_SELDOM = 4
+"""Windows between two judgements in the end, if no correction is better: looking for one takes 20 ms."""
+
 _TOLERANCE = 0.05
 """Mean relative error up to which a profile is right."""
 
@@ -63,7 +66,7 @@ class MeasuredHardware:
         self.correction = self._prior = correction
         self._fit, self._adopt, self._agree, self._decides = fit, adopt, agree, decides
         self._times = StepTimes()
-        self._seen, self._next = 0, _WARM_UP + _FIRST
+        self._seen, self._next, self._wait = 0, _WARM_UP + _FIRST, WINDOW
         self.seconds = self.predicted_seconds = 0.0
         self._pool_over = False
         self._summed = self._reported = 0  # steps
@@ -83,9 +86,11 @@ class MeasuredHardware:
             self._say_how_well()
         if self._seen < self._next:
             return
-        self._next = self._seen + min(self._seen, WINDOW)
         found = self._agree(self._decide() if self._decides else self.correction)
-        if found == self.correction:
+        in_vain = found == self.correction
+        self._wait = min(2 * self._wait, _SELDOM * WINDOW) if in_vain else WINDOW
+        self._next = self._seen + min(self._seen, self._wait)
+        if in_vain:
             return
         self._sum_up()
         self.correction = found

@@ -70,7 +70,7 @@ class BlendSchedulePolicy(SchedulePolicy):
         pool.synchronise(waiting_queue)
         observe(pool.planner.speculation, pool.holding().values())
         self.step = pool.planner.begin_step(
-            pool.holders(),
+            pool.holders(running_batch),
             self.used_tokens(),
             self.limits,
             first=pool.waiting_slot(waiting_queue[0]) if waiting_queue else None,

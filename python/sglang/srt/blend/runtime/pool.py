@@ -20,9 +20,10 @@ from sglang.srt.blend.core.pool.request_table import State
 from sglang.srt.blend.core.step.outlook import WorkDone
 from sglang.srt.blend.core.step.step import Running, Step
 from sglang.srt.blend.runtime.encoder_cost import EncoderCost, media_tokens
+from sglang.srt.blend.runtime.output_counts import OutputCounts
 from sglang.srt.blend.runtime.queue_order import QueueOrder
 from sglang.srt.blend.runtime.radix.namespaces import Namespaces
-from sglang.srt.blend.runtime.request import Request
+from sglang.srt.blend.runtime.request import Batch, Request
 from sglang.srt.blend.runtime.speculation import observe
 from sglang.srt.blend.runtime.token_ids import fold
 
@@ -75,6 +76,7 @@ class RequestPool:
         self.admissions = self.retractions = self.completions = self.aborts = self.expected = 0
         self._requests: list[Request | None] = []  # by slot
         self._priority = np.zeros(0, np.int64)  # by slot
+        self._output = OutputCounts(self.running.get)
         self._classes: Counter[int] = Counter()  # waiting requests of each priority
         self._released: dict[int, Request] = {}  # KV given back, not yet seen in the queue again
 
@@ -126,6 +128,7 @@ class RequestPool:
         self._leaves_queue(slot)
         self.order.leave(slot)
         self.running[slot] = req
+        self._output.begins(slot, len(req.output_ids))
         self.admissions += 1
         self.prompt_tokens += len(req.origin_input_ids)
         self.cached_tokens += min(cached_tokens, len(req.origin_input_ids))
@@ -172,14 +175,23 @@ class RequestPool:
             return self.running
         return {slot: req for slot, req in self.running.items() if slot not in self._released}
 
-    def holders(self) -> Running:
-        """The same, and how far they are."""
+    def holders(self, batch: Batch | None = None) -> Running:
+        """The same, and how far they are.
+
+        Args:
+            batch: upstream's batch of those that decode. Its columns tell what objects need not be asked
+                for one by one; prompts in chunks and whoever else is not in it have what they had.
+        """
         running = self.holding()
-        n = len(running)
-        return Running(
-            slots=np.fromiter(running, np.int64, n),
-            generated=np.fromiter(map(len, map(_OUTPUT, running.values())), np.int64, n),
-        )
+        n, planner = len(running), self.planner
+        slots = np.fromiter(running, np.int64, n)
+        if (
+            batch is not None
+            and not planner.speculation.ahead
+            and self._output.count(batch, planner.table.store.length)
+        ):
+            return Running(slots, self._output.of(slots))
+        return Running(slots, np.fromiter(map(len, map(_OUTPUT, running.values())), np.int64, n))
 
     # ------------------------------------------------------------- order
 

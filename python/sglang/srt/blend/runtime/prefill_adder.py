@@ -7,6 +7,7 @@ upstream's retraction remains the safety net for forecasts that were too low.
 
 from __future__ import annotations
 
+from operator import not_
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from sglang.srt.blend.core.step.leaders import PrefixKeys
@@ -18,6 +19,9 @@ from sglang.srt.managers.schedule_policy import CLIP_MAX_NEW_TOKENS, AddReqResul
 
 if TYPE_CHECKING:
     from sglang.srt.blend.runtime.parts import BlendParts
+
+
+_FUTURE = PrefillAdder._get_running_request_total_token_offset.__name__
 
 
 class BlendPrefillAdder(PrefillAdder):
@@ -34,9 +38,11 @@ class BlendPrefillAdder(PrefillAdder):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._forecasts = self.blend.policy.limits.forecasts
         self._ahead = self.blend.planner.speculation.ahead
-        self._constructing = True
+        if self._forecasts:
+            # Upstream sums this over everybody who runs; `not_` is 0 for each, without a call into Python.
+            self.__dict__[_FUTURE] = not_
         super().__init__(*args, **kwargs)
-        self._constructing = False
+        self.__dict__.pop(_FUTURE, None)
         self._step = self.blend.policy.step
         if self._forecasts:  # the forecast accounts for what running requests will produce
             self.memory_budget.total_offset = self.memory_budget.current_offset
@@ -155,11 +161,9 @@ class BlendPrefillAdder(PrefillAdder):
         super()._update_prefill_budget(prefix_len, extend_input_len, max_new_tokens, *args, **kwargs)
 
     def _get_running_request_total_token_offset(self, req: Request) -> int:
-        """Output tokens still to come; upstream sums them at construction and weighs preemptions."""
+        """Output tokens still to come; upstream weighs preemptions by them."""
         if not self._forecasts:
             return int(super()._get_running_request_total_token_offset(req))
-        if self._constructing:
-            return 0
         slot = self.blend.pool.slot(req)
         if slot == UNKNOWN:
             return int(super()._get_running_request_total_token_offset(req))

@@ -8,7 +8,10 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Hashable, Mapping, Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    import torch
 
 
 class SamplingParams(Protocol):
@@ -66,10 +69,12 @@ class HeldKV(Protocol):
     """The KV of a request that runs.
 
     Attributes:
+        req_pool_idx: upstream's row of the request; None before it has one.
         kv_committed_len: tokens of it that hold content.
         kv_allocated_len: tokens for which it has been allocated, as many or more.
     """
 
+    req_pool_idx: int | None
     kv_committed_len: int
     kv_allocated_len: int
 
@@ -132,6 +137,20 @@ class Request(Protocol):
 
     def finished(self) -> bool:
         """Whether the answer has ended, by an abort too."""
+
+
+class Batch(Protocol):
+    """Requests that decode together.
+
+    Attributes:
+        reqs: (n,).
+        seq_lens_cpu: (n,) tokens of each that have KV; None where upstream keeps them on the device alone.
+        req_pool_indices_cpu: (n,) row of each.
+    """
+
+    reqs: Sequence[Request]
+    seq_lens_cpu: torch.Tensor | None
+    req_pool_indices_cpu: torch.Tensor
 
 
 class TreeCache(Protocol):

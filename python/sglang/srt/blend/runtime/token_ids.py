@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+from numba import njit
 from numpy.typing import NDArray
 
 _LARGEST = np.int64(2**31 - 1)
@@ -27,9 +28,15 @@ def fold(token_ids: Sequence[int] | NDArray[np.int64]) -> NDArray[np.int32]:
     >>> fold([7, 2**31 - 1, 2**40 + 7]).tolist()
     [7, 2147483647, 1073742087]
     """
-    ids: NDArray[np.int64] = np.asarray(token_ids, dtype=np.int64)
-    if len(ids) and ids.max() > _LARGEST:
-        wide = ids > _LARGEST
-        mixed = ids ^ (ids >> np.int64(32))
-        ids = np.where(wide, (mixed & (_MARK - 1)) | _MARK, ids)
-    return ids.astype(np.int32)
+    return np.asarray(_fold(np.asarray(token_ids, dtype=np.int64)))
+
+
+@njit(cache=True)
+def _fold(ids):  # type: ignore[no-untyped-def]
+    folded = np.empty(len(ids), np.int32)
+    for i in range(len(ids)):
+        token = ids[i]
+        if token > _LARGEST:
+            token = ((token ^ (token >> 32)) & (_MARK - 1)) | _MARK
+        folded[i] = token
+    return folded

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from copy import copy
 from dataclasses import dataclass
 
 import numpy as np
@@ -50,7 +49,7 @@ class Outlook:
 
     def copy(self) -> Outlook:
         """An outlook that goes its own way from here."""
-        return Outlook(copy(self.everybody), copy(self.memory))
+        return Outlook(self.everybody.copy(), self.memory.copy())
 
 
 class Room:
@@ -90,12 +89,14 @@ class Room:
         self._used, self._ahead, self._deviations, self._reserve = used, ahead, deviations, reserve
         self._outlasting, self._capacity, self._page_size = outlasting, capacity, page_size
         preemptible = holders.preemptible
-        # Without preemptible requests: they leave when others need their room.
-        self._promised = self._outlook(holders, ~preemptible)
-        # With them; the same object while there are none.
-        self._crowded = self._promised
+        released = holders.released + ahead
+        everybody = KVForecast(used, holders.ends, released, deviations)
+        # With preemptible requests.
+        self._crowded = self._outlook(holders, everybody, released, np.ones_like(preemptible))
+        # Without: they leave when others need their room. The same object while there are none.
+        self._promised = self._crowded
         if preemptible.any():
-            self._crowded = self._outlook(holders, np.ones_like(preemptible))
+            self._promised = self._outlook(holders, everybody, released, ~preemptible)
         self.kept: list[int] = []
         for i in np.flatnonzero(preemptible).tolist():
             held, left = int(holders.released[i]), int(holders.remaining[i])
@@ -154,15 +155,18 @@ class Room:
         """KV tokens for those of the outlook and one more, less what partly filled pages waste."""
         return self._capacity - (self._page_size - 1) * (len(outlook.everybody) + 1)
 
-    def _outlook(self, holders: Holders, present: NDArray[np.bool_]) -> Outlook:
+    def _outlook(
+        self, holders: Holders, everybody: KVForecast, released: Ints, present: NDArray[np.bool_]
+    ) -> Outlook:
         """The outlook of some of the holders, as if the others had given their KV back."""
-        ends, released = holders.ends, holders.released + self._ahead
-        memory, compute = present & holders.memory_side, present & ~holders.memory_side
-        held = self._used - int(released[~present].sum())
+        memory = present & holders.memory_side
         return Outlook(
-            KVForecast(held, ends[present], released[present], self._deviations),
-            KVForecast(held - int(released[compute].sum()), ends[memory], released[memory], self._deviations),
+            everybody if present.all() else everybody.of_those(present, self._held(released, present)),
+            everybody.of_those(memory, self._held(released, memory)),
         )
+
+    def _held(self, released: Ints, present: NDArray[np.bool_]) -> int:
+        return self._used - int(released[~present].sum())
 
 
 def whole_pages(tokens: int, page_size: int) -> int:
