@@ -12,10 +12,9 @@ from hypothesis import strategies as st
 from pools import llama_on_a100, planner_for, pool, random_pool
 from sglang.srt.blend.core.cost.pdmux import PdmuxConfig, PdmuxTimes
 from sglang.srt.blend.core.cost.step_time import StepTimeModel
-from sglang.srt.blend.core.pool.request_table import State
+from sglang.srt.blend.core.pool.request_table import RequestTable, State
 from sglang.srt.blend.core.step import step as step_module
 from sglang.srt.blend.core.step.batch_pacing import BatchPacer
-from sglang.srt.blend.core.step.leaders import PrefixKeys
 from sglang.srt.blend.core.step.pacing import Pacer
 from sglang.srt.blend.core.step.step import LATE_STEPS, MAX_PASSED_OVER, Running, StepLimits
 from sglang.srt.blend.core.step.step_maker import StepMaker
@@ -163,12 +162,13 @@ def test_a_request_waits_while_another_computes_its_prefix():
     planner = planner_of(pool([[1] * 200 + [i] for i in range(9)], 200), kv_capacity=2000)
     step = begin(planner)
     first, second = step.proposals[:2]
-    prefix = PrefixKeys("two hundred ones")
-    decision = consider(step, planner, first, prefix=prefix)
-    step.admitted(decision, prefill_tokens=201, shared_tokens=0)
-    assert outcome(consider(step, planner, second, prefix=prefix)) == (Verdict.DEFER, Reason.SHARED_PREFIX)
+    admit(step, planner, first)
+    assert outcome(consider(step, planner, second)) == (Verdict.DEFER, Reason.SHARED_PREFIX)
+    assert step.consider(second, 150).reason is Reason.SHARED_PREFIX  # of which something is cached by now
+    assert step.consider(second, 1).reason is not Reason.SHARED_PREFIX
+    assert consider(step, planner, second, shares=False).reason is not Reason.SHARED_PREFIX
     step = begin(planner)
-    cached = step.consider(second, 1, PrefixKeys("what follows"), unheld_tokens=0)
+    cached = step.consider(second, 1, unheld_tokens=0)
     assert outcome(cached) == (Verdict.ADMIT, Reason.FITS)
 
 
@@ -176,23 +176,21 @@ def test_a_prompt_that_continues_computes_its_prefix_for_others():
     planner = planner_of(pool([[1] * 200 + [i] for i in range(9)], 200), kv_capacity=2000)
     admit(begin(planner), planner, 0)
     step = begin(planner)
-    step.lead(PrefixKeys("the rest of the ones"))
-    step.continued(100, 50)
     slot = step.proposals[0]
-    decision = consider(step, planner, slot, prefix=PrefixKeys("the rest of the ones"))
+    assert consider(step, planner, slot).reason is not Reason.SHARED_PREFIX
+    step.lead(0)
+    step.continued(100, 50)
+    decision = consider(step, planner, slot)
     assert decision.reason is Reason.SHARED_PREFIX
 
 
 def test_no_more_than_so_many_requests_are_passed_over():
-    planner = planner_of(pool([[1] * 20 + [i] for i in range(60)], 300), kv_capacity=4000)
+    planner = planner_of(pool([[1] * 40 + [i] for i in range(60)], 300), kv_capacity=4000)
     admit(begin(planner), planner, 0)
     step = begin(planner, max_proposals=0)
     step.propose(range(1, 60))
-    step.lead(PrefixKeys("shared"))
-    outcomes = [
-        outcome(consider(step, planner, slot, prefix=PrefixKeys("shared")))
-        for slot in range(1, MAX_PASSED_OVER + 1)
-    ]
+    step.lead(0)
+    outcomes = [outcome(consider(step, planner, slot)) for slot in range(1, MAX_PASSED_OVER + 1)]
     assert set(outcomes[:-1]) == {(Verdict.DEFER, Reason.SHARED_PREFIX)}
     assert outcomes[-1] == (Verdict.ENOUGH, Reason.SHARED_PREFIX)
 
@@ -270,9 +268,9 @@ def test_a_preemptible_request_for_which_there_is_room_after_all_is_kept():
 # ---------------------------------------------------------------- the quota
 
 
-def paced_planner():
-    """Short answers that have a quota, and long ones to hide behind; slot 0 runs."""
-    prompts = [[1] * 10, *([i] * 200 for i in range(2, 200)), [300] * 10]
+def paced_planner(tokens=200):
+    """Short answers to prompts of so many tokens, with a quota, and long ones to hide behind; slot 0 runs."""
+    prompts = [[1] * 10, *([1] + [i] * (tokens - 1) for i in range(2, 200)), [300] * 10]
     planner = planner_of(pool(prompts, [3000] + [4] * 198 + [3000]), kv_capacity=8000, paced="mixed")
     admit(begin(planner), planner, 0)
     return planner
@@ -300,15 +298,17 @@ def test_a_spent_quota_defers_the_compute_side():
 
 
 def test_a_single_shared_token_is_waited_for_while_somebody_takes_the_place():
-    planner = paced_planner()
+    planner = paced_planner(tokens=20)
     step = begin(planner)
     dense = [slot for slot in step.proposals if slot not in (0, 199)]
-    step.lead(PrefixKeys(None, "one token"))
-    chance = PrefixKeys(None, "one token")
-    small = step.consider(dense[0], 1, chance)
-    assert small.reason is Reason.SHARED_PREFIX
-    large = step.consider(dense[0], 10**6, chance)  # more than is proposed beyond the quota
-    assert large.reason is not Reason.SHARED_PREFIX
+    assert consider(step, planner, dense[0]).reason is not Reason.SHARED_PREFIX
+    step.lead(0)  # begins with a 1, too
+    reasons = [consider(step, planner, slot).reason for slot in dense]
+    waiting = reasons.count(Reason.SHARED_PREFIX)
+    assert (
+        reasons[:waiting] == [Reason.SHARED_PREFIX] * waiting
+    )  # until all that is proposed beyond the quota
+    assert 0 < waiting < len(dense)
 
 
 def test_a_chunk_is_no_larger_than_quota_free_memory_and_whole_pages():
@@ -517,7 +517,7 @@ def test_a_step_is_decided_without_sglang():
 
 
 def test_preemptible_requests_of_unknown_length_are_as_few_as_retractions_allow():
-    memory = StepMemory()
+    memory = StepMemory(RequestTable())
     assert memory.may_preempt(0)
     assert not memory.may_preempt(1)
     for _ in range(RETRACTED):

@@ -11,7 +11,7 @@ from radix_pool import COST, Request, RequestPool, make_cache, server_arguments
 from sglang.srt.blend.core.planner import Planner
 from sglang.srt.blend.runtime.radix import cache as radix_cache
 from sglang.srt.blend.runtime.radix.namespaces import Namespaces
-from sglang.srt.blend.runtime.radix.sharing import held_tokens, uncached_prefix_key
+from sglang.srt.blend.runtime.radix.sharing import can_share, held_tokens
 
 HEAD = tuple(range(100, 140))
 
@@ -62,33 +62,12 @@ def test_held_tokens_on_another_tree_core_is_the_matched_prefix() -> None:
     assert held_tokens(pool.cache, matched(pool, second)) == len(HEAD)
 
 
-@pytest.mark.parametrize("page_size", [1, 8])
-def test_requests_with_the_same_uncached_prefix_have_equal_keys(page_size: int) -> None:
-    pool = make_pool(page_size)
-    same = [matched(pool, plain(*HEAD, *range(n), 9)) for n in (1, 2, 3)]
-    other = matched(pool, plain(*HEAD[:20], *range(40)))
-    keys = [uncached_prefix_key(pool.cache, req) for req in same]
-    assert keys[0] is not None
-    assert len(set(keys)) == 1
-    assert uncached_prefix_key(pool.cache, other) != keys[0]
-
-
-def test_requests_of_different_namespaces_never_wait_for_each_other() -> None:
+def test_what_others_compute_is_of_no_use_without_a_cache_or_with_embeddings_of_ones_own() -> None:
     pool = make_pool()
-    keys = {
-        uncached_prefix_key(pool.cache, matched(pool, Request((*HEAD, 1), 4, key)))
-        for key in [(None, None), ("lora", None), (None, "salt")]
-    }
-    assert len(keys) == 3
-
-
-def test_short_or_cached_remainders_are_not_worth_waiting() -> None:
-    pool = make_pool()
-    first, second = plain(*HEAD, 1), plain(*HEAD, 2)
-    assert uncached_prefix_key(pool.cache, matched(pool, plain(*HEAD[:32]))) is None
-    pool.add([first, second])
-    pool.start([first])
-    assert uncached_prefix_key(pool.cache, matched(pool, second)) is None
+    request = matched(pool, plain(*HEAD))
+    assert can_share(pool.cache, request)
+    request.positional_embed_overrides = object()
+    assert not can_share(pool.cache, request)
 
 
 @pytest.mark.parametrize("page_size", [1, 4])

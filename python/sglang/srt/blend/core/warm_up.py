@@ -8,6 +8,7 @@ from sglang.srt.blend.core.cost.cost_model import CostModel
 from sglang.srt.blend.core.order.plan import PlannerOptions
 from sglang.srt.blend.core.planner import Planner
 from sglang.srt.blend.core.step.forecast import KVForecast
+from sglang.srt.blend.core.step.leaders import PrefixLeaders
 
 
 def compile_kernels(cost_model: CostModel) -> None:
@@ -23,6 +24,9 @@ def compile_kernels(cost_model: CostModel) -> None:
         planner.add(prompts, offsets, max_new_tokens=np.full(3, 8))
         planner.replan()
     first, second = planner.propose(3)[:2]
+    leaders = PrefixLeaders(planner.table)
+    leaders.lead(first)
+    leaders.compute(second, 0, 1)
     planner.admit(first)
     planner.ledger.progress(np.array([first]), np.array([9]))
     planner.observe(first, 9)

@@ -10,10 +10,9 @@ from __future__ import annotations
 from operator import not_
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from sglang.srt.blend.core.step.leaders import PrefixKeys
 from sglang.srt.blend.core.step.verdict import Decision, Verdict
 from sglang.srt.blend.runtime.pool import UNKNOWN
-from sglang.srt.blend.runtime.radix.sharing import held_tokens, prefix_keys
+from sglang.srt.blend.runtime.radix.sharing import can_share, held_tokens
 from sglang.srt.blend.runtime.request import Request
 from sglang.srt.managers.schedule_policy import CLIP_MAX_NEW_TOKENS, AddReqResult, PrefillAdder
 
@@ -60,7 +59,7 @@ class BlendPrefillAdder(PrefillAdder):
         decision = self._step.consider(
             slot,
             len(req.full_untruncated_fill_ids) - cached,
-            self._prefix(req),
+            shares=can_share(self.tree_cache, req),
             unheld_tokens=cached - held,
             chunk_tokens=self.rem_chunk_tokens,
         )
@@ -86,9 +85,6 @@ class BlendPrefillAdder(PrefillAdder):
             blend.planner, decision, rid=req.rid, prompt=len(req.origin_input_ids), cached=cached
         )
 
-    def _prefix(self, req: Request) -> PrefixKeys:
-        return prefix_keys(self.tree_cache, req, paced=self._step.paced)
-
     def _withhold(self, prefill_tokens: int | None) -> int:
         """Leave the chunk budget no larger than what a request may prefill; how many tokens are kept back.
 
@@ -106,10 +102,11 @@ class BlendPrefillAdder(PrefillAdder):
         Upstream's budget has kept room for the rest of the prompt beside everyone's reserved output;
         ours relies on a forecast, so a chunk that does not fit waits, and nobody is admitted past it.
         """
-        self._step.lead(self._prefix(req))
+        slot = self.blend.pool.slot(req)
+        if slot != UNKNOWN and can_share(self.tree_cache, req):
+            self._step.lead(slot)
         if not self._forecasts or self.rem_chunk_tokens is None:
             return self._continued(req, super().add_chunked_req(req))
-        slot = self.blend.pool.slot(req)
         room = self._step.chunk_tokens(
             None if slot == UNKNOWN else slot, int(self.memory_budget.remaining_current)
         )

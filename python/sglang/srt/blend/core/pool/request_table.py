@@ -198,6 +198,10 @@ class RequestTable:
         least = np.maximum(np.rint(_GROWTH * generated).astype(np.int64), generated + 1)
         return np.asarray(np.minimum(np.maximum(self.expected_many(slots), least), self.max_new[slots]))
 
+    def to_prefill(self, slot: int) -> int:
+        """Tokens of which a request has KV once it is prefilled: its prompt, and what it had generated."""
+        return self.store.length.item(slot) + self.generated.item(slot)
+
     def work(self, slots: Ints) -> tuple[Ints, Ints]:
         """Tokens to prefill, sharing not deducted, and to decode, of waiting requests; each (n,).
 
@@ -287,7 +291,7 @@ class RequestTable:
     def _count_one(self, slot: int, sign: int) -> None:
         """`count_waiting` of one request: admissions and ends come singly, and arrays of one are slow."""
         generated = self.generated.item(slot)
-        prompt, output = self.store.length.item(slot) + generated, self.estimate.item(slot) - generated
+        prompt, output = self.to_prefill(slot), self.estimate.item(slot) - generated
         self.waiting_tokens += sign * float(prompt + output)
         mean, shared = prompt + (output + 1) / 2, self.shared.item(slot)
         self.waiting_rows += sign * float(prompt - shared + output)

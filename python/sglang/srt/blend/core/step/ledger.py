@@ -166,7 +166,7 @@ class Ledger:
     def would_trap(self, slot: int, running: Ints, page_size: int) -> bool:
         """Whether one of `running` (n,) might never end beside a prompt that is computed in chunks."""
         table = self.table
-        prompt = table.store.length.item(slot) + table.generated.item(slot)
+        prompt = table.to_prefill(slot)
         at_worst = int((table.store.length[running] + table.max_new[running]).max(initial=0))
         at_worst += self.speculation.ahead
         return not both_end(prompt, at_worst, page_size=page_size, capacity=self.kv_capacity)

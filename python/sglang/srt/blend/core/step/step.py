@@ -2,7 +2,7 @@
 
     step = planner.begin_step(running, used_tokens, limits)
     for slot in step.proposals:
-        decision = step.consider(slot, new_tokens, prefix)
+        decision = step.consider(slot, new_tokens)
         if decision.admits:             # and the engine can allocate it
             step.admitted(decision, prefill_tokens=..., shared_tokens=...)
         elif decision.verdict is Verdict.ENOUGH:
@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from sglang.srt.blend.core.step.dual_scan import Side
 from sglang.srt.blend.core.step.forecast import PARTS
-from sglang.srt.blend.core.step.leaders import NO_PREFIX, PrefixKeys
+from sglang.srt.blend.core.step.leaders import WORTH_A_STEP
 from sglang.srt.blend.core.step.ledger import Ledger, Progress
 from sglang.srt.blend.core.step.pacing import Quota
 from sglang.srt.blend.core.step.room import Holders, Room, whole_pages
@@ -143,8 +143,8 @@ class Step:
         self,
         slot: int,
         new_tokens: int,
-        prefix: PrefixKeys = NO_PREFIX,
         *,
+        shares: bool = True,
         unheld_tokens: int = 0,
         chunk_tokens: int | None = None,
     ) -> Decision:
@@ -153,19 +153,19 @@ class Step:
         Args:
             slot: a waiting request.
             new_tokens: prompt tokens that it has to compute.
-            prefix: what it would compute first.
+            shares: whether it can use KV that others compute.
             unheld_tokens: cached tokens of its prefix that nobody who runs holds: admitted, it holds them.
             chunk_tokens: prompt tokens that the engine can still prefill in this step; a longer prompt goes
                 on in the next steps. None is as many as there are.
         """
-        decision = self._decide(slot, new_tokens, prefix, unheld_tokens, chunk_tokens)
+        decision = self._decide(slot, new_tokens, shares, unheld_tokens, chunk_tokens)
         self._memory.reasons[decision.reason] += 1
         return decision
 
     def _decide(
-        self, slot: int, new_tokens: int, prefix: PrefixKeys, unheld_tokens: int, chunk_tokens: int | None
+        self, slot: int, new_tokens: int, shares: bool, unheld_tokens: int, chunk_tokens: int | None
     ) -> Decision:
-        decision = Decision(slot, new_tokens, prefix, unheld_tokens)
+        decision = Decision(slot, new_tokens, unheld_tokens, shares)
         if not self.everything_fits and slot not in self._proposed:
             return decision.because(Verdict.ENOUGH, Reason.NOT_PROPOSED)
         side = self._line(slot)
@@ -195,14 +195,19 @@ class Step:
         More of a paced side is proposed than the quota. As long as that lasts, whoever waits is replaced, and
         even the shortest prefix is worth it.
         """
-        leaders, prefix = self._memory.leaders, decision.prefix
-        if leaders.compute(prefix.worth_a_step):
+        if self._led(decision, WORTH_A_STEP):
             return True
         replaceable = paced and decision.new_tokens <= self._surplus
-        if not replaceable or not leaders.compute(prefix.shortest):
+        if not replaceable or not self._led(decision, 1):
             return False
         self._surplus -= decision.new_tokens
         return True
+
+    def _led(self, decision: Decision, tokens: int) -> bool:
+        """Whether a leader computes as many whole pages of what the request would compute first."""
+        slot, tokens = decision.slot, whole_pages(tokens, self._limits.page_size)
+        cached = self._ledger.table.to_prefill(slot) - decision.new_tokens
+        return decision.shares and self._memory.leaders.compute(slot, cached, tokens)
 
     def _pass_over(self, decision: Decision, verdict: Verdict, reason: Reason) -> Decision:
         """Leave a request queued and go on with the next, unless too many were passed over."""
@@ -319,7 +324,7 @@ class Step:
         slot, table, memory = decision.slot, self._ledger.table, self._memory
         line, preemptible = self._line(slot), decision.verdict is Verdict.ADMIT_PREEMPTIBLE
         longest = memory.longest_fit
-        tokens = table.store.length.item(slot) + table.generated.item(slot) - shared_tokens
+        tokens = table.to_prefill(slot) - shared_tokens
         if line is Side.MEMORY and longest is not None and table.expected(slot) > longest:
             memory.longest_fit = None
         if self._room is not None:
@@ -327,7 +332,8 @@ class Step:
         side = self._ledger.admit(slot, shared_tokens)
         table.preemptible[slot] = preemptible
         memory.admitted()
-        memory.leaders.lead(decision.prefix)
+        if decision.shares:
+            memory.leaders.lead(slot)
         self._runs(slot, tokens, prefill_tokens)
         return side
 
@@ -352,9 +358,9 @@ class Step:
         """
         self._runs(None, tokens_left, prefill_tokens)
 
-    def lead(self, prefix: PrefixKeys) -> None:
-        """Somebody who runs computes this prefix in this step."""
-        self._memory.leaders.lead(prefix)
+    def lead(self, slot: int) -> None:
+        """A request that runs computes more of its prompt in this step."""
+        self._memory.leaders.lead(slot)
 
     def preempted(self, slots: Sequence[int], used_tokens: int) -> None:
         """The engine has taken KV from running requests; these (n,) still run and hold so many tokens."""

@@ -38,7 +38,7 @@ class StepMaker:
         leader_lag: int = 1,
         patience: float = float("inf"),
     ) -> None:
-        self.memory = StepMemory(leader_lag)
+        self.memory = StepMemory(ledger.table, leader_lag)
         self._ledger, self.pacer = ledger, pacer
         self._patience = Patience(ledger.table, patience)
 

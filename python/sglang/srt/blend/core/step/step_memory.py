@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
+from sglang.srt.blend.core.pool.request_table import RequestTable
 from sglang.srt.blend.core.step.dual_scan import Side
 from sglang.srt.blend.core.step.leaders import PrefixLeaders
 from sglang.srt.blend.core.step.verdict import Reason
@@ -19,6 +20,7 @@ class StepMemory:
     """Lives as long as the planner; a `Step` reads and writes it.
 
     Args:
+        table: the requests.
         leader_lag: steps until a computed prefix can be matched; see `PrefixLeaders`.
 
     Attributes:
@@ -32,8 +34,8 @@ class StepMemory:
         admissions: in all steps.
     """
 
-    def __init__(self, leader_lag: int = 1) -> None:
-        self.leaders = PrefixLeaders(leader_lag)
+    def __init__(self, table: RequestTable, leader_lag: int = 1) -> None:
+        self.leaders = PrefixLeaders(table, leader_lag)
         self.full_sides: set[Side] = set()
         self.longest_fit: int | None = None
         self.draining = False

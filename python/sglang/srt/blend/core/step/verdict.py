@@ -5,8 +5,6 @@ from __future__ import annotations
 from enum import Enum
 from typing import NamedTuple
 
-from sglang.srt.blend.core.step.leaders import PrefixKeys
-
 
 class Verdict(Enum):
     """What happens to a request that is considered."""
@@ -74,15 +72,15 @@ class Decision(NamedTuple):
     """What was asked about a request, and the verdict with its reason.
 
     Attributes:
-        slot, new_tokens, prefix, unheld_tokens: as given to `Step.consider`.
+        slot, new_tokens, unheld_tokens, shares: as given to `Step.consider`.
         prefill_tokens: prompt tokens that an admitted request may prefill in this step; None is as many as
             the engine takes.
     """
 
     slot: int
     new_tokens: int
-    prefix: PrefixKeys
     unheld_tokens: int
+    shares: bool
     verdict: Verdict = Verdict.DEFER
     reason: Reason = Reason.NOT_PROPOSED
     prefill_tokens: int | None = None
