@@ -59,3 +59,37 @@ def test_nobody_is_aborted_whom_fcfs_answers(tiny_llama, seed, mode):
         tiny_llama, requests, schedule_policy="blend", blend_hardware="a100-80gb", **sizes, **MODES[mode]
     )
     assert blend <= fcfs
+
+
+@pytest.mark.parametrize("overlap", [False, True])
+@pytest.mark.parametrize("chunk", [1024, 2048])
+def test_a_small_pool_of_few_long_prefixes_shares_nearly_all_that_can_be_shared(tiny_llama, chunk, overlap):
+    """Like the demo: labels with a long prompt in common, six texts with two questions each, and writers.
+
+    All have a system prompt of 24 tokens. The KV cache holds a quarter of the pool.
+    """
+    rng = random.Random(0)
+
+    def tokens(count):
+        return [rng.randrange(3, 400) for _ in range(count)]
+
+    system, labels = tokens(24), tokens(390)
+    texts = [tokens(rng.randrange(550, 600)) for _ in range(6)]
+    requests = [(system + labels + tokens(rng.randrange(20, 30)), 2, 4) for _ in range(16)]
+    requests += [(system + text + tokens(15), rng.randrange(9, 32), 32) for text in texts for _ in range(2)]
+    requests += [(system + tokens(rng.randrange(20, 28)), 250, 256) for _ in range(12)]
+    rng.shuffle(requests)
+    with lone_scheduler(
+        tiny_llama,
+        schedule_policy="blend",
+        blend_hardware="cpu",
+        max_total_tokens=4096,
+        chunked_prefill_size=chunk,
+        disable_overlap_schedule=not overlap,
+    ) as lone:
+        for prompt, output, cap in requests:
+            lone.submit(prompt, output, max_new_tokens=cap)
+        lone.run()
+        pool = lone.scheduler.blend.pool
+        shared = pool.cached_tokens / pool.prompt_tokens
+        assert shared >= 0.97 * pool.planner.state.sharing_possible

@@ -28,49 +28,62 @@ def table_of(prompts, namespace=None):
 def test_a_duplicate_waits_while_its_leader_computes_and_no_longer(lag):
     leaders = PrefixLeaders(table_of([[1] * 9, [1] * 9, [2] * 9]), lag)
     leaders.next_step()
-    assert not leaders.compute(1, 0, 4)
+    assert leaders.shared(1, 0) == 0
     leaders.lead(0)
     for _ in range(lag):
-        assert leaders.compute(1, 0, 4)
-        assert leaders.compute(1, 3, 4)  # some of it is cached by now
-        assert not leaders.compute(2, 0, 4)
+        assert leaders.shared(1, 0) == 8
+        assert leaders.shared(1, 3) == 5  # some of it is cached by now
+        assert leaders.shared(2, 0) == 0
         leaders.next_step()
-    assert not leaders.compute(1, 0, 4)
+    assert leaders.shared(1, 0) == 0
 
 
 def test_the_last_token_of_a_prompt_is_computed_always():
     table = table_of([[1] * 9, [1] * 9])
     leaders = PrefixLeaders(table)
     leaders.lead(0)
-    assert leaders.compute(1, 0, 8)
-    assert not leaders.compute(1, 0, 9)
+    assert leaders.shared(1, 0) == 8
     table.generated[1] = 3  # retracted: its last token is one of its answer
-    assert leaders.compute(1, 0, 9)
-    assert not leaders.compute(1, 0, 10)
+    assert leaders.shared(1, 0) == 9
 
 
 def test_nobody_follows_itself_or_another_namespace_or_who_does_not_run():
     table = table_of([[1] * 9] * 4, namespace=[0, 0, 1, 0])
     leaders = PrefixLeaders(table)
     leaders.lead(1)
-    assert [leaders.compute(slot, 0, 4) for slot in range(4)] == [True, False, False, True]
+    assert [leaders.shared(slot, 0) for slot in range(4)] == [8, 0, 0, 8]
     table.state[1] = State.WAITING  # retracted
-    assert not leaders.compute(0, 0, 4)
+    assert leaders.shared(0, 0) == 0
+
+
+def common(one, other):
+    return next(
+        (i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other))
+    )
 
 
 prompts = st.lists(st.lists(st.integers(0, 1), min_size=1, max_size=6), min_size=1, max_size=8)
 
 
-@given(prompts, st.integers(0, 5), st.integers(1, 4), st.lists(st.integers(0, 7), max_size=200))
-def test_a_leader_begins_with_all_that_the_follower_has_and_wants(prompts, cached, tokens, chosen):
+@given(prompts, st.integers(0, 5), st.lists(st.integers(0, 7), max_size=200))
+def test_the_leader_that_shares_most_counts(prompts, cached, chosen):
     leaders = PrefixLeaders(table_of(prompts))
     chosen = [slot % len(prompts) for slot in chosen]
     for slot in chosen:
         leaders.lead(slot)
-    until = cached + tokens
     for slot, prompt in enumerate(prompts):
-        led = any(prompts[one][:until] == prompt[:until] for one in chosen if one != slot)
-        assert leaders.compute(slot, cached, tokens) == (led and until < len(prompt))
+        most = max((common(prompts[one], prompt[:-1]) for one in chosen if one != slot), default=0)
+        assert leaders.shared(slot, cached) == max(most - cached, 0)
+
+
+@given(prompts, st.integers(1, 6))
+def test_followers_begin_alike(prompts, tokens):
+    table = table_of(prompts)
+    table.state[0::2] = State.WAITING
+    leaders = PrefixLeaders(table)
+    tokens = min(tokens, len(prompts[0]))
+    alike = [prompt[:tokens] == prompts[0][:tokens] for prompt in prompts[0::2]]
+    assert leaders.followers(range(len(prompts)), 0, tokens) == sum(alike)
 
 
 def test_a_lag_below_one_step_is_refused():

@@ -172,6 +172,21 @@ def test_a_request_waits_while_another_computes_its_prefix():
     assert outcome(cached) == (Verdict.ADMIT, Reason.FITS)
 
 
+def test_a_few_tokens_are_waited_for_by_as_many_as_make_them_dear():
+    """On an A100, Llama-3-8B's weights are read in the time that 153 tokens take to compute."""
+
+    def reasons(count):
+        prompts = [[1] * 20 + [i + 2] * 10 for i in range(count)]
+        planner = planner_of(pool(prompts, 200), kv_capacity=3000)
+        step = begin(planner)
+        step.propose(range(count))
+        admit(step, planner, 0)
+        return {consider(step, planner, slot).reason for slot in range(1, count)}
+
+    assert reasons(8) == {Reason.FITS}  # seven times twenty
+    assert reasons(9) == {Reason.SHARED_PREFIX}
+
+
 def test_a_prompt_that_continues_computes_its_prefix_for_others():
     planner = planner_of(pool([[1] * 200 + [i] for i in range(9)], 200), kv_capacity=2000)
     admit(begin(planner), planner, 0)

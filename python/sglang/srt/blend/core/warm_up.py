@@ -26,7 +26,7 @@ def compile_kernels(cost_model: CostModel) -> None:
     first, second = planner.propose(3)[:2]
     leaders = PrefixLeaders(planner.table)
     leaders.lead(first)
-    leaders.compute(second, 0, 1)
+    leaders.followers([second], second, leaders.shared(second, 0))
     planner.admit(first)
     planner.ledger.progress(np.array([first]), np.array([9]))
     planner.observe(first, 9)

@@ -193,21 +193,21 @@ class Step:
         """Whether a leader computes what a request would compute, so that it had better wait a step.
 
         More of a paced side is proposed than the quota. As long as that lasts, whoever waits is replaced, and
-        even the shortest prefix is worth it.
+        even the shortest prefix is worth it. It is, too, if that of all who would wait is dearer than a pass.
         """
-        if self._led(decision, WORTH_A_STEP):
-            return True
-        replaceable = paced and decision.new_tokens <= self._surplus
-        if not replaceable or not self._led(decision, 1):
+        if not decision.shares:
             return False
-        self._surplus -= decision.new_tokens
-        return True
-
-    def _led(self, decision: Decision, tokens: int) -> bool:
-        """Whether a leader computes as many whole pages of what the request would compute first."""
-        slot, tokens = decision.slot, whole_pages(tokens, self._limits.page_size)
-        cached = self._ledger.table.to_prefill(slot) - decision.new_tokens
-        return decision.shares and self._memory.leaders.compute(slot, cached, tokens)
+        leaders, page = self._memory.leaders, self._limits.page_size
+        cached = self._ledger.table.to_prefill(decision.slot) - decision.new_tokens
+        shared = leaders.shared(decision.slot, cached) // page * page
+        if shared == 0 or shared >= WORTH_A_STEP:
+            return shared > 0
+        if paced and decision.new_tokens <= self._surplus:
+            self._surplus -= decision.new_tokens
+            return True
+        followers = leaders.followers(self.proposals, decision.slot, cached + shared)
+        cost = self._ledger.cost_model
+        return float(cost.prefix_comp(followers * shared)) > leaders.lag * cost.weight_time
 
     def _pass_over(self, decision: Decision, verdict: Verdict, reason: Reason) -> Decision:
         """Leave a request queued and go on with the next, unless too many were passed over."""
