@@ -139,7 +139,7 @@ class Stream:
                 device.clock = max(device.clock, self.seconds[order[come]])
 
     def _send(self, scheduler: Scheduler, request: int, now: tuple[int, int, float]) -> None:
-        from sglang.srt.blend.runtime.pool import URGENT
+        from sglang.srt.blend.runtime.priorities import URGENT
         from sglang.srt.hardware_backend.simulated_gpu import lone_scheduler
 
         self.sent[f"r{request}"] = now

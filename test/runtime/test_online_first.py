@@ -6,7 +6,7 @@ import pytest
 
 from helpers import LoneScheduler, lone_scheduler
 from sglang.batch.run.remote.client import FIRST
-from sglang.srt.blend.runtime.pool import URGENT
+from sglang.srt.blend.runtime.priorities import URGENT
 
 CHUNK = 128
 MODES = {

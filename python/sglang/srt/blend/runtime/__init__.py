@@ -7,7 +7,8 @@
 * `policy`: the order of the waiting queue; `queue_order`: where each request stands in it.
 * `prefill_adder`: who is admitted in a prefill step.
 * `speculation`: what steps yield and what is allocated ahead, under speculative decoding.
-* `pool`: upstream's requests and the planner's slots; `output_counts`: how far those are that run.
+* `pool`: upstream's requests and the planner's slots; `output_counts`: how far those are that run;
+  `priorities`: the classes of those that wait.
 * `replicas`: which data-parallel replica gets a request.
 * `device`: the profile of this device; `device_speed`: what it does at start-up.
 * `measuring`, `measured_hardware`: steps correct it; `stopwatch`, `step_work`: what a step took and did.

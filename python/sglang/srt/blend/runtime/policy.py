@@ -75,7 +75,7 @@ class BlendSchedulePolicy(SchedulePolicy):
             self.limits,
             first=pool.waiting_slot(waiting_queue[0]) if waiting_queue else None,
             choose=pool.choose,
-            urgent=pool.urgent(),
+            urgent=pool.priorities.urgent(),
         )
         pool.bring_to_front(waiting_queue, self.step)
 

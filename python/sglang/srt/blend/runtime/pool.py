@@ -8,7 +8,6 @@ deterministic, so all tensor-parallel ranks hold equal pools.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from operator import attrgetter
 
@@ -21,6 +20,7 @@ from sglang.srt.blend.core.step.outlook import WorkDone
 from sglang.srt.blend.core.step.step import Running, Step
 from sglang.srt.blend.runtime.encoder_cost import EncoderCost, media_tokens
 from sglang.srt.blend.runtime.output_counts import OutputCounts
+from sglang.srt.blend.runtime.priorities import Priorities
 from sglang.srt.blend.runtime.queue_order import QueueOrder
 from sglang.srt.blend.runtime.radix.namespaces import Namespaces
 from sglang.srt.blend.runtime.request import Batch, Request
@@ -31,9 +31,6 @@ EXPECTED_OUTPUT = "blend_expected_output"
 """Entry of a request's `custom_params`: the output tokens that its sender expects, for the planner alone."""
 
 UNKNOWN = -1
-URGENT = 1 << 61
-"""Requests of a priority of at least this (or of at most its negative, where low values go first) are those
-that somebody waits for: nothing else begins until none of them waits."""
 
 _OUTPUT = attrgetter("output_ids")
 _INT32_MAX = 2**31 - 1
@@ -50,7 +47,7 @@ class RequestPool:
 
     Attributes:
         running: admitted requests by slot, in order of admission: upstream counts their output.
-        order: where each waiting request stands in upstream's queue.
+        order: where each waiting request stands in upstream's queue; priorities: the class of each.
         prompt_tokens, cached_tokens: of all admitted requests, and how many the cache served.
         done: their work so far.
         admissions, retractions, completions, aborts: counts.
@@ -68,16 +65,14 @@ class RequestPool:
         self.planner = planner
         self.namespaces = namespaces if namespaces is not None else Namespaces()
         self.encoder = encoder
-        self.priority_sign = priority_sign
+        self.priorities = Priorities(planner, priority_sign)
         self.order = QueueOrder(self.waiting_slot)
         self.running: dict[int, Request] = {}
         self.prompt_tokens = self.cached_tokens = 0
         self.done = WorkDone()
         self.admissions = self.retractions = self.completions = self.aborts = self.expected = 0
         self._requests: list[Request | None] = []  # by slot
-        self._priority = np.zeros(0, np.int64)  # by slot
         self._output = OutputCounts(self.running.get)
-        self._classes: Counter[int] = Counter()  # waiting requests of each priority
         self._released: dict[int, Request] = {}  # KV given back, not yet seen in the queue again
 
     # ------------------------------------------------------------- who is who
@@ -125,7 +120,7 @@ class RequestPool:
         Args:
             cached_tokens: prompt tokens that need not be computed.
         """
-        self._leaves_queue(slot)
+        self.priorities.leaves(slot)
         self.order.leave(slot)
         self.running[slot] = req
         self._output.begins(slot, len(req.output_ids))
@@ -165,7 +160,7 @@ class RequestPool:
         if slot == UNKNOWN:
             return
         self.aborts += 1
-        self._leaves_queue(slot)
+        self.priorities.leaves(slot)
         self.order.drop(slot)
         self._discard(slot)
 
@@ -198,7 +193,7 @@ class RequestPool:
     def bring_to_front(self, queue: list[Request], step: Step) -> None:
         """Put the requests that a step considers in front; if everything fits, all, in order of arrival."""
         if step.everything_fits:
-            self.order.sort(queue, self._arrival_key)
+            self.order.sort(queue, lambda req: self.priorities.arrival_key(req.blend_slot))
             return
         try:
             self.order.bring_to_front(queue, step.proposals)
@@ -206,54 +201,10 @@ class RequestPool:
             self.synchronise(queue)
             self.order.bring_to_front(queue, step.proposals)
 
-    def urgent(self) -> list[int]:
-        """Slots of waiting requests whose priority is beyond URGENT, in order of arrival."""
-        urgent = [priority for priority in self._classes if priority * self.priority_sign <= -URGENT]
-        if not urgent:
-            return []
-        table = self.planner.table
-        slots = np.flatnonzero(table.state == State.WAITING)
-        slots = slots[np.isin(self._priority[slots], urgent)]
-        in_order: list[int] = slots[np.argsort(table.sequence[slots])].tolist()
-        return in_order
-
     @property
     def choose(self) -> Callable[[int, Sequence[int]], list[int]] | None:
         """Proposes requests of several priority classes; None where the plan may propose."""
-        return self._by_priority if len(self._classes) > 1 else None
-
-    def _by_priority(self, limit: int, due: Sequence[int] = ()) -> list[int]:
-        """Waiting requests, class after class; within a class from both ends of the plan.
-
-        Nobody is chosen behind those of a class that are due.
-        """
-        table, order = self.planner.table, self.planner.order
-        order = order[table.state[order] == State.WAITING]
-        chosen: list[int] = []
-        for priority in sorted(self._classes, key=lambda value: value * self.priority_sign):
-            late = [slot for slot in due if self._priority[slot] == priority]
-            if late:
-                return chosen + late[: limit - len(chosen)]
-            members = order[self._priority[order] == priority]
-            missing = self._classes[priority] - len(members)
-            chosen += _both_ends(members, limit - len(chosen))
-            if missing and len(chosen) < limit:
-                chosen += self._unplanned(priority, chosen, limit - len(chosen))
-            if len(chosen) >= limit:
-                break
-        return chosen
-
-    def _unplanned(self, priority: int, planned: list[int], limit: int) -> list[int]:
-        """Members of a class that arrived after the last plan, in order of arrival."""
-        table = self.planner.table
-        slots = np.flatnonzero(table.state == State.WAITING)
-        slots = slots[(self._priority[slots] == priority) & ~np.isin(slots, planned)]
-        first: list[int] = slots[np.argsort(table.sequence[slots])[:limit]].tolist()
-        return first
-
-    def _arrival_key(self, req: Request) -> tuple[int, int]:
-        slot = req.blend_slot
-        return int(self._priority[slot]) * self.priority_sign, int(self.planner.table.sequence[slot])
+        return self.priorities.choose if self.priorities.differ else None
 
     # ------------------------------------------------------------- inside
 
@@ -269,7 +220,7 @@ class RequestPool:
             self._released.pop(slot, None)
             self.planner.retract(slot, len(req.output_ids))
             self.retractions += 1
-            self._joins_queue(slot, req)
+            self.priorities.joins(slot, req.priority)
         if new:
             self._add(new)
 
@@ -294,25 +245,13 @@ class RequestPool:
         for slot, req in zip(slots.tolist(), reqs, strict=True):
             req.blend_slot, req.blend_pool = slot, self
             self._requests[slot] = req
-            self._joins_queue(slot, req)
+            self.priorities.joins(slot, req.priority)
 
     def _grow(self, size: int) -> None:
         missing = max(size - len(self._requests), 0)
         if missing:
             missing = max(missing, len(self._requests))
             self._requests += [None] * missing
-            self._priority = np.concatenate([self._priority, np.zeros(missing, np.int64)])
-
-    def _joins_queue(self, slot: int, req: Request) -> None:
-        priority = (req.priority or 0) if self.priority_sign else 0
-        self._priority[slot] = priority
-        self._classes[priority] += 1
-
-    def _leaves_queue(self, slot: int) -> None:
-        priority = int(self._priority[slot])
-        self._classes[priority] -= 1
-        if not self._classes[priority]:
-            del self._classes[priority]
 
     def _discard(self, slot: int) -> None:
         self.running.pop(slot, None)
@@ -357,12 +296,3 @@ def _aborted(req: Request) -> bool:
 
 def _int32(values: Iterable[int]) -> NDArray[np.int32]:
     return np.array([min(value, _INT32_MAX) for value in values], np.int32)
-
-
-def _both_ends(slots: NDArray[np.int64], limit: int) -> list[int]:
-    """Alternately from the compute end and the memory end of an ordered class."""
-    n = min(len(slots), limit)
-    chosen = np.empty(n, np.int64)
-    chosen[0::2] = slots[: (n + 1) // 2]
-    chosen[1::2] = slots[::-1][: n // 2]
-    return [int(slot) for slot in chosen]
