@@ -1,6 +1,5 @@
 """Small pools in tight KV, lengths unknown: is blend ever slower than the best of SGLang's own policies?
 
-    export SGLANG_PLATFORM=simulated_gpu
     python -m benchmark.small_pools --json build/small_pools.json
     python -m benchmark.small_pools --engine mixed --pool 17   # one pool again
 
@@ -25,13 +24,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from benchmark import provenance
-from benchmark.paper.arguments import at_least_one
+from benchmark.paper.arguments import add_jobs, at_least_one
 from benchmark.paper.compare import WORK
 from benchmark.paper.models import MODELS
 from benchmark.workloads.lengths import LengthDistribution as Lengths
 from benchmark.workloads.traces import VOCABULARY
 from numpy.typing import NDArray
+from tqdm import tqdm
 
+from sglang.batch.plan.schedules import simulator_processes
 from sglang.srt.blend.core.cost.engines import load_engine
 from sglang.srt.blend.core.cost.hardware import load_hardware
 from sglang.srt.blend.core.cost.model_shape import ModelShape
@@ -44,6 +45,9 @@ if TYPE_CHECKING:
 ENGINES = ("alternating", "mixed", "overlapped")
 UPSTREAM = ("fcfs", "lpm", "dfs-weight", "lof")
 HARDWARE, CHUNK, SLOWER = "a100-80gb", 2048, 0.02
+
+PART = 10
+"""Pools of one process: each of its schedulers leaves a dozen threads of gloo behind."""
 
 KINDS = {
     "questions": (Lengths(30, 25, 2, 128), 128),
@@ -123,8 +127,14 @@ def _prompts(kind: str, count: int, rng: np.random.Generator) -> list[NDArray[np
     return [text(200, 201) if kind == "alike" else text(20, 80) for _ in range(count)]
 
 
+def run_some(engine: str, seed: int, numbers: Sequence[int]) -> list[Row]:
+    """Some pools, in a process on the simulated GPU's platform."""
+    logging.disable(logging.ERROR)  # each scheduler's start
+    return [run(engine, seed, number) for number in numbers]
+
+
 def run(engine: str, seed: int, number: int) -> Row:
-    """One pool under every policy, in this process, started with SGLANG_PLATFORM=simulated_gpu."""
+    """One pool under every policy."""
     workload, kinds, capacity = random_pool(seed, number)
     seconds, retractions = {}, 0
     for policy in ("blend", *UPSTREAM):
@@ -184,12 +194,22 @@ def main() -> int:
     parser.add_argument("--engine", action="append", choices=ENGINES, help="may be repeated; default is all")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every pool")
+    add_jobs(parser)
     arguments = parser.parse_args()
-    logging.disable(logging.ERROR)  # each scheduler's start
     code, rows = provenance.commit(), []
     numbers = range(arguments.pools) if arguments.pool is None else [arguments.pool]
-    for engine in arguments.engine or ENGINES:
-        rows += [run(engine, arguments.seed, number) for number in numbers]
+    engines = arguments.engine or ENGINES
+    parts = [numbers[begin : begin + PART] for begin in range(0, len(numbers), PART)]
+    with (
+        simulator_processes(arguments.jobs) as executor,
+        tqdm(total=len(engines) * len(numbers), unit="pool", smoothing=0) as progress,
+    ):
+        tasks = [
+            executor.submit(run_some, engine, arguments.seed, part) for engine in engines for part in parts
+        ]
+        for task in tasks:
+            rows += task.result()
+            progress.update(len(rows) - progress.n)
     print("\n".join(report(rows)))
     if arguments.json is not None:
         command = shlex.join(["python", "-m", "benchmark.small_pools", *sys.argv[1:]])

@@ -51,7 +51,7 @@ def test_a_pool_runs_under_blend_and_each_policy_of_sglang(tmp_path: Path) -> No
     out = tmp_path / "pools.json"
     number = min(NUMBERS, key=lambda number: len(random_pool(0, number)[0].tokens))
     command = ["--engine", "mixed", "--pool", str(number), "--json", str(out)]
-    ended = run_benchmark("small_pools", *command, timeout=600, SGLANG_PLATFORM="simulated_gpu")
+    ended = run_benchmark("small_pools", *command, timeout=600)
     assert out.exists(), ended.stderr
     written = json.loads(out.read_text())
     (row,) = written["pools"]
