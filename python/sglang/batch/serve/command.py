@@ -181,6 +181,8 @@ def _listening(arguments: ServeArguments) -> Any:
     except (OSError, OverflowError) as error:
         raise BadUsage(f"--host {arguments.host} --port {arguments.port}: cannot listen: {error}") from error
     with listening:
+        # Connections inherit it. asyncio sets it where a socket's protocol is TCP, and here Python says 0.
+        listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         yield listening
 
 
