@@ -1,6 +1,7 @@
 """`sglang-batch serve` with the echo engine as a worker process, which some lines kill.
 
 Flags are those of `serve`, and `--echo-log FILE --echo-seconds SECONDS`; with `--endpoint` a server answers.
+`--echo-cancel-seconds` is what the requests of a cancelled batch get.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from pathlib import Path
 import light_sglang  # noqa: F401  before all of SGLang
 
 from sglang.batch.run.engine.supervisor import Supervisor
+from sglang.batch.serve import batches
 from sglang.batch.serve.arguments import add_serve_arguments, check_serve
 from sglang.batch.serve.command import ServedEngine, serve, serve_by
 from sglang.batch.serve.online import OwnEngine
@@ -26,7 +28,9 @@ def main() -> int:
     parser.add_argument("--echo-log", required=True)
     parser.add_argument("--echo-seconds", type=float, default=0.0)
     parser.add_argument("--echo-model", default="echo")
+    parser.add_argument("--echo-cancel-seconds", type=float, default=batches.CANCEL_SECONDS)
     options = parser.parse_args()
+    batches.CANCEL_SECONDS = options.echo_cancel_seconds
 
     def make_engine(store: Store) -> ServedEngine:
         worker = [sys.executable, str(Path(__file__).with_name("echo_worker.py"))]

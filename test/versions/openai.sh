@@ -6,7 +6,8 @@
 set -eu
 python=$1/bin/python version=$2 over=$1-openai-$2
 shift 2
-[ $# -gt 0 ] || set -- test/batch/serve/test_service.py test/batch/serve/test_online.py
+tests=test/batch/serve
+[ $# -gt 0 ] || set -- $tests/test_contract.py $tests/test_service.py $tests/test_online.py
 [ -e "$over/openai" ] || "$python" -m pip install -q --no-deps --no-compile --target "$over" "openai==$version"
 echo "== openai $version"
 SGLANG_BATCH_OPENAI=$over exec "$python" -m pytest "$@"

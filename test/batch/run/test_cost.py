@@ -19,10 +19,11 @@ from sglang.batch.run import command
 from sglang.batch.run import journal as journal_module
 from sglang.batch.run.committer import CommitLimits, Committer, Finished
 from sglang.batch.run.files import JobFiles
-from sglang.batch.run.job import STRIDE, BatchJob
+from sglang.batch.run.give_way import STRIDE
+from sglang.batch.run.job import BatchJob
 from sglang.batch.run.journal import Journal, Log
 from sglang.batch.run.record_log import RecordLog
-from sglang.batch.run.recovery import Continue, OpenJob, open_job
+from sglang.batch.run.recovery import PAGE, Continue, OpenJob, open_job
 from sglang.batch.run.tally import Tally
 
 LINES = 10_000
@@ -101,7 +102,7 @@ def test_lines_are_entered_and_read_in_pages_and_compared_by_one_statement(
         assert count(statements, "BEGIN") <= LINES // 1000 + 5
         statements.clear()
         assert sum(1 for _ in job.work()) == LINES
-        assert len(statements) == LINES // 1000 + 1
+        assert len(statements) == LINES // PAGE + 1
 
         async def answer_one() -> None:
             committer = job.committer(limits=CommitLimits(seconds=0))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import signal
@@ -68,6 +69,13 @@ class EchoService:
     def computed(self) -> Counter[str]:
         """How often each custom_id was computed by all engines."""
         return Counter(self.echo_log.read_text().split()) if self.echo_log.exists() else Counter()
+
+
+def write_keys(folder: Path, *keys: str) -> Path:
+    """A file for `--api-keys`."""
+    path = folder / "keys.txt"
+    path.write_text("".join(f"{hashlib.sha256(key.encode()).hexdigest()} {key}\n" for key in keys))
+    return path
 
 
 def create(client: OpenAI, content: bytes, **options: Any) -> Batch:

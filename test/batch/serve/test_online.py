@@ -15,13 +15,10 @@ from aiohttp import web
 from echo_jobs import SECONDS
 from openai import OpenAI
 from prometheus_client.parser import text_string_to_metric_families
-from services import EchoService, assert_whole, counts, create, lines, wait_for, wait_until
-from test_operators import write_keys
+from services import EchoService, assert_whole, counts, create, lines, wait_for, wait_until, write_keys
 from web import WebServer, serving
 
-from sglang.batch.records import Usage
 from sglang.batch.serve import bodies
-from sglang.batch.serve.online import _Events
 
 SLOW = ("--echo-seconds", "3", "--pool", "2")
 
@@ -236,22 +233,8 @@ def test_a_running_server_gets_it_with_the_priority_that_goes_first(
             wait_for(client, create(client, lines(1)).id)
             assert "priority" not in server.bodies[-1]
             server.stop()
-            with pytest.raises(openai.InternalServerError, match="connect|reached") as gone:
+            with pytest.raises(openai.InternalServerError, match="(?i)connect|reached") as gone:
                 complete(client)
             assert gone.value.status_code == 502
         finally:
             service.kill()
-
-
-@pytest.mark.parametrize("size", [1, 7, 1000])
-def test_events_are_whole_however_they_arrive(size: int) -> None:
-    usage = b'data: {"choices":[],"usage":{"prompt_tokens":5,"completion_tokens":2}}\n\n'
-    text = b'data: {"choices":[{"text":"\\"usage\\""}],"usage":null}\n\n: note\n\n' + usage + b"data: [DONE]"
-    for wanted in (False, True):
-        seen: list[bytes] = []
-        events = _Events(seen.append, wanted=wanted)
-        for at in range(0, len(text), size):
-            events(text[at : at + size])
-        assert events.usage == Usage(prompt=5, completion=2)
-        events.end()
-        assert b"".join(seen) == (text + b"\n\n").replace(b"" if wanted else usage, b"")

@@ -2,7 +2,6 @@
 
 import base64
 import datetime
-import hashlib
 import ipaddress
 import json
 import re
@@ -24,7 +23,7 @@ from cryptography.x509.oid import NameOID
 from echo_jobs import SECONDS, request
 from fastapi.testclient import TestClient
 from prometheus_client.parser import text_string_to_metric_families
-from services import EchoService, counts, create, lines, wait_for, wait_until
+from services import EchoService, counts, create, lines, wait_for, wait_until, write_keys
 
 from sglang.batch.endpoints import ENDPOINTS
 from sglang.batch.serve.api import make_app
@@ -45,12 +44,6 @@ def metrics(service: EchoService) -> dict[tuple[str, str], float]:
 
 def root(service: EchoService) -> str:
     return service.url.removesuffix("/v1")
-
-
-def write_keys(folder: Path, *keys: str) -> Path:
-    path = folder / "keys.txt"
-    path.write_text("".join(f"{hashlib.sha256(key.encode()).hexdigest()} {key}\n" for key in keys))
-    return path
 
 
 def test_metrics_count_lines_tokens_and_errors_and_only_grow(service: EchoService) -> None:

@@ -7,8 +7,17 @@ from pathlib import Path
 import pytest
 from echo_jobs import FAULTS, request
 from openai import OpenAI
-from services import LAST, EchoService, assert_whole, counts, create, lines, wait_for, wait_until
-from test_operators import write_keys
+from services import (
+    LAST,
+    EchoService,
+    assert_whole,
+    counts,
+    create,
+    lines,
+    wait_for,
+    wait_until,
+    write_keys,
+)
 
 FLAGS = ("--echo-seconds", "0.2", "--pool", "20")
 

@@ -2,7 +2,7 @@
 
 * `command`: job opened, SGLang up, open lines through, report out, SGLang down; `arguments`: the flags.
 * `rounds`: the lives of the engine one after the other; `stops`: signals that end the run.
-* `job`: open lines in, records out, while one engine lives; `tally` counts them.
+* `job`: open lines in, records out, while one engine lives; `tally` counts, `give_way` lets others go on.
 * Engines: `engine` (SGLang in processes of its own), `remote` (running servers).
 * Equal requests: `answer_key` tells them, `twins` gives them one answer.
 * On the disk: `journal` (a row per line, in SQLite; `schema`: its tables; `line_state`: what can happen to a

@@ -18,6 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from sglang.batch.records import Usage
+from sglang.batch.run.give_way import give_way
 from sglang.batch.run.journal import Journal, Log, Recorded
 from sglang.batch.run.record_log import RecordLog
 from sglang.batch.usage import BadUsage
@@ -181,9 +182,10 @@ class Committer:
                 await self._write_patiently(page)
                 for finished in page:
                     self._on_commit(finished)
-                for _, committed in group:
+                for count, (_, committed) in enumerate(group, start=1):
                     if not committed.done():
                         committed.set_result(None)
+                    await give_way(count)
         except Exception as error:
             # What is no error of a disk is one of ours; whoever waits must hear of it all the same.
             known = isinstance(error, DiskFailed | BadUsage)

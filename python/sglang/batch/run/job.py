@@ -18,11 +18,9 @@ from sglang.batch.records import Answer, BatchFailure, BatchRequest, Usage
 from sglang.batch.run.barrier import Barrier, NoBarrier
 from sglang.batch.run.committer import Committer, Finished
 from sglang.batch.run.engine.protocol import EngineDied
+from sglang.batch.run.give_way import give_way
 from sglang.batch.run.recovery import Work
 from sglang.batch.run.tally import Tally
-
-STRIDE = 64
-"""Requests that are started before the event loop turns to whatever else there is to do."""
 
 
 class Answerer(Protocol):
@@ -120,8 +118,7 @@ class BatchJob:
             if isinstance(item.item, BatchRequest):
                 self._in_flight[request_id] = item.position
             group.create_task(self._run(item, request_id))
-            if count % STRIDE == 0:
-                await asyncio.sleep(0)
+            await give_way(count)
 
     async def _run(self, work: Work, request_id: str) -> None:
         try:

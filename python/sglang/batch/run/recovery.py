@@ -25,7 +25,7 @@ from sglang.batch.run.schema import JournalUnfinished, JournalUnusable
 from sglang.batch.run.twins import Twins
 from sglang.batch.usage import BadUsage
 
-PAGE = 1000
+PAGE = 100
 """Lines that are read from the journal at a time."""
 
 

@@ -36,7 +36,7 @@ from sglang.batch.run.stops import Stopped
 from sglang.batch.run.tally import Tally
 from sglang.batch.serve.content import check_content, input_source
 from sglang.batch.serve.forecast import Forecast, Forecaster
-from sglang.batch.serve.live import CANCELLED, EXPIRED, Live
+from sglang.batch.serve.live import CANCEL_SECONDS, CANCELLED, EXPIRED, Live
 from sglang.batch.serve.objects import counts, usage
 from sglang.batch.serve.priority import weight
 from sglang.batch.serve.room import Terms
@@ -46,9 +46,6 @@ from sglang.batch.serve.sums import OPEN
 from sglang.batch.serve.tracing import Tracing
 from sglang.batch.serve.turns import Turns
 from sglang.batch.usage import BadUsage
-
-CANCEL_SECONDS = 570.0
-"""Seconds that the requests of a cancelled batch get: it is `cancelling` for 10 minutes at most."""
 
 WHY = {
     CANCELLED: "the batch was cancelled before this request was run",

@@ -10,8 +10,8 @@ from sglang.batch.serve.errors import Refused
 from sglang.batch.serve.service import Service
 
 
-def service_of(request: Request) -> Service:
-    """Tell which service a request has reached."""
+async def service_of(request: Request) -> Service:
+    """Tell which service a request has reached; no `def`, which FastAPI calls in a thread."""
     service: Service = request.app.state.service
     return service
 
@@ -22,7 +22,8 @@ async def owner_of(request: Request) -> str:
     Raises:
         Refused: there are keys, and this is none of them.
     """
-    owner = service_of(request).keys.owner(request.headers.get("authorization"))
+    service: Service = request.app.state.service
+    owner = service.keys.owner(request.headers.get("authorization"))
     if owner is None:
         # A browser asks for the page's key, a client has one.
         scheme = "Basic" if request.url.path == "/" else "Bearer"

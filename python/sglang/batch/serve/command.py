@@ -15,7 +15,7 @@ import uvicorn
 
 from sglang.batch.records import RequestFailed
 from sglang.batch.run.blend_history import BlendState
-from sglang.batch.run.command import DISK_FAILED, ENGINE_FAILED, WORKER
+from sglang.batch.run.command import DISK_FAILED, ENGINE_FAILED, WORKER, collecting_rarely
 from sglang.batch.run.committer import CommitLimits, DiskFailed
 from sglang.batch.run.engine.protocol import Engine, EngineDied, EngineFailed
 from sglang.batch.run.engine.supervisor import Supervisor
@@ -131,7 +131,7 @@ def serve_by(
     """
     store = Store(arguments.store)
     try:
-        with locked(store.root / "lock"), _listening(arguments) as listening:
+        with locked(store.root / "lock"), _listening(arguments) as listening, collecting_rarely():
             store.clear_leftovers()
             return loop.run_until_complete(_serve(arguments, store, make_engine(store), listening))
     except Locked as error:
@@ -181,6 +181,8 @@ def _listening(arguments: ServeArguments) -> Any:
     except (OSError, OverflowError) as error:
         raise BadUsage(f"--host {arguments.host} --port {arguments.port}: cannot listen: {error}") from error
     with listening:
+        # Connections inherit it. asyncio sets it where a socket's protocol is TCP, and here Python says 0.
+        listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         yield listening
 
 

@@ -12,6 +12,9 @@ from sglang.batch.serve.room import Seat, Terms
 CANCELLED, EXPIRED = "batch_cancelled", "batch_expired"
 """Error codes of lines that were not run any more."""
 
+CANCEL_SECONDS = 570.0
+"""Seconds that the requests of a cancelled batch get: it is `cancelling` for 10 minutes at most."""
+
 
 @dataclass
 class Live:

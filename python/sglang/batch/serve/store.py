@@ -28,8 +28,9 @@ from sglang.batch.usage import BadUsage
 APPLICATION_ID = 0x73676273
 VERSION = 1
 
-REPEAT_SECONDS = 300
-"""A batch that is created again within so many seconds, with the same parameters, is the same."""
+REPEAT_SECONDS = 1800
+"""A batch that is created again within so many seconds, with the same parameters, is the same: OpenAI's
+clients wait ten minutes for a reply, and ask three times."""
 
 SCHEMA = """
 CREATE TABLE service (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;

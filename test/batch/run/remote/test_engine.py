@@ -242,6 +242,17 @@ def test_a_timeout_is_tried_again() -> None:
     assert result.texts == answers(4)
 
 
+def test_a_request_that_is_never_answered_in_time_has_the_code_of_openais_api() -> None:
+    async def respond(server: WebServer, body: dict[str, Any]) -> None:
+        await asyncio.sleep(60)
+
+    server = WebServer(respond)
+    with serving(server):
+        result = run(arguments(server, timeout=0.1, retries=1), lines(2))
+    assert {record["error"]["code"] for record in result.records} == {"request_timeout"}
+    assert [record["response"] for record in result.records] == [None, None]
+
+
 def test_an_answer_on_several_lines_becomes_one_line() -> None:
     async def respond(server: WebServer, body: dict[str, Any]) -> web.Response:
         choices = [{"index": 0, "text": body["prompt"], "finish_reason": "stop"}]

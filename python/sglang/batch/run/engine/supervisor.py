@@ -41,6 +41,7 @@ from sglang.batch.run.engine.channel import (
 )
 from sglang.batch.run.engine.protocol import EngineDied, EngineFailed
 from sglang.batch.run.engine.worker import PROCESS_DIED
+from sglang.batch.run.give_way import give_way
 
 STOP_SECONDS = 10.0
 """Seconds that an engine gets to stop by itself before it is killed."""
@@ -266,7 +267,10 @@ class _Life:
             self._socket.close()
 
     async def _listen(self) -> None:
+        received = 0
         while (message := await self._channel.receive()) is not None:
+            received += 1
+            await give_way(received)
             if isinstance(message, Part):
                 if (part := self._parts.get(message.id)) is not None:
                     part(message.data)

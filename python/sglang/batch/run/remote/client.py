@@ -124,7 +124,7 @@ class Client:
             trouble = Trouble.OVERLOADED if error.os_error.errno in OWN_LIMITS else Trouble.GONE
             return broken("connection_error", f"{self.url}: {error.os_error or error}", trouble)
         except TimeoutError:
-            return broken("timeout", f"{self.url}: no answer in time")
+            return broken("request_timeout", f"{self.url}: no answer in time")
         except (aiohttp.ClientError, OSError) as error:
             return broken("connection_error", f"{self.url}: {type(error).__name__}: {error}")
         return _read(response.status, response.headers, raw)
