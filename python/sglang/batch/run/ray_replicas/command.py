@@ -12,6 +12,7 @@ from sglang.batch.run.ray_replicas.arguments import RayArguments
 from sglang.batch.run.ray_replicas.cluster import connected, creator, gpus_per_replica
 from sglang.batch.run.ray_replicas.engine import RayEngine, ReplicaLimits
 from sglang.batch.upstream import ServerArgs
+from sglang.srt.blend.runtime.arguments import rank_count
 
 
 def run_ray(
@@ -39,7 +40,7 @@ def run_ray(
             arguments.server,
             gpus=gpus_per_replica(
                 ray,
-                parallel=server_args.tp_size * server_args.pp_size * server_args.dp_size,
+                parallel=rank_count(server_args),
                 on_cpu=server_args.device == "cpu",
             ),
             start=arguments.start_timeout,
