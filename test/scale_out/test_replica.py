@@ -42,6 +42,7 @@ class FakeActor:
         self,
         *,
         placed: float = 0.0,
+        slow: float = 0.0,
         fails: str | None = None,
         dies_after: float | None = None,
         answer: Callable[["FakeActor", Submit], Back | None] | None = None,
@@ -49,6 +50,7 @@ class FakeActor:
         if dies_after is not None:
             asyncio.get_running_loop().call_later(dies_after, self.kill)
         self._placed = placed
+        self._slow = slow
         self._fails = fails
         self._answer = answer or (lambda actor, submit: echo(submit))
         self._back: list[Back] = []
@@ -94,6 +96,7 @@ class FakeActor:
     async def state(self) -> list[dict[str, Any]]:
         if self.dead:
             raise ActorGone("it died")
+        await asyncio.sleep(self._slow)
         return [{"memory_usage": {"token_capacity": 4000}}]
 
     async def stop(self) -> None:
@@ -238,8 +241,18 @@ def test_one_without_resources_is_said_and_joins_when_it_has_some() -> None:
     result = run(fleet, 2000)
     assert result.ids() == ids(2000)
     assert fleet.made[1][0].seen
-    assert "replica 2 waits for resources; the run goes on without it until there are some" in result.said
+    waits = "replica 2 has no place yet (no resources, or a slow machine); the run goes on without it"
+    assert result.said.index(waits) < result.said.index("replica 2 starts its engine on node")
     assert "a server is back: replica 2" in result.said
+
+
+def test_an_engine_that_has_just_started_may_take_long_to_say_what_it_is(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(replica, "PROBE_SECONDS", 0.05)
+    fleet = Fleet([lambda: FakeActor(slow=0.3)])
+    assert run(fleet, 5).ids() == ids(5)
+    assert len(fleet.made[0]) == 1
 
 
 def test_no_replica_at_all_ends_the_run_before_it_began() -> None:
