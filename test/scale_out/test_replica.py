@@ -3,6 +3,7 @@
 import asyncio
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,6 +15,8 @@ from sglang.batch.run.engine.protocol import EngineDied, EngineFailed
 from sglang.batch.run.job import BatchJob
 from sglang.batch.run.ray_replicas import engine, replica
 from sglang.batch.run.ray_replicas.actor import Place
+from sglang.batch.run.ray_replicas.arguments import RayArguments
+from sglang.batch.run.ray_replicas.cluster import cpus_per_replica
 from sglang.batch.run.ray_replicas.engine import RayEngine, ReplicaLimits
 from sglang.batch.run.ray_replicas.replica import ActorGone
 from sglang.batch.run.ray_replicas.wire import Back, Lost, frames, read_requests
@@ -267,6 +270,14 @@ def test_replicas_that_die_again_and_again_end_the_run_to_be_continued() -> None
         run(fleet, 5)
     assert caught.group_contains(EngineDied, match="every replica was started too often")
     assert all(len(own) == 3 for own in fleet.made)
+
+
+def test_an_engine_without_a_gpu_has_its_share_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: 8)
+    alone = RayArguments(address=None, least=1, most=3, gpus=None, cpus=None)
+    assert cpus_per_replica(alone, gpus=0) == 2
+    assert cpus_per_replica(replace(alone, most=9), gpus=0) == 1
+    assert cpus_per_replica(alone, gpus=1) == 1
 
 
 def test_gpus_weigh_what_a_request_takes_on_them() -> None:
