@@ -1,4 +1,4 @@
-"""`sglang-batch run --endpoint` against a real server under blend answers as a run in process does."""
+"""`sglang-batch run` with a real engine, a server's, its own, or one in an actor of Ray: the same answers."""
 
 import json
 import subprocess
@@ -55,6 +55,17 @@ def test_a_server_under_blend_gets_the_pool_and_gives_the_tokens_of_fcfs(
     assert report["sharing"] > 0.2
 
 
+def engine(llama: Path) -> tuple[str, ...]:
+    return ("--model-path", str(llama), "--device", "cpu", "--dtype", "float32", "--random-seed", "0", *FLAGS)
+
+
 def test_in_process_gives_the_same(llama: Path, reference: Reference, tmp_path: Path) -> None:
-    engine = ("--model-path", str(llama), "--device", "cpu", "--dtype", "float32", "--random-seed", "0")
-    assert run(tmp_path, reference, *engine, *FLAGS)[0] == reference.chat_tokens
+    assert run(tmp_path, reference, *engine(llama))[0] == reference.chat_tokens
+
+
+def test_a_replica_on_ray_gives_the_same(llama: Path, reference: Reference, tmp_path: Path) -> None:
+    tokens, report = run(tmp_path, reference, "--ray", *engine(llama))
+    assert tokens == reference.chat_tokens
+    assert report["policy"] == "blend"
+    assert report["kv_capacity"] == 4096
+    assert report["blend"] is not None

@@ -82,6 +82,8 @@ def main() -> int:
         tp_size=1,
         pp_size=1,
         dp_size=1,
+        attn_dp_size=1,
+        enable_dp_attention=False,
         max_queued_requests=None,
     )
     try:

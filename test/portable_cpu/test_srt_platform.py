@@ -7,6 +7,8 @@ import pytest
 
 from checkpoints import make_llama
 from sglang.srt.arg_groups.overrides import resolved_view
+from sglang.srt.blend.core.cost.hardware import load_hardware
+from sglang.srt.blend.runtime import replicas
 from sglang.srt.hardware_backend.portable_cpu import srt_platform
 from sglang.srt.hardware_backend.portable_cpu.srt_platform import PortableCpuPlatform
 from sglang.srt.platforms import current_platform
@@ -38,6 +40,18 @@ def test_defaults_need_no_compiled_kernels(model: str) -> None:
     view = _resolve(model, device="cpu")
     assert view.attention_backend == "portable_cpu"
     assert view.sampling_backend == "pytorch"
+
+
+def test_a_pool_is_divided_by_the_profile_of_the_platform_that_was_found(model: str) -> None:
+    server_args = ServerArgs(model_path=model, dp_size=2)
+    server_args.resolve_once()
+    assert replicas._cost_model(server_args).hardware == load_hardware("cpu")
+
+
+@pytest.mark.parametrize("flags", [{"attn_dp_size": 2}, {"dp_size": 2, "enable_dp_attention": True}])
+def test_groups_of_attention_ranks_are_refused_with_the_remedy(model: str, flags: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match="--enable-dp-attention.* use --dp-size 2 without it"):
+        _resolve(model, tp_size=2, **flags)
 
 
 def test_default_kv_cache_is_bounded_by_tokens_and_memory(

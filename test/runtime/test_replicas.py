@@ -13,9 +13,9 @@ from sglang.srt.blend.core.cost.hardware import load_hardware
 from sglang.srt.blend.core.cost.model_shape import ModelShape
 from sglang.srt.blend.core.order.replicas import Replicas
 from sglang.srt.blend.runtime import plugin
-from sglang.srt.blend.runtime.arguments import why_not
+from sglang.srt.blend.runtime.arguments import rank_count, why_not
 from sglang.srt.blend.runtime.compatibility import problems
-from sglang.srt.blend.runtime.replicas import ARRIVAL, LOOK, Router
+from sglang.srt.blend.runtime.replicas import ARRIVAL, LOOK, Router, attach
 from sglang.srt.managers.io_struct import AbortReq, ContinueGenerationReqInput, PauseGenerationReqInput
 from sglang.srt.sampling.sampling_params import SamplingParams
 
@@ -206,10 +206,17 @@ def test_pictures_without_a_hash_share_nothing_and_equal_ones_do() -> None:
     assert sorted(alone.ranks().values()) == [0, 1]
 
 
+ATTENTION_GROUPS = ({"dp_size": 1, "attn_dp_size": 2}, {"dp_size": 2, "enable_dp_attention": True})
+"""As upstream resolves them, and the old spelling before that."""
+
+
 def server(**fields: Any) -> Any:
     defaults = {
         "schedule_policy": "blend",
         "dp_size": 2,
+        "tp_size": 2,
+        "pp_size": 1,
+        "attn_dp_size": 1,
         "enable_dp_attention": False,
         "load_balance_method": "round_robin",
     }
@@ -219,9 +226,26 @@ def server(**fields: Any) -> Any:
 def test_what_is_not_supported_is_named_with_its_flag() -> None:
     assert why_not(server()) is None
     assert why_not(server(dp_size=1, enable_dp_attention=True)) is None
-    assert why_not(server(schedule_policy="fcfs", enable_dp_attention=True)) is None
-    assert "--enable-dp-attention" in str(why_not(server(enable_dp_attention=True)))
+    assert why_not(server(dp_size=1, load_balance_method="total_tokens")) is None
+    for groups in ATTENTION_GROUPS:
+        assert why_not(server(schedule_policy="fcfs", **groups)) is None
+        assert "--enable-dp-attention" in str(why_not(server(**groups)))
     assert "--load-balance-method total_tokens" in str(why_not(server(load_balance_method="total_tokens")))
+
+
+@pytest.mark.parametrize("groups", ATTENTION_GROUPS)
+def test_a_controller_of_attention_groups_gets_no_router_and_says_why(
+    groups: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    controller = SimpleNamespace(server_args=server(**groups))
+    attach(controller)
+    assert controller.blend_router is None
+    assert "requests are not kept with their prefixes: --attn-dp-size" in caplog.text
+
+
+def test_ranks_are_those_of_all_replicas_and_attention_groups_add_none() -> None:
+    assert rank_count(server()) == 4
+    assert [rank_count(server(**groups)) for groups in ATTENTION_GROUPS] == [2, 2]
 
 
 def test_upstream_has_the_controller_that_the_hooks_go_into() -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,6 +15,8 @@ from sglang.batch.run.engine.protocol import EngineDied, EngineFailed
 from sglang.batch.run.job import BatchJob
 from sglang.batch.run.ray_replicas import engine, replica
 from sglang.batch.run.ray_replicas.actor import Place
+from sglang.batch.run.ray_replicas.arguments import RayArguments
+from sglang.batch.run.ray_replicas.cluster import cpus_per_replica
 from sglang.batch.run.ray_replicas.engine import RayEngine, ReplicaLimits
 from sglang.batch.run.ray_replicas.replica import ActorGone
 from sglang.batch.run.ray_replicas.wire import Back, Lost, frames, read_requests
@@ -42,6 +45,7 @@ class FakeActor:
         self,
         *,
         placed: float = 0.0,
+        slow: float = 0.0,
         fails: str | None = None,
         dies_after: float | None = None,
         answer: Callable[["FakeActor", Submit], Back | None] | None = None,
@@ -49,6 +53,7 @@ class FakeActor:
         if dies_after is not None:
             asyncio.get_running_loop().call_later(dies_after, self.kill)
         self._placed = placed
+        self._slow = slow
         self._fails = fails
         self._answer = answer or (lambda actor, submit: echo(submit))
         self._back: list[Back] = []
@@ -94,6 +99,7 @@ class FakeActor:
     async def state(self) -> list[dict[str, Any]]:
         if self.dead:
             raise ActorGone("it died")
+        await asyncio.sleep(self._slow)
         return [{"memory_usage": {"token_capacity": 4000}}]
 
     async def stop(self) -> None:
@@ -238,8 +244,18 @@ def test_one_without_resources_is_said_and_joins_when_it_has_some() -> None:
     result = run(fleet, 2000)
     assert result.ids() == ids(2000)
     assert fleet.made[1][0].seen
-    assert "replica 2 waits for resources; the run goes on without it until there are some" in result.said
+    waits = "replica 2 has no place yet (no resources, or a slow machine); the run goes on without it"
+    assert result.said.index(waits) < result.said.index("replica 2 starts its engine on node")
     assert "a server is back: replica 2" in result.said
+
+
+def test_an_engine_that_has_just_started_may_take_long_to_say_what_it_is(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(replica, "PROBE_SECONDS", 0.05)
+    fleet = Fleet([lambda: FakeActor(slow=0.3)])
+    assert run(fleet, 5).ids() == ids(5)
+    assert len(fleet.made[0]) == 1
 
 
 def test_no_replica_at_all_ends_the_run_before_it_began() -> None:
@@ -254,6 +270,14 @@ def test_replicas_that_die_again_and_again_end_the_run_to_be_continued() -> None
         run(fleet, 5)
     assert caught.group_contains(EngineDied, match="every replica was started too often")
     assert all(len(own) == 3 for own in fleet.made)
+
+
+def test_an_engine_without_a_gpu_has_its_share_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: 8)
+    alone = RayArguments(address=None, least=1, most=3, gpus=None, cpus=None)
+    assert cpus_per_replica(alone, gpus=0) == 2
+    assert cpus_per_replica(replace(alone, most=9), gpus=0) == 1
+    assert cpus_per_replica(alone, gpus=1) == 1
 
 
 def test_gpus_weigh_what_a_request_takes_on_them() -> None:

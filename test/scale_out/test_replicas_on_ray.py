@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -18,6 +19,8 @@ import pytest
 from echo_jobs import EchoJob, request
 
 from sglang.batch.run.engine.leftovers import JOB_VARIABLE
+from sglang.batch.run.journal import Journal, Log
+from sglang.batch.run.schema import JournalUnusable
 
 LINES = 120
 
@@ -27,7 +30,9 @@ SECONDS = 400
 NODE = {"num_cpus": 1, "object_store_memory": 80 << 20}
 
 SOON = {
-    "sglang.batch.run.ray_replicas.replica.SILENT_SECONDS": 3.0,
+    "sglang.batch.run.engine.restarts.FIRST_WAIT": 0.1,
+    "sglang.batch.run.ray_replicas.replica.SILENT_SECONDS": 1.5,
+    "sglang.batch.run.remote.dispatcher.FIRST_WAIT": 0.1,
     "sglang.batch.run.remote.dispatcher.LONGEST_PROBE": 0.5,
 }
 """What is waited for less long than outside of tests."""
@@ -54,18 +59,22 @@ def two_nodes(cluster: Any) -> Iterator[Any]:
         cluster.remove_node(node)
 
 
-def made(folder: Path, *more: bytes, count: int = LINES) -> EchoJob:
-    """A job that does not end before `go`: one line in six waits for that."""
-    lines = [request(f"r{i}", "wait" if i % 6 == 0 else None) for i in range(count)]
-    return EchoJob(folder, [*lines, *more])
+@pytest.fixture
+def job(tmp_path: Path) -> Iterator[EchoJob]:
+    """A job that does not end before `go`: one line in six waits for that. Drivers are ended at last."""
+    yield EchoJob(tmp_path, [request(f"r{i}", "wait" if i % 6 == 0 else None) for i in range(LINES)])
+    for child in psutil.Process().children():
+        with contextlib.suppress(psutil.Error):
+            if any("echo_run" in part for part in child.cmdline()):
+                child.kill()
 
 
 def go(job: EchoJob) -> None:
     Path(f"{job.echo_log}.go").touch()
 
 
-def expected(count: int = LINES) -> list[str]:
-    return sorted(f"r{i}" for i in range(count))
+def expected() -> list[str]:
+    return sorted(f"r{i}" for i in range(LINES))
 
 
 def flags(cluster: Any, replicas: str) -> list[str]:
@@ -79,18 +88,18 @@ def engines() -> dict[str, psutil.Process]:
     """First processes of engines in actors, by replica (`r1`); the parent of each is the actor."""
     found = {}
     for process in psutil.process_iter():
+        replica = environment(process).get(JOB_VARIABLE, "").rpartition("-")[2]
         with contextlib.suppress(psutil.Error):
-            name = process.environ().get(JOB_VARIABLE, "").rpartition("-")[2]
-            if name.startswith("r") and any("echo_worker" in part for part in process.cmdline()):
-                found[name] = process
+            if replica.startswith("r") and any("echo_worker" in part for part in process.cmdline()):
+                found[replica] = process
     return found
 
 
-def name(process: psutil.Process) -> str:
-    """The name of a process, empty if it has ended."""
+def environment(process: psutil.Process) -> dict[str, str]:
+    """The environment of a process, empty if it has ended."""
     with contextlib.suppress(psutil.Error):
-        return str(process.name())
-    return ""
+        return dict(process.environ())
+    return {}
 
 
 def until(there: Callable[[], Any]) -> Any:
@@ -120,10 +129,19 @@ def records(job: EchoJob) -> int:
     return 0
 
 
+def committed(job: EchoJob) -> int:
+    """Answers that the journal of a job has, which may be running."""
+    with (
+        contextlib.suppress(JournalUnusable, sqlite3.OperationalError),  # not there yet
+        contextlib.closing(Journal(job.journal, read_only=True)) as journal,
+    ):
+        return len(list(journal.spans(Log.ANSWERS, by_position=False)))
+    return 0
+
+
 def test_an_actor_that_is_killed_and_one_that_hangs_lose_and_double_nothing(
-    cluster: Any, two_nodes: Any, tmp_path: Path
+    cluster: Any, two_nodes: Any, job: EchoJob
 ) -> None:
-    job = made(tmp_path)
     process = job.start(*flags(cluster, "2"), env=ENVIRONMENT)
     until(lambda: records(job) >= 10)
     found = until(lambda: len(now := engines()) == 2 and now)
@@ -142,10 +160,9 @@ def test_an_actor_that_is_killed_and_one_that_hangs_lose_and_double_nothing(
 
 
 def test_a_replica_leaves_with_its_node_and_joins_again_when_there_is_room(
-    cluster: Any, tmp_path: Path
+    cluster: Any, job: EchoJob
 ) -> None:
     node = cluster.add_node(**NODE)
-    job = made(tmp_path)
     process = job.start(*flags(cluster, "2"), env=ENVIRONMENT)
     said = Said(process)
     until(lambda: records(job) >= 10 and len(engines()) == 2)
@@ -160,23 +177,26 @@ def test_a_replica_leaves_with_its_node_and_joins_again_when_there_is_room(
 
 
 def test_the_driver_is_killed_on_a_cluster_and_with_a_ray_of_its_own_and_the_same_command_goes_on(
-    cluster: Any, tmp_path: Path
+    cluster: Any, job: EchoJob
 ) -> None:
-    job = made(tmp_path)
     first = job.start(*flags(cluster, "1"))
-    until(lambda: records(job) >= 20)
+    until(lambda: committed(job) >= 20)
     first.kill()
     first.communicate()
     until(lambda: not engines())  # the actors end with their driver
     done, computed = job.done(), job.computed()
     assert done
-    own = job.start("--ray", "--commit-ms", "0")
+    own = job.start("--ray", "--cpus-per-replica", "3", "--commit-ms", "0")
     until(lambda: len(job.computed() - computed) >= 5)
+    assert environment(engines()["r1"])["OMP_NUM_THREADS"] == "3"
     started = psutil.Process(own.pid).children(recursive=True)
-    assert any("raylet" in child.name() for child in started)
+    rays = [child for child in started if "raylet" in child.name()]
+    of_engine = [child for child in started if JOB_VARIABLE in environment(child)]
+    assert rays
+    assert len(of_engine) == 2
     own.kill()
     own.communicate()
-    until(lambda: not engines() and not any("raylet" in name(child) for child in started))
+    until(lambda: not engines() and not any(ray.is_running() for ray in rays))
     go(job)
     last = job.start(*flags(cluster, "1"), env=ENVIRONMENT)
     _, said = last.communicate(timeout=SECONDS)
@@ -185,7 +205,11 @@ def test_the_driver_is_killed_on_a_cluster_and_with_a_ray_of_its_own_and_the_sam
     again = job.computed() - computed
     assert {f"r{position}" for position in done}.isdisjoint(again), "answered lines were computed again"
     # What an engine had started may outlive a Ray that is killed; the next start of that replica ends it.
-    until(lambda: not any(child.is_running() for child in started))
+    until(lambda: not any(child.is_running() for child in of_engine))
+    # Agents of a Ray that is killed notice after a minute.
+    for child in started:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            child.kill()
 
 
 def test_ray_data_reads_and_writes_through_an_engine(cluster: Any, two_nodes: Any, tmp_path: Path) -> None:

@@ -18,7 +18,8 @@ class ServerArgs(Protocol):
         max_queued_requests: requests that the scheduler queues at most; None for no limit.
         enable_priority_scheduling: whether requests have priorities; schedule_low_priority_values_first:
             whether low values go first.
-        tp_size, pp_size: ranks that share a layer, and the layers; dp_size: replicas of the model.
+        tp_size, pp_size: ranks that share a layer, and the layers; dp_size: replicas of the model;
+            attn_dp_size, enable_dp_attention: see `arguments.attention_groups`.
     """
 
     model_path: str
@@ -30,6 +31,8 @@ class ServerArgs(Protocol):
     tp_size: int
     pp_size: int
     dp_size: int
+    attn_dp_size: int
+    enable_dp_attention: bool
 
     def resolve_once(self) -> None:
         """Fill in what depends on the model and the machine."""

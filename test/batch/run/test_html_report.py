@@ -221,7 +221,9 @@ def run_arguments(folder: Path, *flags: str) -> Any:
     return check_run(parser.parse_args([*files, *flags]), [])
 
 
-SERVER = SimpleNamespace(model_path="models/<b>", dp_size=1, tp_size=1)
+SERVER = SimpleNamespace(
+    model_path="models/<b>", dp_size=1, tp_size=1, attn_dp_size=1, enable_dp_attention=False
+)
 
 
 def test_a_look_back_that_fails_leaves_a_page_that_says_so(

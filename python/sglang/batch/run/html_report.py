@@ -23,7 +23,7 @@ from sglang.batch.run.report import Report
 from sglang.batch.upstream import ServerArgs
 from sglang.batch.usage import BadUsage
 from sglang.srt.blend.core.step.verdict import Reason
-from sglang.srt.blend.runtime.arguments import get_options
+from sglang.srt.blend.runtime.arguments import attention_groups, get_options
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -231,7 +231,7 @@ def _look_back(
         return None, "Prefix groups and simulations are left out: the model is the servers'."
     if report.blend is None or report.blend.engine is None or report.kv_capacity is None:
         return None, "Without the blend policy's model there are neither prefix groups nor simulations."
-    if server_args.dp_size > 1:
+    if server_args.dp_size > 1 or attention_groups(server_args) > 1:
         return None, "Prefix groups and simulations are left out: there is no simulation of several replicas."
     options = get_options(server_args)
     try:

@@ -40,6 +40,7 @@ from sglang.batch.serve.speeds import EVERY, Speeds
 from sglang.batch.serve.store import Store
 from sglang.batch.server_flags import parse_server_args
 from sglang.batch.usage import BadUsage
+from sglang.srt.blend.runtime.arguments import rank_count
 
 STOPPED = 0
 """Exit code of a service that a signal has stopped."""
@@ -163,7 +164,7 @@ def _own_engine(arguments: ServeArguments, store: Store) -> ServedEngine:
         OwnEngine(engine, first_priority(enabled, low_first=low_first)),
         priorities=enabled and not low_first,
         plans=server_args.schedule_policy == "blend",
-        gpus=server_args.tp_size * server_args.pp_size * server_args.dp_size,
+        gpus=rank_count(server_args),
     )
 
 

@@ -24,12 +24,14 @@ class RayArguments:
         least: replicas that are waited for, for a while.
         most: replicas that are asked for.
         gpus: GPUs that Ray reserves for each; None for as many as its engine works on.
+        cpus: CPUs that Ray reserves for each; None for one, or on this machine for its share of them.
     """
 
     address: str | None
     least: int
     most: int
     gpus: float | None
+    cpus: int | None = None
 
 
 def add_ray_arguments(parser: argparse.ArgumentParser) -> None:
@@ -59,6 +61,13 @@ def add_ray_arguments(parser: argparse.ArgumentParser) -> None:
         help="GPUs that Ray reserves for each (default: as many as --tp-size and the like need; none with"
         " --device cpu, or on a machine without any)",
     )
+    group.add_argument(
+        "--cpus-per-replica",
+        type=int,
+        metavar="C",
+        help="CPUs that Ray reserves for each, and threads with which an engine without a GPU computes"
+        " (default: 1; its share of this machine for an engine without a GPU and without --address)",
+    )
 
 
 def check_ray(options: argparse.Namespace) -> RayArguments | None:
@@ -68,7 +77,7 @@ def check_ray(options: argparse.Namespace) -> RayArguments | None:
         BadUsage: a flag is wrong, or makes no sense without the others.
     """
     if not options.ray:
-        for flag in ("address", "replicas", "gpus_per_replica"):
+        for flag in ("address", "replicas", "gpus_per_replica", "cpus_per_replica"):
             if getattr(options, flag) is not None:
                 raise BadUsage(f"--{flag.replace('_', '-')}: needs --ray")
         return None
@@ -82,8 +91,10 @@ def check_ray(options: argparse.Namespace) -> RayArguments | None:
     gpus = options.gpus_per_replica
     if gpus is not None and not (gpus >= 0 and math.isfinite(gpus) and (gpus <= 1 or gpus == int(gpus))):
         raise BadUsage(f"--gpus-per-replica {gpus:g}: must be a whole number, or a part of one GPU")
+    if options.cpus_per_replica is not None and options.cpus_per_replica < 1:
+        raise BadUsage(f"--cpus-per-replica {options.cpus_per_replica}: must be at least 1")
     least, most = _range(options.replicas or "1")
-    return RayArguments(options.address, least, most, gpus)
+    return RayArguments(options.address, least, most, gpus, options.cpus_per_replica)
 
 
 def _range(text: str) -> tuple[int, int]:

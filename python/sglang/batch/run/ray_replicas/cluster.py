@@ -38,7 +38,7 @@ def connected(arguments: RayArguments) -> Iterator[None]:
     here: dict[str, Any] = {}
     if arguments.address is None:
         here = {
-            "num_cpus": max(os.cpu_count() or 1, arguments.most),
+            "num_cpus": max(os.cpu_count() or 1, arguments.most * (arguments.cpus or 1)),
             "object_store_memory": OBJECT_STORE_BYTES,
             "include_dashboard": False,
         }
@@ -76,8 +76,24 @@ def gpus_per_replica(arguments: RayArguments, *, parallel: int, on_cpu: bool) ->
     return 0 if on_cpu else parallel
 
 
+def cpus_per_replica(arguments: RayArguments, *, gpus: float) -> int:
+    """Decide how many CPUs a replica reserves; Ray lets its processes compute with as many threads each.
+
+    Args:
+        gpus: that it reserves.
+
+    >>> [cpus_per_replica(RayArguments("auto", 1, 2, None, cpus), gpus=0) for cpus in (None, 4)]
+    [1, 4]
+    """
+    if arguments.cpus is not None:
+        return arguments.cpus
+    if gpus or arguments.address is not None:
+        return 1
+    return max((os.cpu_count() or 1) // arguments.most, 1)
+
+
 def creator(
-    actor: type[ReplicaActor], flags: list[str], *, gpus: float, start: float, stall: float
+    actor: type[ReplicaActor], flags: list[str], *, gpus: float, cpus: int = 1, start: float, stall: float
 ) -> Callable[[str], RayActor]:
     """Make what asks Ray for the actor of a replica, by the replica's name.
 
@@ -85,7 +101,7 @@ def creator(
     """
     import ray
 
-    remote: Any = ray.remote(num_cpus=1, num_gpus=gpus, max_restarts=0, max_task_retries=0)(actor)
+    remote: Any = ray.remote(num_cpus=cpus, num_gpus=gpus, max_restarts=0, max_task_retries=0)(actor)
     return lambda name: RayActor(remote.remote(flags, name, start, stall))
 
 

@@ -9,9 +9,10 @@ from sglang.batch.run.arguments import RunArguments
 from sglang.batch.run.command import run, say
 from sglang.batch.run.ray_replicas.actor import ReplicaActor
 from sglang.batch.run.ray_replicas.arguments import RayArguments
-from sglang.batch.run.ray_replicas.cluster import connected, creator, gpus_per_replica
+from sglang.batch.run.ray_replicas.cluster import connected, cpus_per_replica, creator, gpus_per_replica
 from sglang.batch.run.ray_replicas.engine import RayEngine, ReplicaLimits
 from sglang.batch.upstream import ServerArgs
+from sglang.srt.blend.runtime.arguments import rank_count
 
 
 def run_ray(
@@ -34,14 +35,12 @@ def run_ray(
         BadUsage: the job cannot be continued as asked, or Ray cannot be used.
     """
     with connected(ray):
+        gpus = gpus_per_replica(ray, parallel=rank_count(server_args), on_cpu=server_args.device == "cpu")
         create = creator(
             actor,
             arguments.server,
-            gpus=gpus_per_replica(
-                ray,
-                parallel=server_args.tp_size * server_args.pp_size * server_args.dp_size,
-                on_cpu=server_args.device == "cpu",
-            ),
+            gpus=gpus,
+            cpus=cpus_per_replica(ray, gpus=gpus),
             start=arguments.start_timeout,
             stall=arguments.stall_timeout,
         )

@@ -267,7 +267,7 @@ def weight_of(device: str | None, shape: ModelShape) -> int:
 
     >>> from sglang.batch.run.remote.dispatched import LLAMA_3_8B
     >>> [weight_of(name, LLAMA_3_8B) for name in ("NVIDIA A100-SXM4-80GB", "NVIDIA L4", None)]
-    [8, 2, 8]
+    [8, 3, 8]
     """
     with contextlib.suppress(ValueError):
         if device is not None:

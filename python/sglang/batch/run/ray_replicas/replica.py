@@ -29,7 +29,7 @@ SILENT_SECONDS, STRIKES = 20.0, 3
 """Seconds without a beat of an actor, so many times in a row, after which it counts as hung."""
 
 PLACED_SECONDS = 60.0
-"""Seconds without resources after which the user is told."""
+"""Seconds without a place after which the user is told."""
 
 
 class ActorGone(Exception):
@@ -119,9 +119,12 @@ class Replica:
             Unreachable: there is none, or it does not answer.
         """
         async with self._starting:
-            actor = self._actor or await self._begin()
+            actor, patience = self._actor, PROBE_SECONDS
+            if actor is None:
+                # It was started for minutes; on a busy machine its first word may take a while, too.
+                actor, patience = await self._begin(), max(PROBE_SECONDS, self._start)
         try:
-            async with asyncio.timeout(PROBE_SECONDS):
+            async with asyncio.timeout(patience):
                 states = tuple(await actor.state())
         except (ActorGone, TimeoutError) as error:
             raise Unreachable(f"{self.url}: {str(error) or 'does not answer'}") from error
@@ -193,11 +196,12 @@ class Replica:
         told = loop.call_later(
             PLACED_SECONDS,
             self._say,
-            f"{self.url} waits for resources; the run goes on without it until there are some",
+            f"{self.url} has no place yet (no resources, or a slow machine); the run goes on without it",
         )
         try:
             self.placed = await actor.place()
             told.cancel()
+            self._say(f"{self.url} starts its engine on {self.placed.node}")
             try:
                 async with asyncio.timeout(self._start + PROBE_SECONDS):
                     why = await actor.launch()

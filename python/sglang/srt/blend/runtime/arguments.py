@@ -230,15 +230,31 @@ def server_args_factory(server_args_class: Callable[..., ServerArgs]) -> Callabl
     return create
 
 
+def attention_groups(server_args: Any) -> int:
+    """Groups of ranks that each run attention for requests of their own (`--attn-dp-size`).
+
+    Until upstream has resolved its arguments, the old spelling counts them with `--dp-size`.
+    """
+    if server_args.attn_dp_size == 1 and server_args.enable_dp_attention:
+        return int(server_args.dp_size)
+    return int(server_args.attn_dp_size)
+
+
+def rank_count(server_args: Any) -> int:
+    """Ranks over all nodes, each a scheduler process with a device of its own."""
+    replicas = server_args.dp_size if attention_groups(server_args) == 1 else 1
+    return int(server_args.tp_size * server_args.pp_size * replicas)
+
+
 def why_not(server_args: Any) -> str | None:
     """Why replicas get their requests as upstream deals them; None where they do not, or there is one."""
-    if server_args.schedule_policy != POLICY or server_args.dp_size == 1:
+    if server_args.schedule_policy != POLICY:
         return None
-    if server_args.enable_dp_attention:
+    if attention_groups(server_args) > 1:
         return (
-            "--enable-dp-attention: its ranks run every step together, for which no pool is divided;"
-            " requests go to them in turns"
+            "--attn-dp-size (--enable-dp-attention): its ranks run every step together, for which no pool is"
+            " divided; requests go to them in turns"
         )
-    if server_args.load_balance_method not in ("auto", "round_robin"):
+    if server_args.dp_size > 1 and server_args.load_balance_method not in ("auto", "round_robin"):
         return f"--load-balance-method {server_args.load_balance_method} decides where requests go"
     return None

@@ -15,7 +15,7 @@ from sglang.srt.blend.core.cost.step_time import StepTimeModel
 from sglang.srt.blend.core.planner import Planner
 from sglang.srt.blend.core.step.outlook import PoolClock
 from sglang.srt.blend.core.step.pacing import Pace
-from sglang.srt.blend.runtime.arguments import get_options
+from sglang.srt.blend.runtime.arguments import attention_groups, get_options
 from sglang.srt.blend.runtime.device_speed import correction_at_start
 from sglang.srt.blend.runtime.measured_hardware import MeasuredHardware
 from sglang.srt.runtime_context import get_disagg, get_parallel
@@ -39,7 +39,7 @@ def measurable(scheduler: Scheduler, engine: str) -> bool:
         and scheduler.spec_algorithm.is_none()
         and get_disagg().disaggregation_mode == "null"
         and get_parallel().pp_size == 1
-        and not scheduler.server_args.enable_dp_attention
+        and attention_groups(scheduler.server_args) == 1
     )
 
 

@@ -182,11 +182,12 @@ def _output(request: Any) -> int:
 
 
 def _cost_model(server_args: Any) -> CostModel:
+    from sglang.srt.arg_groups.overrides import resolved_view
     from sglang.srt.configs.model_config import ModelConfig
 
     config = config_dict(ModelConfig.from_server_args(server_args))
     shape = ModelShape.from_config(config, tensor_parallel=server_args.tp_size)
-    return CostModel(shape, _hardware(get_options(server_args).hardware, server_args.device))
+    return CostModel(shape, _hardware(get_options(server_args).hardware, resolved_view(server_args).device))
 
 
 def _hardware(name: str, device: str) -> Hardware:

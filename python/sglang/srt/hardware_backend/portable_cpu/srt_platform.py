@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from sglang.srt.blend.runtime import versions
+from sglang.srt.blend.runtime.arguments import attention_groups, rank_count
 from sglang.srt.hardware_backend.portable_cpu.kernel_build import KernelState, kernel_state
 from sglang.srt.hardware_backend.portable_cpu.kernel_registration import (
     add_attention_backend_choice,
@@ -107,6 +108,7 @@ class PortableCpuPlatform(CpuDeviceMixin, SRTPlatform):
             server_args.mem_fraction_static = round(STATIC_MEMORY_FRACTION / _ranks_per_node(server_args), 3)
         if server_args.chunked_prefill_size is None:
             server_args.chunked_prefill_size = CHUNKED_PREFILL_TOKENS
+        _refuse_attention_groups(server_args)
         _give_ranks_their_cores(_ranks_per_node(server_args))
         # An idle scheduler otherwise spins on a core that the forward pass of another rank, the
         # tokenizer and the HTTP server want.
@@ -121,10 +123,16 @@ def _amx_kernels_usable() -> bool:
 
 def _ranks_per_node(server_args: Any) -> int:
     """Scheduler processes on this machine; each sizes its KV cache from the same free memory."""
-    ranks: int = server_args.tp_size * server_args.pp_size
-    if not server_args.enable_dp_attention:
-        ranks *= server_args.dp_size
-    return max(1, ranks // server_args.nnodes)
+    return max(1, rank_count(server_args) // server_args.nnodes)
+
+
+def _refuse_attention_groups(server_args: Any) -> None:
+    """Refuse before processes start what would end them: batches of such ranks are padded to one size."""
+    if attention_groups(server_args) > 1 and server_args.attention_backend == ATTENTION_BACKEND:
+        raise ValueError(
+            "--attn-dp-size (--enable-dp-attention) is not supported by --attention-backend"
+            f" {ATTENTION_BACKEND}; use --dp-size {attention_groups(server_args)} without it"
+        )
 
 
 def _give_ranks_their_cores(ranks: int) -> None:
