@@ -7,6 +7,7 @@ on whatever platform the process has. What would be sent away goes to a function
 from __future__ import annotations
 
 import contextlib
+import random
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from sglang.srt.managers.schedule_batch import ScheduleBatch
     from sglang.srt.managers.scheduler import Scheduler
+    from sglang.srt.server_args import PortArgs, ServerArgs
 
 _NEVER = 1e9
 """Seconds. Upstream's watchdog sends SIGQUIT to the parent of a process whose scheduler stands still: here
@@ -40,7 +42,6 @@ def lone_scheduler(model_path: Path | str, deliver: Deliver, **server_args: Any)
     from sglang.srt.managers.scheduler import Scheduler
     from sglang.srt.plugins import load_plugins
     from sglang.srt.runtime_context import SpawnRanks, publish
-    from sglang.srt.server_args import PortArgs
 
     load_plugins()
     ensure_registered()
@@ -61,7 +62,7 @@ def lone_scheduler(model_path: Path | str, deliver: Deliver, **server_args: Any)
     bootstrap._PARALLEL_INITIALISED = False
     set_global_expert_location_metadata(None, allow_overwrite=True)  # those of the one before
     try:
-        scheduler = Scheduler(args, PortArgs.init_new(args))
+        scheduler = Scheduler(args, choose_ports(args))
         scheduler.idle_sleeper = None  # it would wait for ZeroMQ messages
         channels = scheduler.ipc_channels
         for channel in (channels.send_to_detokenizer, channels.send_to_tokenizer):
@@ -74,6 +75,22 @@ def lone_scheduler(model_path: Path | str, deliver: Deliver, **server_args: Any)
     finally:
         destroy_model_parallel()
         destroy_distributed_environment()
+
+
+def choose_ports(args: ServerArgs) -> PortArgs:
+    """Ports and names for a scheduler.
+
+    Upstream draws the port of ``torch.distributed`` from ``random``, which schedulers seed with
+    ``random_seed``: two processes that each build one would draw the same port at the same moment.
+    """
+    from sglang.srt.server_args import PortArgs
+
+    state = random.getstate()
+    random.seed()
+    try:
+        return PortArgs.init_new(args)
+    finally:
+        random.setstate(state)
 
 
 def submit(
