@@ -56,6 +56,17 @@ class Server:
             info: dict[str, Any] = json.load(answer)
             return info
 
+    def set_state(self, **numbers: float) -> list[bool]:
+        """POST /set_internal_state: whether each scheduler took the numbers."""
+        request = urllib.request.Request(
+            f"{self.url}/set_internal_state",
+            json.dumps({"server_args": numbers}).encode(),
+            {"Content-Type": "application/json"},
+        )
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            taken: list[bool] = json.load(answer)
+            return taken
+
     def tail(self, lines: int = 60) -> str:
         return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:])
 

@@ -1,10 +1,12 @@
 """A server under --schedule-policy blend answers everything, with the tokens upstream gives."""
 
 import asyncio
+import itertools
 import json
 import time
 import urllib.request
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +102,23 @@ def test_abandoned_requests_leave_a_working_server(server: Server, reference: Re
 
     asyncio.run(abandon())
     assert tokens_of(send_chats(server, reference.chats)) == reference.chat_tokens
+
+
+def test_the_policy_changes_while_requests_wait_and_run(server: Server, reference: Reference) -> None:
+    decided = []
+    with ThreadPoolExecutor(1) as clients:
+        answers = clients.submit(send_chats, server, reference.chats)
+        for name in itertools.cycle(("lpm", "blend", "fcfs", "lof")):
+            assert server.set_state(**{f"schedule_policy.{name}": 1}) == [True]
+            (state,) = server.info()["internal_states"]
+            assert (state["schedule_policy"], state["blend"]["policy"]) == (name, name)
+            decided.append(name)
+            if answers.done():
+                break
+    assert set(decided) == {"lpm", "blend", "fcfs", "lof"}
+    assert server.set_state(**{"schedule_policy.sjf": 1}) == [False]
+    assert server.set_state(**{"schedule_policy.blend": 1}) == [True]
+    assert tokens_of(answers.result()) == reference.chat_tokens
 
 
 def test_the_cache_can_be_flushed_once_idle(server: Server, reference: Reference) -> None:

@@ -11,8 +11,9 @@ ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs" / "features.md"
 
 WORDS = ("works", "refused", "falls back", "not tried")
-FEATURES = """page sizes; overlap schedule; mixed chunks; pdmux; tensor parallel; pipeline parallel;
-data parallel; DP attention; expert parallel; speculative: EAGLE; speculative: NGRAM;
+FEATURES = """page sizes; overlap schedule; mixed chunks; pdmux; another policy on a live server;
+tensor parallel; pipeline parallel; data parallel; DP attention; expert parallel;
+speculative: EAGLE; speculative: NGRAM;
 PD disaggregation: prefill; PD disaggregation: decode; HiCache; LMCache; LoRA; LoRA batching limits;
 sliding windows (Gemma, gpt-oss); recurrent states (Falcon-H1, Qwen3-Next); MLA; multimodal;
 embedding models; reward models; diffusion LLMs; sessions; priority preemption; deterministic inference;

@@ -5,7 +5,7 @@
 * `startup`: what a scheduler gets when it starts with the policy; `arguments`: the `--blend-*` flags.
 * `parts`: one scheduler's planner and translators together.
 * `policy`: the order of the waiting queue; `queue_order`: where each request stands in it.
-* `prefill_adder`: who is admitted in a prefill step.
+* `prefill_adder`: who is admitted in a prefill step; `switching`: another policy decides for a while.
 * `speculation`: what steps yield and what is allocated ahead, under speculative decoding.
 * `pool`: upstream's requests and the planner's slots; `output_counts`: how far those are that run;
   `priorities`: the classes of those that wait.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 
+from sglang.srt.blend.runtime.arguments import POLICY
 from sglang.srt.blend.runtime.parts import BlendParts
 from sglang.srt.blend.runtime.radix.cache import annotated_core
 from sglang.srt.blend.runtime.radix.heaviest import heaviest_prefixes
@@ -12,12 +13,12 @@ from sglang.srt.blend.runtime.radix.heaviest import heaviest_prefixes
 def internal_state(blend: BlendParts) -> dict[str, object]:
     """What ``get_server_info`` shows of the policy, JSON-serialisable: a `snapshot` and more.
 
-    ``decisions`` says how often each `Reason` was given, ``cached_prefixes`` are the `heaviest_prefixes`, a
-    dict each; None where cached prefixes carry no annotations. ``outlook`` is the `Outlook` as a dict, None
-    where step times cannot be modelled, and ``engine`` how it takes passes to be made; ``step_times`` is the
-    `StepReport` as a dict, None where steps are not measured; ``lengths`` are
-    `WorkDone.lengths` as (expected, real, answers), and ``accept_length`` the tokens that a step yields for
-    each running request.
+    ``policy`` is the one that decides now (see `switching`), ``decisions`` says how often each `Reason` was
+    given, ``cached_prefixes`` are the `heaviest_prefixes`, a dict each; None where cached prefixes carry no
+    annotations. ``outlook`` is the `Outlook` as a dict, None where step times cannot be modelled, and
+    ``engine`` how it takes passes to be made; ``step_times`` is the `StepReport` as a dict, None where steps
+    are not measured; ``lengths`` are `WorkDone.lengths` as (expected, real, answers), and ``accept_length``
+    the tokens that a step yields for each running request.
     """
     core = annotated_core(blend.policy.tree_cache)
     prefixes = None if core is None else [asdict(prefix) for prefix in heaviest_prefixes(core)]
@@ -25,6 +26,7 @@ def internal_state(blend: BlendParts) -> dict[str, object]:
     outlook = None if blend.clock is None else blend.clock.outlook(table, pool.done, pool.holders())
     return {
         **snapshot(blend),
+        "policy": blend.watches or POLICY,
         "decisions": blend.planner.state.reasons,
         "cached_prefixes": prefixes,
         "engine": None if blend.clock is None else blend.clock.engine,

@@ -23,11 +23,12 @@ class BlendParts:
     """One scheduler's planner and what translates between it and upstream.
 
     Attributes:
-        adder_class: the prefill adder bound to these parts.
+        adder_class: the prefill adder bound to these parts; watched_adder_class: that of another policy.
         annotated: whether cached prefixes carry annotations.
         clock: models how long the pool takes; None where step times cannot be modelled.
         measured: corrects the hardware profile by step times; None where that is off or impossible.
         stopwatch: takes those times.
+        watches: the policy of upstream's that decides now; None while blend does. See `switching`.
     """
 
     planner: Planner
@@ -36,7 +37,9 @@ class BlendParts:
     log: AdmissionLog
     gauges: PrometheusGauges | None
     adder_class: type[PrefillAdder]
+    watched_adder_class: type[PrefillAdder]
     annotated: bool
     clock: PoolClock | None
     measured: MeasuredHardware | None
     stopwatch: Stopwatch | None
+    watches: str | None = None

@@ -87,7 +87,10 @@ def _install_policy(original: Callable[..., Any], scheduler: Any) -> Any:
 
 
 def _choose_adder(upstream_class: Any, scheduler: Any) -> Any:
-    return scheduler.blend.adder_class if _is_blend(scheduler) else upstream_class
+    if not _is_blend(scheduler):
+        return upstream_class
+    blend = scheduler.blend
+    return blend.adder_class if blend.watches is None else blend.watched_adder_class
 
 
 def _drop(scheduler: Any, req: Request) -> None:
@@ -134,6 +137,24 @@ def _report_state(output: Any, scheduler: Any, _request: Any) -> None:
         output.internal_state["blend"] = internal_state(scheduler.blend)
 
 
+def _offer_switching(handlers: dict[str, Any], controller: Any) -> None:
+    from sglang.srt.blend.runtime import switching
+    from sglang.srt.managers.scheduler_components.internal_state import UpdateRejected, _UpdateHandler
+
+    scheduler = controller.scheduler
+
+    def validate(key: str, value: float) -> None:
+        refusal = switching.problem(scheduler, key.removeprefix(_SWITCH), value)
+        if refusal is not None:
+            raise UpdateRejected(f"{key}: {refusal}")
+
+    def apply(key: str, _value: float) -> dict[str, str]:
+        return switching.switch(scheduler, key.removeprefix(_SWITCH))
+
+    for name in switching.POLICIES:
+        handlers[_SWITCH + name] = _UpdateHandler(validate, apply)
+
+
 def _set_gauges(_result: Any, reporter: Any, *_: Any, **__: Any) -> None:
     blend = reporter.scheduler.blend if _is_blend(reporter.scheduler) else None
     if blend is not None and blend.gauges is not None:
@@ -176,6 +197,8 @@ def _hear_control(controller: Any, message: Any) -> None:
 
 
 _ARGS = "sglang.srt.server_args"
+_SWITCH = "schedule_policy."
+"""Upstream's request takes numbers only, so the policy's name is a part of the key."""
 _SCHEDULER = "sglang.srt.managers.scheduler"
 _REPORTER = "sglang.srt.managers.scheduler_components.metrics_reporter.SchedulerMetricsReporter"
 
@@ -280,6 +303,13 @@ HOOKS: tuple[Hook, ...] = (
         _report_state,
         HookType.AFTER,
         "the policy's numbers in get_server_info under 'blend'",
+        _SCHEDULER,
+    ),
+    Hook(
+        "sglang.srt.managers.scheduler_components.internal_state.SchedulerInternalStateController._update_handlers",
+        _offer_switching,
+        HookType.AFTER,
+        "POST /set_internal_state: another policy decides for a while",
         _SCHEDULER,
     ),
     Hook(

@@ -33,6 +33,7 @@ from sglang.srt.blend.runtime.radix import cache as radix_cache
 from sglang.srt.blend.runtime.radix.namespaces import Namespaces
 from sglang.srt.blend.runtime.speculation import speculation_of
 from sglang.srt.blend.runtime.stopwatch import Stopwatch
+from sglang.srt.blend.runtime.switching import watched_adder_class
 from sglang.srt.managers.schedule_policy import PrefillAdder
 from sglang.srt.mem_cache.prefill_budget import PrefillBudget
 from sglang.srt.runtime_context import get_disagg, get_exec, get_parallel
@@ -128,12 +129,13 @@ def build(scheduler: Scheduler) -> BlendParts:
         log=log,
         gauges=gauges,
         adder_class=PrefillAdder,
+        watched_adder_class=PrefillAdder,
         annotated=radix_cache.attach_planner(scheduler.tree_cache, planner, cost_model, namespaces),
         clock=clock,
         measured=measured,
         stopwatch=None if measured is None else Stopwatch(measured.add, simulated_clock(scheduler)),
     )
-    blend.adder_class = adder_class(blend)
+    blend.adder_class, blend.watched_adder_class = adder_class(blend), watched_adder_class(blend)
     return blend
 
 
