@@ -82,6 +82,26 @@ def test_a_binding_of_the_users_stands(monkeypatch: pytest.MonkeyPatch) -> None:
     assert os.environ[srt_platform.THREADS_BIND] == "0-3|4-7"
 
 
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, str(srt_platform.SPINS)),
+        ({srt_platform.SPIN_COUNT: "7"}, "7"),
+        ({srt_platform.WAIT_POLICY: "active"}, None),
+    ],
+)
+def test_threads_of_schedulers_wait_briefly_unless_the_user_said_how(
+    given: dict[str, str], expected: str | None, model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in (srt_platform.SPIN_COUNT, srt_platform.WAIT_POLICY):
+        monkeypatch.setenv(name, "")  # so that it is as before afterwards
+        monkeypatch.delenv(name)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    _resolve(model)
+    assert os.environ.get(srt_platform.SPIN_COUNT) == expected
+
+
 def test_ranks_share_the_memory(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(srt_platform.THREADS_BIND, "0|0|0|0")
     view = _resolve(model, tp_size=2, dp_size=2)

@@ -14,9 +14,9 @@ def test_ratios_are_those_of_one_round_and_their_median_counts() -> None:
     ]
     rounds[0]["sleeping, alone"] = 5.0
     figures = summarise(rounds)
-    assert figures["by itself, alone, ms"] == 20.0
-    assert figures["by itself, beside / alone"] == pytest.approx(2.0)
-    assert figures["alone, sleeping / by itself"] == pytest.approx(1.0)
+    assert figures["platform, alone, ms"] == 20.0
+    assert figures["platform, beside / alone"] == pytest.approx(2.0)
+    assert figures["alone, sleeping / OpenMP"] == pytest.approx(1.0)
 
 
 def test_the_neighbour_is_gone_afterwards() -> None:
