@@ -3,12 +3,12 @@
     python -m benchmark.busy_neighbour --json build/busy_neighbour.json
 
 Engines of this platform's kernels answer the same requests in turn, alone and beside one process that never
-rests. They differ in how threads wait for each other: as the platform has it, as OpenMP does by itself, which is
-to spin for longer, or asleep (OMP_WAIT_POLICY). Measured by the clock: nothing else should run. Printed are
-medians of milliseconds per decode step and, of each round, the ratios: beside a neighbour over alone, and alone
-over OpenMP by itself. Whether Linux shares the cores between sessions first is told, too
-(kernel.sched_autogroup_enabled). Exit code 1 with --check if the platform's engine is more than 2.2 times slower
-beside a neighbour.
+rests. They differ in how threads wait for each other: as the platform has it, as OpenMP does by itself, which
+is to spin for longer, or asleep (OMP_WAIT_POLICY). Measured by the clock: nothing else should run. Printed
+are medians of milliseconds per decode step and, of each round, the ratios: beside a neighbour over alone, and
+alone over OpenMP by itself. Whether Linux shares the cores between sessions first is told, too
+(kernel.sched_autogroup_enabled). Exit code 1 with --check if the platform's engine is more than 2.2 times
+slower beside a neighbour.
 """
 
 from __future__ import annotations

@@ -40,8 +40,8 @@ THREADS_BIND = "SGLANG_CPU_OMP_THREADS_BIND"
 # GNU OpenMP's variables: how threads wait for each other at the end of a product.
 WAIT_POLICY, SPIN_COUNT = "OMP_WAIT_POLICY", "GOMP_SPINCOUNT"
 
-# Turns that a thread waits awake. By itself it is 300,000; where another process has one of the cores, a step then
-# takes up to ninety times as long as alone. Asleep from the start, threads are slower alone.
+# Turns that a thread waits awake. By itself it is 300,000; where another process has one of the cores, a step
+# then takes up to ninety times as long as alone. Asleep from the start, threads are slower alone.
 SPINS = 1000
 
 # Longest prefill chunk, tokens: a longer one keeps decoding requests waiting for many seconds.
@@ -144,7 +144,7 @@ def _refuse_attention_groups(server_args: Any) -> None:
 
 
 def _wait_briefly() -> None:
-    """Let the threads of schedulers, which start after this, sleep soon when they wait, unless the user said how."""
+    """Let threads of schedulers, started after this, sleep soon when they wait, unless the user said how."""
     if WAIT_POLICY not in os.environ:
         os.environ.setdefault(SPIN_COUNT, str(SPINS))
 
