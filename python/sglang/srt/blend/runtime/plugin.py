@@ -1,7 +1,8 @@
 """Every place where the scheduler touches upstream, and why. ``register`` is the entry point upstream calls.
 
-With any schedule policy but blend each hook returns what upstream returns. A hook whose target is
-missing stops a blend server at start-up with the symbol's name (see ``compatibility``).
+With any schedule policy but blend each hook returns what upstream returns, except that a wish to switch the
+policy is refused in words of ours. A hook whose target is missing stops a blend server at start-up with the
+symbol's name (see ``compatibility``).
 
 Hooks are applied when their module is there: ``register`` runs in every process, long before some of
 them import a scheduler, and importing one only to patch it would cost seconds and memory. Upstream calls
