@@ -90,6 +90,7 @@ def test_bad_content_fails_the_batch_with_all_that_is_wrong(service: EchoService
     found = [(error.code, error.line) for error in batch.errors.data or ()]
     assert found == [("invalid_json_line", 2), ("duplicate_custom_id", 3), ("url_mismatch", 4)]
     assert service.computed().total() == 0
+    service.terminate()  # whoever asks may be told before its folder is gone
     assert list((service.store / "batches").iterdir()) == []
 
 
