@@ -23,7 +23,8 @@ class BlendParts:
     """One scheduler's planner and what translates between it and upstream.
 
     Attributes:
-        adder_class: the prefill adder bound to these parts; watched_adder_class: that of another policy.
+        adder_class: the prefill adder bound to these parts.
+        watched_adder_class: the same for another policy, which the planner watches.
         annotated: whether cached prefixes carry annotations.
         clock: models how long the pool takes; None where step times cannot be modelled.
         measured: corrects the hardware profile by step times; None where that is off or impossible.

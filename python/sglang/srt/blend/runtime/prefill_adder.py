@@ -8,7 +8,7 @@ upstream's retraction remains the safety net for forecasts that were too low.
 from __future__ import annotations
 
 from operator import not_
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from sglang.srt.blend.core.step.verdict import Decision, Verdict
 from sglang.srt.blend.runtime.pool import UNKNOWN
@@ -23,16 +23,25 @@ if TYPE_CHECKING:
 _FUTURE = PrefillAdder._get_running_request_total_token_offset.__name__
 
 
-class BlendPrefillAdder(PrefillAdder):
-    """Translates one prefill step's admissions between upstream and the planner.
+class BoundPrefillAdder(PrefillAdder):
+    """Upstream's adder, which is constructed anew for every step, with one scheduler's accounts.
 
     Attributes:
-        blend: the scheduler's planner and accounts; set by `adder_class`.
+        blend: the scheduler's planner and accounts; set by `bound_to`.
     """
 
     blend: ClassVar[BlendParts]
     rem_chunk_tokens: int | None  # upstream's, of this step
     chunked_req_limit: int | None  # upstream's, of the prompt that continues
+
+    @classmethod
+    def bound_to(cls, blend: BlendParts) -> type[Self]:
+        """The class for one scheduler."""
+        return type(cls.__name__, (cls,), {"blend": blend})
+
+
+class BlendPrefillAdder(BoundPrefillAdder):
+    """Translates one prefill step's admissions between upstream and the planner."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._forecasts = self.blend.policy.limits.forecasts
@@ -177,8 +186,3 @@ def _result(decision: Decision) -> AddReqResult:
 def _reserved_output(req: Request) -> int:
     """The output part of upstream's ``total_tokens``."""
     return min(max(req.sampling_params.max_new_tokens - len(req.output_ids), 0), int(CLIP_MAX_NEW_TOKENS))
-
-
-def adder_class(blend: BlendParts) -> type[BlendPrefillAdder]:
-    """The adder bound to one scheduler's accounts: upstream constructs it anew for every step."""
-    return type("BlendPrefillAdder", (BlendPrefillAdder,), {"blend": blend})

@@ -27,13 +27,13 @@ from sglang.srt.blend.runtime.parts import BlendParts
 from sglang.srt.blend.runtime.pdmux_config import read_pdmux_config
 from sglang.srt.blend.runtime.policy import BlendSchedulePolicy
 from sglang.srt.blend.runtime.pool import RequestPool
-from sglang.srt.blend.runtime.prefill_adder import adder_class
+from sglang.srt.blend.runtime.prefill_adder import BlendPrefillAdder
 from sglang.srt.blend.runtime.prometheus import PrometheusGauges
 from sglang.srt.blend.runtime.radix import cache as radix_cache
 from sglang.srt.blend.runtime.radix.namespaces import Namespaces
 from sglang.srt.blend.runtime.speculation import speculation_of
 from sglang.srt.blend.runtime.stopwatch import Stopwatch
-from sglang.srt.blend.runtime.switching import watched_adder_class
+from sglang.srt.blend.runtime.switching import WatchedPrefillAdder
 from sglang.srt.managers.schedule_policy import PrefillAdder
 from sglang.srt.mem_cache.prefill_budget import PrefillBudget
 from sglang.srt.runtime_context import get_disagg, get_exec, get_parallel
@@ -135,7 +135,8 @@ def build(scheduler: Scheduler) -> BlendParts:
         measured=measured,
         stopwatch=None if measured is None else Stopwatch(measured.add, simulated_clock(scheduler)),
     )
-    blend.adder_class, blend.watched_adder_class = adder_class(blend), watched_adder_class(blend)
+    blend.adder_class = BlendPrefillAdder.bound_to(blend)
+    blend.watched_adder_class = WatchedPrefillAdder.bound_to(blend)
     return blend
 
 

@@ -7,18 +7,18 @@ how long answers are. So blend can go on at any step, with the running requests 
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 from sglang.srt.blend.runtime.arguments import POLICY
 from sglang.srt.blend.runtime.policy import BlendSchedulePolicy
 from sglang.srt.blend.runtime.pool import UNKNOWN
+from sglang.srt.blend.runtime.prefill_adder import BoundPrefillAdder
 from sglang.srt.blend.runtime.radix.sharing import held_tokens
 from sglang.srt.blend.runtime.request import Request
 from sglang.srt.managers.schedule_policy import (
     AddReqResult,
     CacheAgnosticPolicy,
     CacheAwarePolicy,
-    PrefillAdder,
     SchedulePolicy,
 )
 
@@ -56,16 +56,8 @@ class WatchedPolicy(SchedulePolicy):
         super().calc_priority(waiting_queue, *args, **kwargs)
 
 
-class WatchedPrefillAdder(PrefillAdder):
-    """Upstream decides who joins a prefill batch, and the planner hears of it.
-
-    Attributes:
-        blend: the scheduler's planner and accounts; set by `watched_adder_class`.
-    """
-
-    blend: ClassVar[BlendParts]
-    rem_chunk_tokens: int | None  # upstream's, of this step
-    chunked_req_limit: int | None  # upstream's, of the prompt that continues
+class WatchedPrefillAdder(BoundPrefillAdder):
+    """Upstream decides who joins a prefill batch, and the planner hears of it."""
 
     def add_one_req(
         self, req: Request, has_chunked_req: bool, truncation_align_size: int | None
@@ -93,11 +85,6 @@ class WatchedPrefillAdder(PrefillAdder):
             self.chunked_req_limit = min(room, self.chunked_req_limit or room)
         unfinished: Request | None = super().add_chunked_req(req)
         return unfinished
-
-
-def watched_adder_class(blend: BlendParts) -> type[WatchedPrefillAdder]:
-    """The adder bound to one scheduler's accounts."""
-    return type("WatchedPrefillAdder", (WatchedPrefillAdder,), {"blend": blend})
 
 
 def problem(scheduler: Any, name: str, value: float) -> str | None:
