@@ -49,7 +49,7 @@ class FakeAnswerer:
             if request.custom_id.startswith("refused"):
                 return Answer(400, b'{"object":"error"}', code="BadRequestError", message="too long")
             body = json.dumps({"echo": request.custom_id}).encode()
-            return Answer(200, body, Usage(prompt=10, cached=4, completion=2))
+            return Answer(200, body, Usage(prompt=10, cached=4, completion=2, reasoning=1))
         except asyncio.CancelledError:
             self.cancelled.append(request.custom_id)
             raise

@@ -87,6 +87,11 @@ EMBEDS = {"generates": False, "architecture": "LlamaModel"}
 SCORES = {"generates": False, "architecture": "LlamaForSequenceClassification"}
 
 
+def thought() -> CompletionResponse:
+    usage = UsageInfo(prompt_tokens=7, completion_tokens=5, total_tokens=12, reasoning_tokens=3)
+    return completion("stop").model_copy(update={"usage": usage})
+
+
 def responded(status: Any) -> ResponsesResponse:
     return ResponsesResponse(model="m", status=status, usage=completion("stop").usage)
 
@@ -179,10 +184,11 @@ def test_stop_iteration_in_a_thread_is_an_error_and_no_endless_wait(monkeypatch:
         (EmbeddingResponse(data=[], model="m", usage=UsageInfo(prompt_tokens=7)), Usage(prompt=7)),
         (ScoringResponse(scores=[[0.5]], model="m", usage=UsageInfo(prompt_tokens=7)), Usage(prompt=7)),
         (responded("completed"), Usage(prompt=10, cached=4, completion=2)),
+        (thought(), Usage(prompt=7, completion=5, reasoning=3)),
         ([RerankResponse(score=1, index=i, meta_info=TOKENS) for i in range(2)], Usage(prompt=6, cached=2)),
         ([RerankResponse(score=1, index=0)], Usage()),
     ],
-    ids=["embeddings", "score", "responses", "rerank", "rerank by a decoder"],
+    ids=["embeddings", "score", "responses", "reasoning", "rerank", "rerank by a decoder"],
 )
 def test_every_kind_of_reply_tells_its_tokens(
     reply: Any, usage: Usage, monkeypatch: pytest.MonkeyPatch

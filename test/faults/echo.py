@@ -60,7 +60,7 @@ class Echo:
         choice = {"index": 0, "text": f"echo {prompt}", "finish_reason": "stop"}
         usage = {"prompt_tokens": 10, "completion_tokens": 2}
         body = {"echo": prompt, "choices": [choice], "usage": usage}
-        return Answer(200, json.dumps(body).encode(), Usage(10, 4, 2))
+        return Answer(200, json.dumps(body).encode(), Usage(10, 4, 2, 1))
 
     async def stream(
         self, request: BatchRequest, request_id: str, part: Callable[[bytes], Awaitable[None]]

@@ -68,12 +68,13 @@ class Usage:
 
     Attributes:
         prompt: tokens of the prompt, `cached` ones included, whose KV was there already.
-        completion: tokens of the answer.
+        completion: tokens of the answer, `reasoning` ones included, which a reasoning parser has set apart.
     """
 
     prompt: int = 0
     cached: int = 0
     completion: int = 0
+    reasoning: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,7 @@ import msgspec
 from sglang.batch.checks import Limits, Refused, check_body, check_fields, refuse_empty_prompts
 from sglang.batch.endpoints import ENDPOINTS, openai
 from sglang.batch.records import Answer, BatchRequest, Usage
+from sglang.batch.reply_usage import ReplyUsage
 from sglang.batch.upstream import RequestHandler, TemplateManager, TokenizerManager
 
 
@@ -172,34 +173,10 @@ def _answer(reply: Any) -> Answer:
         error = error.get("error") or error
         return Answer(status, body, code=str(error.get("type")), message=str(error.get("message")))
     fields = msgspec.json.decode(body, type=_Reply)
-    usage = fields.usage.tokens() if fields.usage is not None else Usage()
+    usage = fields.usage.usage() if fields.usage is not None else Usage()
     if fields.status == "failed" or any(choice.finish_reason == "abort" for choice in fields.choices):
         return Answer(status, body, usage, "aborted", "the engine aborted the request before its end")
     return Answer(status, body, usage)
-
-
-class _Cached(msgspec.Struct):
-    cached_tokens: int | None = None
-
-
-class Counts(msgspec.Struct):
-    """Usage in a reply, by the names of /v1/responses and by those of all others."""
-
-    prompt_tokens: int = 0
-    completion_tokens: int | None = None
-    prompt_tokens_details: _Cached | None = None
-    input_tokens: int = 0
-    output_tokens: int = 0
-    input_tokens_details: _Cached | None = None
-
-    def tokens(self) -> Usage:
-        """Read it as this package counts tokens."""
-        details = self.prompt_tokens_details or self.input_tokens_details or _Cached()
-        return Usage(
-            prompt=self.prompt_tokens or self.input_tokens,
-            cached=details.cached_tokens or 0,
-            completion=self.completion_tokens or self.output_tokens,
-        )
 
 
 class _Choice(msgspec.Struct):
@@ -209,7 +186,7 @@ class _Choice(msgspec.Struct):
 class _Reply(msgspec.Struct):
     """Of a reply, what a record of it needs; the rest is skipped."""
 
-    usage: Counts | None = None
+    usage: ReplyUsage | None = None
     choices: list[_Choice] = []
     status: str | None = None
 

@@ -19,7 +19,9 @@ def row(position: int, custom_id: str | None = "") -> LineRow:
 def recorded(position: int, offset: int, *, code: str | None = None, log: Log | None = None) -> Recorded:
     """A record of ten bytes."""
     where = log if log is not None else Log.ANSWERS if code is None else Log.ERRORS
-    return Recorded(position, where, Span(offset, 10), code, Usage(prompt=5, cached=2, completion=3))
+    return Recorded(
+        position, where, Span(offset, 10), code, Usage(prompt=5, cached=2, completion=3, reasoning=1)
+    )
 
 
 def journal(folder: Path, *, lines: int) -> Journal:

@@ -92,7 +92,8 @@ def test_the_tally_adds_up_tokens_and_failures_by_code() -> None:
     tally = job.tally
     assert (tally.answered, tally.failed, tally.done) == (2, 2, 4)
     assert tally.codes == {"BadRequestError": 1, "invalid_json_line": 1}
-    assert (tally.prompt_tokens, tally.cached_tokens, tally.completion_tokens) == (20, 8, 4)
+    assert (tally.prompt_tokens, tally.cached_tokens) == (20, 8)
+    assert (tally.completion_tokens, tally.reasoning_tokens) == (4, 2)
     assert tally.tokens_per_second == pytest.approx(24 / tally.seconds)
 
 

@@ -31,7 +31,8 @@ def test_what_was_recorded_is_counted_after_opening_again(tmp_path: Path) -> Non
     made.close()
     tally = Journal(tmp_path / "journal").tally()
     assert (tally.lines, tally.answered, tally.failed, tally.earlier) == (4, 2, 1, 3)
-    assert (tally.prompt_tokens, tally.cached_tokens, tally.completion_tokens) == (15, 6, 9)
+    assert (tally.prompt_tokens, tally.cached_tokens) == (15, 6)
+    assert (tally.completion_tokens, tally.reasoning_tokens) == (9, 3)
     assert tally.codes == {"bad": 1}
 
 

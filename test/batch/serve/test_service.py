@@ -34,7 +34,7 @@ def test_a_batch_is_uploaded_run_and_downloaded(service: EchoService) -> None:
     usage: Any = batch.to_dict()["usage"]  # older clients have no type for it
     assert (usage["input_tokens"], usage["output_tokens"], usage["total_tokens"]) == (200, 40, 240)
     assert usage["input_tokens_details"] == {"cached_tokens": 80}
-    assert usage["output_tokens_details"] == {"reasoning_tokens": 0}
+    assert usage["output_tokens_details"] == {"reasoning_tokens": 20}
     assert batch.in_progress_at is not None
     assert batch.finalizing_at is not None
     assert batch.created_at <= batch.in_progress_at <= batch.finalizing_at <= (batch.completed_at or 0)

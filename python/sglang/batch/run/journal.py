@@ -27,7 +27,8 @@ OPEN_LINE = """SELECT position, input, number, offset, length, hash, custom_id I
     FROM line"""
 
 FORGET = """state = 0, attempts = 0, crashes = 0, log = NULL, record_offset = NULL, record_length = NULL,
-    code = NULL, prompt_tokens = NULL, cached_tokens = NULL, completion_tokens = NULL, same_as = NULL"""
+    code = NULL, prompt_tokens = NULL, cached_tokens = NULL, completion_tokens = NULL, same_as = NULL,
+    reasoning_tokens = NULL"""
 
 EARLIER_TWIN = (
     "EXISTS (SELECT 1 FROM line AS twin WHERE twin.key = line.key AND twin.position < line.position)"
@@ -138,7 +139,7 @@ class TwinLines:
         rows = self._db.execute(
             "SELECT line.position, line.input, line.number, line.offset, line.length, line.hash, 0,"
             " leader.position, leader.log, leader.record_offset, leader.record_length, leader.code,"
-            " leader.prompt_tokens, leader.cached_tokens, leader.completion_tokens"
+            " leader.prompt_tokens, leader.cached_tokens, leader.completion_tokens, leader.reasoning_tokens"
             " FROM line CROSS JOIN line AS leader ON leader.position = ("
             "  SELECT MIN(twin.position) FROM line AS twin WHERE twin.key = line.key)"
             " WHERE line.state = 0 AND line.key IS NOT NULL AND line.position > ? AND leader.log IS NOT NULL"
@@ -286,8 +287,8 @@ class Journal:
         with self._transaction():
             changed = self._db.executemany(
                 "UPDATE line SET state = ?, log = ?, record_offset = ?, record_length = ?, code = ?,"
-                " prompt_tokens = ?, cached_tokens = ?, completion_tokens = ?, same_as = ?,"
-                " attempts = attempts + 1"
+                " prompt_tokens = ?, cached_tokens = ?, completion_tokens = ?, reasoning_tokens = ?,"
+                " same_as = ?, attempts = attempts + 1"
                 " WHERE position = ? AND state IN (0, 4)",
                 [_record_row(record) for record in records],
             ).rowcount
@@ -300,9 +301,9 @@ class Journal:
     def tally(self) -> Tally:
         """Count what is done."""
         tally = Tally()
-        for state, code, count, prompt, cached, completion in self._db.execute(
+        for state, code, count, prompt, cached, completion, reasoning in self._db.execute(
             "SELECT state, code, COUNT(*), TOTAL(prompt_tokens), TOTAL(cached_tokens),"
-            " TOTAL(completion_tokens) FROM line GROUP BY state, code"
+            " TOTAL(completion_tokens), TOTAL(reasoning_tokens) FROM line GROUP BY state, code"
         ):
             tally.lines += count
             if state == LineState.ANSWERED:
@@ -313,6 +314,7 @@ class Journal:
             tally.prompt_tokens += int(prompt)
             tally.cached_tokens += int(cached)
             tally.completion_tokens += int(completion)
+            tally.reasoning_tokens += int(reasoning)
         tally.twins, tokens = self._db.execute(
             "SELECT COUNT(*), TOTAL(leader.prompt_tokens) + TOTAL(leader.completion_tokens) FROM line"
             " JOIN line AS leader ON leader.position = line.same_as WHERE line.same_as IS NOT NULL"
@@ -452,5 +454,5 @@ def _record_row(record: Recorded) -> tuple[Any, ...]:
     usage = record.usage
     return (
         *(state, record.log, record.span.offset, record.span.length, record.code),
-        *(usage.prompt, usage.cached, usage.completion, record.same_as, record.position),
+        *(usage.prompt, usage.cached, usage.completion, usage.reasoning, record.same_as, record.position),
     )

@@ -22,7 +22,7 @@ class Report:
         lines: lines that are not blank; each was answered or failed, `earlier` ones by runs before this one.
         failures: failed lines by error code, the most frequent first.
         seconds, barrier_seconds: as in `Tally`.
-        prompt_tokens, cached_tokens, completion_tokens: tokens as the engine counted them.
+        prompt_tokens, cached_tokens, completion_tokens, reasoning_tokens: tokens as the engine counted them.
         twins, twin_tokens: lines that got the record of an equal one, and the tokens that were not computed
             for them.
         tokens_per_second: input and output tokens.
@@ -43,6 +43,7 @@ class Report:
     prompt_tokens: int
     cached_tokens: int
     completion_tokens: int
+    reasoning_tokens: int
     twins: int
     twin_tokens: int
     tokens_per_second: float
@@ -68,6 +69,7 @@ class Report:
             prompt_tokens=tally.prompt_tokens,
             cached_tokens=tally.cached_tokens,
             completion_tokens=tally.completion_tokens,
+            reasoning_tokens=tally.reasoning_tokens,
             twins=tally.twins,
             twin_tokens=tally.twin_tokens,
             tokens_per_second=round(tally.tokens_per_second, 1),
@@ -86,7 +88,7 @@ class Report:
             ("lines", f"{self.answered:,} answered, {self.failed:,} with an error record{self._earlier()}"),
             *((f"  {code}", f"{count:,}") for code, count in self.failures.items()),
             ("time", f"{self.seconds:.1f} s; the pool was complete after {self.barrier_seconds:.1f} s"),
-            ("tokens", f"{self.prompt_tokens:,} in, {self.completion_tokens:,} out"),
+            ("tokens", f"{self.prompt_tokens:,} in, {self.completion_tokens:,} out{self._reasoning()}"),
             ("throughput", f"{self.tokens_per_second:,.1f} tokens/s in + out, on {self.device}"),
             ("prefix sharing", f"{self.sharing:.1%} of the input came from the cache{self._possible()}"),
         ]
@@ -105,6 +107,9 @@ class Report:
 
     def _earlier(self) -> str:
         return f" ({self.earlier:,} of them by earlier runs)" if self.earlier else ""
+
+    def _reasoning(self) -> str:
+        return f", {self.reasoning_tokens:,} of them reasoning" if self.reasoning_tokens else ""
 
     def _possible(self) -> str:
         return "" if self.blend is None else f" ({self.blend.sharing_possible:.1%} possible)"

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-VERSION = 2
+VERSION = 3
 """`PRAGMA user_version` of the schema below."""
 
 APPLICATION_ID = 0x73676C62
@@ -30,7 +30,7 @@ CREATE TABLE line (
   log INTEGER, record_offset INTEGER, record_length INTEGER,
   code TEXT,
   prompt_tokens INTEGER, cached_tokens INTEGER, completion_tokens INTEGER,
-  key BLOB, same_as INTEGER
+  key BLOB, same_as INTEGER, reasoning_tokens INTEGER
 ) STRICT;
 CREATE INDEX pending ON line (position) WHERE state = 0;
 CREATE INDEX quarantined ON line (position) WHERE state = 4;
@@ -44,7 +44,8 @@ MIGRATIONS = {
 ALTER TABLE line ADD COLUMN key BLOB;
 ALTER TABLE line ADD COLUMN same_as INTEGER;
 CREATE INDEX key ON line (key, position) WHERE key IS NOT NULL
-"""
+""",
+    2: "ALTER TABLE line ADD COLUMN reasoning_tokens INTEGER",
 }
 """What leads from each older version to the next."""
 

@@ -16,8 +16,8 @@ class Tally:
         lines: lines of the input that are not blank.
         answered, failed: lines whose record says so.
         codes: failed lines by error code.
-        prompt_tokens, cached_tokens, completion_tokens: tokens as the engine counted them; cached ones are
-            prompt tokens whose KV was there already.
+        prompt_tokens, cached_tokens, completion_tokens, reasoning_tokens: tokens as the engine counted them;
+            cached ones are prompt tokens whose KV was there already, reasoning ones are completion tokens.
         twins, twin_tokens: lines that got the record of an equal one, and the tokens in and out that were not
             computed for them; these count nowhere else.
         earlier: lines that had their record when this run started.
@@ -36,6 +36,7 @@ class Tally:
     prompt_tokens: int = 0
     cached_tokens: int = 0
     completion_tokens: int = 0
+    reasoning_tokens: int = 0
     twins: int = 0
     twin_tokens: int = 0
     earlier: int = 0
@@ -79,3 +80,4 @@ class Tally:
         self.prompt_tokens += usage.prompt
         self.cached_tokens += usage.cached
         self.completion_tokens += usage.completion
+        self.reasoning_tokens += usage.reasoning

@@ -86,11 +86,11 @@ def counts(tally: Tally) -> Counts:
 
 
 def usage(tally: Tally) -> dict[str, object]:
-    """Count tokens as the API does; those of reasoning are among the output and not counted apart."""
+    """Count tokens as the API does; those of reasoning are among the output."""
     return {
         "input_tokens": tally.prompt_tokens,
         "input_tokens_details": {"cached_tokens": tally.cached_tokens},
         "output_tokens": tally.completion_tokens,
-        "output_tokens_details": {"reasoning_tokens": 0},
+        "output_tokens_details": {"reasoning_tokens": tally.reasoning_tokens},
         "total_tokens": tally.tokens,
     }

@@ -18,7 +18,7 @@ import msgspec
 
 from sglang.batch.media import MediaGate, MediaPolicy
 from sglang.batch.records import Answer, BatchRequest, Usage
-from sglang.batch.request_handlers import Counts
+from sglang.batch.reply_usage import ReplyUsage
 from sglang.batch.run.engine.supervisor import Supervisor
 from sglang.batch.serve.quotas import DAY, OverQuota
 from sglang.batch.serve.shared_engine import SharedEngine
@@ -161,7 +161,7 @@ class Online:
 class _Event(msgspec.Struct):
     """Of a server-sent event, what is looked at."""
 
-    usage: Counts | None = None
+    usage: ReplyUsage | None = None
     choices: list[msgspec.Raw] = []
 
 
@@ -211,7 +211,7 @@ class _Events:
         except msgspec.DecodeError:
             return False
         if told.usage is not None:
-            self._told = told.usage.tokens()
+            self._told = told.usage.usage()
         return told.usage is not None and not told.choices
 
 

@@ -13,7 +13,8 @@ from typing import Any
 import aiohttp
 import msgspec
 
-from sglang.batch.records import Answer, BatchRequest, Usage
+from sglang.batch.records import Answer, BatchRequest
+from sglang.batch.reply_usage import reply_usage
 from sglang.batch.run.remote.transport import (
     PROBE_SECONDS,
     Reply,
@@ -21,7 +22,6 @@ from sglang.batch.run.remote.transport import (
     Trouble,
     Unreachable,
     broken,
-    count,
     kv_tokens,
 )
 
@@ -166,7 +166,7 @@ def _read(status: int, headers: Mapping[str, str], raw: bytes) -> Reply:
             return broken("invalid_response", f"status {status} without a JSON object", Trouble.FAILED)
         choices = [choice for choice in _list(body.get("choices")) if isinstance(choice, dict)]
         line = raw if b"\n" not in raw else msgspec.json.encode(body)
-        answer = Answer(200, line, _usage(body.get("usage")))
+        answer = Answer(200, line, reply_usage(body.get("usage")))
         if any(choice.get("finish_reason") == "abort" for choice in choices):
             message = "the server aborted the request before its end"
             aborted = Answer(200, answer.body, answer.usage, "aborted", message)
@@ -194,17 +194,6 @@ def _refusal(status: int, body: object, raw: bytes) -> Answer:
         msgspec.json.encode(fields),
         code=code if isinstance(code, str) and code else f"http_{status}",
         message=message,
-    )
-
-
-def _usage(usage: object) -> Usage:
-    if not isinstance(usage, dict):
-        return Usage()
-    details = usage.get("prompt_tokens_details")
-    return Usage(
-        prompt=count(usage.get("prompt_tokens")),
-        cached=count(details.get("cached_tokens")) if isinstance(details, dict) else 0,
-        completion=count(usage.get("completion_tokens")),
     )
 
 
