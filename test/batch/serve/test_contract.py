@@ -367,6 +367,17 @@ def test_lines_that_never_end_do_not_keep_a_batch_cancelling(service: EchoServic
     assert {record["error"]["code"] for record in records(client, batch.error_file_id)} == {"batch_cancelled"}
 
 
+def test_lines_that_wait_for_the_engine_do_not_keep_a_batch_cancelling(service: EchoService) -> None:
+    client = service.start("--pool", "1", "--echo-seconds", "1000")
+    other = create(client, lines(1, name="other"))
+    wait_for(client, other.id, ("in_progress",))
+    made = create(client, lines(200))
+    wait_for(client, made.id, ("in_progress",))
+    client.batches.cancel(made.id)
+    batch = wait_for(client, made.id)  # long before what requests get to end
+    assert (batch.status, counts(batch)) == ("cancelled", (200, 0, 200))
+
+
 # Lines.
 
 

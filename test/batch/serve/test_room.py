@@ -242,6 +242,19 @@ def test_hurried_lines_go_in_the_order_of_their_prompts_and_free_ones_in_that_of
     run(test)
 
 
+def test_lines_of_a_batch_that_ends_wait_no_longer() -> None:
+    async def test() -> None:
+        waiting = Waiting()
+        turns = [waiting.add(("a",)), waiting.add(("b",))]
+        waiting.give(hurried=False)
+        waiting.close()
+        turns.append(waiting.add(("c",)))
+        assert [turn.cancelled() for turn in turns] == [False, True, True]
+        assert not waiting
+
+    run(test)
+
+
 @pytest.mark.parametrize(
     ("body", "order"),
     [

@@ -41,4 +41,6 @@ class Live:
         """Let it run no more lines than those that run."""
         if self.ending is None:
             self.ending = code
+            if self.seat is not None:
+                self.seat.waiting.close()
             self.stops.stop(signal.SIGINT if code == CANCELLED else signal.SIGTERM)

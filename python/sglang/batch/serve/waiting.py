@@ -44,17 +44,30 @@ class Waiting:
         self._came: deque[asyncio.Future[bool]] = deque()
         self._ordered: list[tuple[tuple[str, ...], int, asyncio.Future[bool]]] = []
         self._number = count()
+        self._closed = False
 
     def add(self, order: tuple[str, ...]) -> asyncio.Future[bool]:
         """Let a line wait.
 
         Args:
             order: see `prompt_order`.
+
+        Returns:
+            Its turn; cancelled when no line is to wait any more.
         """
         turn: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        if self._closed:
+            turn.cancel()
+            return turn
         self._came.append(turn)
         heapq.heappush(self._ordered, (order, next(self._number), turn))
         return turn
+
+    def close(self) -> None:
+        """Send those that wait away, and whoever comes."""
+        self._closed = True
+        for turn in self._came:
+            turn.cancel()
 
     def __bool__(self) -> bool:
         # Those that had their turn, or have given up, are dropped when they come to the front.
