@@ -1,7 +1,6 @@
 """A disk that is full pauses a run; nothing is lost, whether there is room again or not."""
 
 import os
-import shutil
 import signal
 import subprocess
 import time
@@ -9,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from disks import small_disk
 from echo_jobs import SECONDS, EchoJob, request
 
 LINES = 300
@@ -16,16 +16,10 @@ PROMPT = "x" * 5000
 """So long that the answers do not fit into a megabyte."""
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A folder that holds one megabyte."""
-    folder = tmp_path / "small"
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
-    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True).returncode:
-        pytest.skip("mounting a small file system is not permitted here")
-    yield folder
-    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+@pytest.fixture(name="small_disk")
+def a_disk_of_a_megabyte(tmp_path: Path) -> Iterator[Path]:
+    with small_disk(tmp_path / "small", "1m") as folder:
+        yield folder
 
 
 def make_room(disk: Path) -> None:

@@ -45,11 +45,14 @@ class CommitLimits:
         seconds: since the group's first record; 0 commits at once whatever is there.
         records: in the group.
         patience: seconds until a disk that stays full ends the run.
+        claim: called in the thread that writes before each attempt; the error of a full disk, if it raises
+            that, counts as the disk's own.
     """
 
     seconds: float = 0.1
     records: int = 512
     patience: float = 3600.0
+    claim: Callable[[], object] = lambda: None
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,7 +203,7 @@ class Committer:
         pause, since = FIRST_PAUSE, time.monotonic()
         while True:
             try:
-                await loop.run_in_executor(self._thread, write_group, self._journal, self._logs, group)
+                await loop.run_in_executor(self._thread, self._write, group)
             except (OSError, sqlite3.Error) as error:
                 folder = self._journal.path.parent
                 if not is_full(error, folder):
@@ -222,6 +225,10 @@ class Committer:
                     self.open.set()
                     self._say(f"{self._journal.path.parent} takes records again")
                 return
+
+    def _write(self, group: Sequence[Finished]) -> None:
+        self._limits.claim()
+        write_group(self._journal, self._logs, group)
 
 
 def write_group(journal: Journal, logs: Mapping[Log, RecordLog], group: Sequence[Finished]) -> None:

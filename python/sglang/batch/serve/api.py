@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import AsyncIterator
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, FastAPI, Query, Request
@@ -21,6 +22,7 @@ from sglang.batch.serve.metrics import registry
 from sglang.batch.serve.objects import Page, batch_object, file_object, page
 from sglang.batch.serve.priority import weight
 from sglang.batch.serve.quotas import check_batch, check_upload
+from sglang.batch.serve.reserve import Reserve
 from sglang.batch.serve.service import Service
 from sglang.batch.serve.status_page import PAGE_HEADERS, render
 from sglang.batch.serve.store import BatchRow, CreateBatch, NotFound
@@ -121,7 +123,7 @@ async def upload_file(request: Request, service: Running, owner: Owner) -> FileO
     try:
         uploaded = await receive(
             request.headers.get("content-type"),
-            request.stream(),
+            _leaving(service.reserve, request.stream()),
             service.store.uploads,
             limit=limit,
         )
@@ -143,6 +145,12 @@ async def upload_file(request: Request, service: Running, owner: Owner) -> FileO
         uploaded.path.unlink(missing_ok=True)
         raise
     return file_object(row)
+
+
+async def _leaving(reserve: Reserve, chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    async for chunk in chunks:
+        reserve.check()
+        yield chunk
 
 
 def _expires_after(fields: dict[str, str]) -> int | None:

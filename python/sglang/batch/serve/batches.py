@@ -16,14 +16,14 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, AsyncExitStack, asynccontextmanager, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
 from typing import Any, TypeVar
 
 from sglang.batch.media import MediaGate, MediaPolicy
 from sglang.batch.records import Answer, BatchFailure, BatchRequest
-from sglang.batch.run.committer import CommitLimits
+from sglang.batch.run.committer import CommitLimits, is_full
 from sglang.batch.run.files import JobFiles
 from sglang.batch.run.identity import FILES
 from sglang.batch.run.job import BatchJob
@@ -39,6 +39,7 @@ from sglang.batch.serve.forecast import Forecast, Forecaster
 from sglang.batch.serve.live import CANCEL_SECONDS, CANCELLED, EXPIRED, Live
 from sglang.batch.serve.objects import counts, usage
 from sglang.batch.serve.priority import weight
+from sglang.batch.serve.reserve import Reserve
 from sglang.batch.serve.room import Terms
 from sglang.batch.serve.shared_engine import SharedEngine
 from sglang.batch.serve.store import BatchRow, Counts, Store
@@ -55,6 +56,9 @@ WHY = {
 LAST = {"finalizing": "completed", "cancelling": "cancelled", "in_progress": "expired"}
 """Last state of a batch by the state it is in when all lines have their record: one whose time was over stays
 in progress till then."""
+
+FULL_SECONDS = 5.0
+"""Seconds between two attempts to go on with a batch on a disk that is full."""
 
 T = TypeVar("T")
 
@@ -86,6 +90,7 @@ class Batches:
     """Carries out the batches of a store.
 
     Args:
+        reserve: space for those that end.
         engine: for all of them.
         say: tells the operator.
         tracing: makes spans of batches.
@@ -98,6 +103,7 @@ class Batches:
     def __init__(
         self,
         store: Store,
+        reserve: Reserve,
         engine: SharedEngine,
         limits: BatchLimits,
         say: Callable[[str], object],
@@ -106,6 +112,7 @@ class Batches:
         self.failed: asyncio.Future[Exception] = asyncio.get_running_loop().create_future()
         self.error_codes: Counter[str] = Counter()
         self._store = store
+        self._reserve = reserve
         self._engine = engine
         self._limits = limits
         self._say = say
@@ -120,11 +127,13 @@ class Batches:
 
     def go_on(self) -> None:
         """Go on with all batches that are open, after it is known how far each of them is."""
+        self._reserve.give()
         for batch in self._store.open_batches():
             done = self._done(batch)
             if done is not None:
                 self._store.set_counts(batch.id, done)
             self.begin(batch.id)
+        self._reserve.hold()
 
     def _done(self, batch: BatchRow) -> Counts | None:
         """Read from a job's journal how much is done; None where there is none yet."""
@@ -153,6 +162,7 @@ class Batches:
 
     def cancel(self, id: str) -> bool:
         """Cancel a batch; returns whether it was still to be run."""
+        self._reserve.give()
         if not self._store.move(id, "cancelling", of=("validating", "in_progress")):
             return False
         self.begin(id)  # one that waits for other settings is closed with its own
@@ -190,7 +200,7 @@ class Batches:
                 batch = self._store.batch(id)
                 note("endpoint", batch.request.endpoint)
                 with _expiring(batch, live):
-                    await self._carry_on(batch, live)
+                    await self._carry_patiently(id, live)
                 batch = self._store.batch(id)
                 note("status", batch.status)
                 note("answered", batch.counts.completed)
@@ -205,6 +215,35 @@ class Batches:
         finally:
             self._forecaster.ended(id, live)
             self._live.pop(id, None)
+            self._reserve.hold()
+
+    async def _carry_patiently(self, id: str, live: Live) -> None:
+        """Carry a batch on, and again as long as the disk is full: as after a kill, its job goes on."""
+        said = False
+        while not self._stopping:
+            try:
+                await self._carry_on(self._store.batch(id), live)
+                return
+            except (OSError, sqlite3.Error) as error:
+                if not is_full(error, self._store.root):
+                    raise
+                if not said:
+                    self._say(f"{id}: waits for room on the disk; nothing is lost: {error}")
+                    said = True
+            if live.ends:
+                self._reserve.give()
+            await asyncio.sleep(FULL_SECONDS)
+
+    def _commits(self, live: Live) -> CommitLimits:
+        """Tell when a batch's records are committed: while it runs, some space is kept for its end."""
+
+        def claim() -> None:
+            if live.ends:
+                self._reserve.give()
+            else:
+                self._reserve.check()
+
+        return replace(self._limits.commits, claim=claim)
 
     async def _carry_on(self, batch: BatchRow, live: Live) -> None:
         if batch.times["in_progress_at"] is None:
@@ -256,7 +295,7 @@ class Batches:
                 if live.ending is None:
                     return  # the service ends
             if live.ending is not None:
-                await self._close_lines(job, tally, live.ending)
+                await self._close_lines(job, live, live.ending)
             with self._tracing.span("batch.finish"):
                 await self._finish(batch, job, tally)
 
@@ -276,7 +315,7 @@ class Batches:
             RoundLimits(
                 pool=self._limits.pool,
                 barrier=False,
-                commits=self._limits.commits,
+                commits=self._commits(live),
                 grace=CANCEL_SECONDS,
                 restarts=sys.maxsize,  # the shared engine counts, over all jobs
             ),
@@ -300,13 +339,15 @@ class Batches:
             self._lengths.learn(job.answered())
             self._lengths.save(self._store.lengths)
 
-    async def _close_lines(self, job: OpenJob, tally: Tally, code: str) -> None:
+    async def _close_lines(self, job: OpenJob, live: Live, code: str) -> None:
         """Give every line that has none an error record, without running it."""
+        assert live.tally is not None
+        commits = self._commits(live)
         batch = BatchJob(
             _Nobody(),
-            lambda on_commit: job.committer(limits=self._limits.commits, on_commit=on_commit, say=self._say),
-            tally=tally,
-            pool=self._limits.commits.records,
+            lambda on_commit: job.committer(limits=commits, on_commit=on_commit, say=self._say),
+            tally=live.tally,
+            pool=commits.records,
         )
         try:
             await batch.run(_unrun(chain(job.work(), job.work_at(job.journal.quarantined())), code))

@@ -16,7 +16,7 @@ import uvicorn
 from sglang.batch.records import RequestFailed
 from sglang.batch.run.blend_history import BlendState
 from sglang.batch.run.command import DISK_FAILED, ENGINE_FAILED, WORKER, collecting_rarely
-from sglang.batch.run.committer import CommitLimits, DiskFailed
+from sglang.batch.run.committer import CommitLimits, DiskFailed, is_full
 from sglang.batch.run.engine.protocol import Engine, EngineDied, EngineFailed
 from sglang.batch.run.engine.supervisor import Supervisor
 from sglang.batch.run.identity import identity
@@ -33,6 +33,7 @@ from sglang.batch.serve.keys import Keys
 from sglang.batch.serve.log import sayer
 from sglang.batch.serve.metrics import totals
 from sglang.batch.serve.online import Online, OnlineEngine, OwnEngine
+from sglang.batch.serve.reserve import Reserve
 from sglang.batch.serve.room import Room
 from sglang.batch.serve.service import Service
 from sglang.batch.serve.shared_engine import SharedEngine
@@ -210,10 +211,12 @@ async def _serve(
         plans=served.plans,
         gpus=served.gpus,
     )
-    batches = Batches(store, engine, limits, say, arguments.tracing)
+    reserve = Reserve(store.root, arguments.lines)
+    batches = Batches(store, reserve, engine, limits, say, arguments.tracing)
     batches.go_on()
     service = Service(
         store,
+        reserve,
         batches,
         arguments.keys,
         served.models,
@@ -230,7 +233,7 @@ async def _serve(
     answering = asyncio.ensure_future(server.serve([listening]))
     starting = asyncio.ensure_future(_start(engine, say))
     watching = asyncio.ensure_future(engine.watch())
-    sweeping = asyncio.ensure_future(_sweep(store))
+    sweeping = asyncio.ensure_future(_sweep(store, reserve))
     rereading = asyncio.ensure_future(_reread(arguments.keys, say))
     measuring = asyncio.ensure_future(_measure(service, served.engine))
     host, port = listening.getsockname()[:2]
@@ -245,6 +248,7 @@ async def _serve(
             task.cancel()
         server.should_exit = True
         await batches.stop()
+        reserve.drop()
         await asyncio.wait({answering}, timeout=2 * LAST_REPLIES)
         await engine.stop()
         await asyncio.to_thread(arguments.tracing.shutdown)
@@ -289,9 +293,14 @@ async def _start(engine: SharedEngine, say: Say) -> None:
         say("the engine is up")
 
 
-async def _sweep(store: Store) -> None:
+async def _sweep(store: Store, reserve: Reserve) -> None:
     while True:
-        store.delete_expired_files()
+        try:
+            store.delete_expired_files()
+        except sqlite3.Error as error:
+            if not is_full(error, store.root):
+                raise
+        reserve.hold()
         await asyncio.sleep(SWEEP_SECONDS)
 
 

@@ -37,6 +37,11 @@ class Live:
     seat: Seat | None = None
     ending: str | None = None
 
+    @property
+    def ends(self) -> bool:
+        """Whether no line of it is run any more."""
+        return self.ending is not None or (self.tally is not None and self.tally.done == self.tally.lines)
+
     def end(self, code: str) -> None:
         """Let it run no more lines than those that run."""
         if self.ending is None:

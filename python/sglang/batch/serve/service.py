@@ -9,6 +9,7 @@ from sglang.batch.serve.batches import Batches
 from sglang.batch.serve.keys import Keys
 from sglang.batch.serve.online import Online
 from sglang.batch.serve.quotas import Quotas
+from sglang.batch.serve.reserve import Reserve
 from sglang.batch.serve.speeds import Speeds, Uses
 from sglang.batch.serve.store import Store
 
@@ -18,6 +19,7 @@ class Service:
     """The service as it runs.
 
     Attributes:
+        reserve: space that uploads must leave.
         models: by which names requests call the models.
         started: seconds since 1970.
         file_bytes: of an upload at most.
@@ -29,6 +31,7 @@ class Service:
     """
 
     store: Store
+    reserve: Reserve
     batches: Batches
     keys: Keys
     models: tuple[str, ...]
