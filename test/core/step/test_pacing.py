@@ -114,12 +114,14 @@ def test_the_compute_side_holds_what_an_even_pace_needs():
     compute = Demand(share=1e6, token_steps=1e6 * 2000)
     assert compute.steps == 2000
     assert (
-        left(rows=1, kv_reads=1, longest=10_000, compute=compute).compute_reserve(CAPACITY)
+        left(rows=1, kv_reads=1, longest=10_000, compute=compute).compute_reserve(CAPACITY, used=0.0)
         == 1e6 * 2000 / 8000
     )
     hurry = left(rows=1, kv_reads=1, longest=2001, compute=compute)
-    assert hurry.compute_reserve(CAPACITY) == pytest.approx(0.95 * CAPACITY)
-    assert left(rows=1, kv_reads=1).compute_reserve(CAPACITY) == 0
+    assert hurry.compute_reserve(CAPACITY, used=0.0) == pytest.approx(0.95 * CAPACITY)
+    assert left(rows=1, kv_reads=1).compute_reserve(CAPACITY, used=0.0) == 0
+    few = left(rows=1, kv_reads=1, longest=2001, compute=Demand(300.0, 300.0 * 2000))
+    assert few.compute_reserve(CAPACITY, used=50.0) == 350.0, "all there is of it"
 
 
 def test_the_mixed_engine_spreads_rows_evenly_whatever_a_step_reads():

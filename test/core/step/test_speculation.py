@@ -99,6 +99,7 @@ def smallest_capacity(running, new, remaining, speculation):
             ahead=speculation.ahead,
             deviations=0.0,
             reserve=0,
+            compute_need=0,
             outlasting=0.0,
             capacity=capacity,
             page_size=1,

@@ -90,10 +90,14 @@ class WorkLeft:
         """Passes among which to spread prefill, 1 or more: its last ones must end before the last pass."""
         return max(self.steps(kv_capacity) - self.compute.steps, 1.0)
 
-    def compute_reserve(self, kv_capacity: float) -> float:
-        """KV tokens that the compute side goes on holding if it is prefilled at an even pace."""
+    def compute_reserve(self, kv_capacity: float, used: float) -> float:
+        """KV tokens that the compute side goes on holding if it is prefilled at an even pace.
+
+        Args:
+            used: what it holds now; with all that waits of it, it never holds more than both.
+        """
         even = self.compute.token_steps / self.prefill_steps(kv_capacity)
-        return min(even, (1.0 - _LEAST_MEMORY) * kv_capacity)
+        return min(even, self.compute.share + used, (1.0 - _LEAST_MEMORY) * kv_capacity)
 
 
 @dataclass(frozen=True, slots=True)

@@ -66,6 +66,7 @@ class Room:
         ahead: KV tokens that each request holds beyond those that it has generated; part of `used`.
         deviations: standard deviations of what they will hold that stay free.
         reserve: KV tokens that the memory side leaves to the compute side.
+        compute_need: KV tokens that the compute side's next request comes to hold.
         outlasting: output tokens; an answer of that many or more outlasts all other work.
         capacity: KV tokens.
         page_size: tokens; each request may waste all but one of them.
@@ -82,6 +83,7 @@ class Room:
         ahead: int,
         deviations: float,
         reserve: int,
+        compute_need: int,
         outlasting: float,
         capacity: int,
         page_size: int,
@@ -97,6 +99,10 @@ class Room:
         self._promised = self._crowded
         if preemptible.any():
             self._promised = self._outlook(holders, everybody, released, ~preemptible)
+        # A share that the compute side cannot use is none: nobody of it runs, and the next one of it has no
+        # room beside the memory side as it is.
+        if holders.memory_side.all() and self._promised.memory.peak() + compute_need > capacity:
+            self._reserve = 0
         self.kept: list[int] = []
         for i in np.flatnonzero(preemptible).tolist():
             held, left = int(holders.released[i]), int(holders.remaining[i])

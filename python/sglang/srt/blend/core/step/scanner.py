@@ -98,6 +98,14 @@ class DualScanner:
             self.capacity, root=self.root_density, compute_side=max(high, low), memory_side=low
         )
 
+    @property
+    def compute_need(self) -> int:
+        """KV tokens that the next request of the compute end comes to hold; 0 where nobody waits."""
+        self._left, self._right = advance(self._waiting, self._left, self._right)
+        if self._left > self._right:
+            return 0
+        return int(self._order.new_tokens[self._left] + self._order.output[self._left])
+
     def compute_share(self) -> float:
         """KV tokens that the compute side goes on using while any of the order waits, if it fills its share.
 

@@ -39,8 +39,15 @@ LATE_STEPS = 2
 DEVIATIONS = 2.5
 """Standard deviations of what running requests will hold that stay free, for retractions compute twice."""
 
+FEW_DEVIATIONS = 0.5
+"""The same where few run: it would be a large share of the cache, and each row that is missing one of few."""
+
 PREEMPTION_GAIN = 1.5
 """How many times its cost a preemptible request must save: others who come meanwhile cut its stay short."""
+
+FEW = 16
+"""Requests that run, up to which one more row is worth a prefill pass of its own as soon as its prefix is
+there; among more of them somebody leaves soon, and one pass then serves several."""
 
 MAX_PASSED_OVER = 32
 """Requests that one step may pass over: each costs a prefix match."""
@@ -173,17 +180,28 @@ class Step:
         if paced and not self._quota:
             return self._pass_over(decision, Verdict.DEFER, Reason.QUOTA_SPENT)
         if self._limits.may_defer and not self._idle and not self._urgent:
-            if not self._memory.may_fit(side, self._ledger.table.expected(slot)):
+            if not self._memory.may_fit(side, slot):
                 return self._pass_over(decision, Verdict.DEFER, Reason.SIDE_WAITS)
             if self._computed_by_another(decision, paced):
+                if self.paced or len(self._progress.slots) <= FEW:
+                    self._memory.ahead.add(slot)
                 return self._pass_over(decision, Verdict.DEFER, Reason.SHARED_PREFIX)
-        if paced:
-            chunk_tokens = self._quota if chunk_tokens is None else min(self._quota, chunk_tokens)
-        cut = chunk_tokens is not None and whole_pages(new_tokens, self._limits.page_size) > chunk_tokens
+        cut = self._cut(new_tokens, chunk_tokens)
+        if paced and not cut and self._cut(new_tokens, self._quota):
+            # Rather more than the quota than a prompt in chunks that the others would have to make room for.
+            cut = paced = not self._traps(slot)
         decision = self._ask_for_room(decision, side, cut)
         if decision.admits and paced:
             return decision._replace(prefill_tokens=self._quota)
         return decision
+
+    def _cut(self, new_tokens: int, tokens: int | None) -> bool:
+        """Whether a prompt is too long for so many tokens of a step; None is any number."""
+        return tokens is not None and whole_pages(new_tokens, self._limits.page_size) > tokens
+
+    def _traps(self, slot: int) -> bool:
+        """Whether a request whose prompt is cut could not end beside somebody who runs."""
+        return self._ledger.would_trap(slot, self._running().slots, self._limits.page_size)
 
     def _line(self, slot: int) -> Side:
         """The side in whose line a request waits: that of the compute side where there is only one line."""
@@ -227,7 +245,7 @@ class Step:
             return decision.because(Verdict.ADMIT, Reason.NOTHING_RUNS)
         if not self._limits.forecasts:
             return decision.because(Verdict.ADMIT, Reason.NOT_FORECAST)
-        if cut and self._ledger.would_trap(decision.slot, self._running().slots, self._limits.page_size):
+        if cut and self._traps(decision.slot):
             return self._side_is_full(decision, Reason.NO_ROOM)
         room = self._room = self._room or self._look_ahead(decision.unheld_tokens)
         if room.fits(side, decision.new_tokens, self.tokens_left(decision.slot)):
@@ -247,6 +265,7 @@ class Step:
             return decision.because(Verdict.ENOUGH, reason)
         memory, side = self._memory, self._line(decision.slot)
         memory.full_sides.add(side)
+        memory.ahead.discard(decision.slot)
         if side is Side.MEMORY:
             memory.longest_fit = 0
             if self._room is not None:
@@ -285,7 +304,10 @@ class Step:
         """
         ledger, table, progress = self._ledger, self._ledger.table, self._running()
         slots, work = progress.slots, ledger.work_left(progress)
-        reserve = work.compute_reserve(ledger.kv_capacity) if self.paced else ledger.scanner.compute_share()
+        scanner = ledger.scanner
+        reserve = scanner.compute_share()
+        if self.paced:
+            reserve = work.compute_reserve(ledger.kv_capacity, scanner.used.compute)
         ends = np.maximum(table.ends(slots, PARTS), 1)
         late, alone = self._late, progress.context - table.shared[slots]
         sides = table.memory_side[slots], table.preemptible[slots]
@@ -293,14 +315,21 @@ class Step:
             Holders(slots, progress.remaining + late, ends + late, alone, *sides),
             used=self._used + unheld_tokens,
             ahead=self._ahead,
-            deviations=0.0 if self.everything_fits or self._urgent else DEVIATIONS,
+            deviations=self._deviations(len(slots)),
             reserve=int(reserve),
+            compute_need=scanner.compute_need,
             outlasting=work.full_steps(ledger.kv_capacity) * work.accept_length,
             capacity=ledger.kv_capacity,
             page_size=self._limits.page_size,
         )
         table.preemptible[room.kept] = False
         return room
+
+    def _deviations(self, running: int) -> float:
+        """Standard deviations of what so many requests will hold that stay free."""
+        if self.everything_fits or self._urgent:
+            return 0.0
+        return DEVIATIONS if running > FEW else FEW_DEVIATIONS
 
     def _running(self) -> Progress:
         """Everybody who runs now, those of this step included."""
@@ -329,6 +358,7 @@ class Step:
             memory.longest_fit = None
         if self._room is not None:
             self._room.add(line, tokens, self.tokens_left(slot), preemptible=preemptible)
+        memory.ahead.discard(slot)
         side = self._ledger.admit(slot, shared_tokens)
         table.preemptible[slot] = preemptible
         memory.admitted()

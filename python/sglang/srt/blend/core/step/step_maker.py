@@ -137,7 +137,7 @@ class StepMaker:
             quota = replace(quota, tokens=quota.tokens + surplus)
         proposals = self.propose(limit, samples, quota, longest=memory.longest_fit)
         if memory.full_sides:
-            proposals = [s for s in proposals if memory.may_fit(ledger.side(s), ledger.table.expected(s))]
+            proposals = [s for s in proposals if memory.may_fit(ledger.side(s), s)]
         return proposals
 
     def _quota(self, progress: Progress) -> Quota | None:

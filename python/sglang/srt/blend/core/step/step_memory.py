@@ -26,6 +26,7 @@ class StepMemory:
     Attributes:
         leaders: who computes a prefix for others.
         full_sides: sides whose next request did not fit; none again when somebody leaves or the plan changes.
+        ahead: slots of requests that wait a step for a prefix, and were looked at before their side was full.
         longest_fit: output tokens of the longest memory-side request that fits behind one that did not; None
             while any may.
         draining: whether what waits is the rest of a pool that did not fit.
@@ -37,11 +38,13 @@ class StepMemory:
     def __init__(self, table: RequestTable, leader_lag: int = 1) -> None:
         self.leaders = PrefixLeaders(table, leader_lag)
         self.full_sides: set[Side] = set()
+        self.ahead: set[int] = set()
         self.longest_fit: int | None = None
         self.draining = False
         self.retractions = 0
         self.reasons: Counter[Reason] = Counter()
         self.admissions = 0
+        self._table = table
         self._proposals: int | None = None
         self._admitted = 0
 
@@ -65,6 +68,7 @@ class StepMemory:
     def somebody_left(self) -> None:
         """KV was given back, or the plan has changed: what did not fit may be tried again."""
         self.full_sides.clear()
+        self.ahead.clear()
 
     def may_preempt(self, preemptible: int) -> bool:
         """Whether one more request of unknown length may begin that will most likely be retracted.
@@ -76,13 +80,13 @@ class StepMemory:
         """
         return self.retractions + preemptible < 1 + self.admissions // RETRACTED
 
-    def may_fit(self, side: Side, output: int) -> bool:
+    def may_fit(self, side: Side, slot: int) -> bool:
         """False for a request that need not be tried again until somebody leaves.
 
         Args:
             side: where it waits.
-            output: tokens that its answer is expected to have.
         """
-        if side not in self.full_sides:
+        if side not in self.full_sides or slot in self.ahead:
             return True
-        return side is Side.MEMORY and (self.longest_fit is None or output <= self.longest_fit)
+        fits = self.longest_fit is None or self._table.expected(slot) <= self.longest_fit
+        return side is Side.MEMORY and fits
