@@ -14,11 +14,12 @@ from sglang.srt.blend.core.planner import Planner
 from sglang.srt.blend.core.pool.request_table import State
 from sglang.srt.blend.core.step.dual_scan import Side
 from sglang.srt.blend.core.step.forecast import PARTS
+from sglang.srt.blend.core.step.look_ahead import LATE_STEPS
 from sglang.srt.blend.core.step.outlook import PoolClock, WorkDone
 from sglang.srt.blend.core.step.pacing import Pacer
 from sglang.srt.blend.core.step.room import Holders, Room
 from sglang.srt.blend.core.step.speculation import Speculation
-from sglang.srt.blend.core.step.step import LATE_STEPS, Running, StepLimits
+from sglang.srt.blend.core.step.step import Running, StepLimits
 from sglang.srt.blend.core.step.verdict import Reason
 
 A100 = StepTimeModel(ModelShape.from_config(LLAMA_3_8B), load_hardware("a100-80gb"))

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from pools import pool, random_pool
 from sglang.srt.blend.core.pool.request_table import RequestTable, State
-from sglang.srt.blend.core.step.step import LATE_STEPS, MAX_PASSED_OVER, Running, StepLimits
+from sglang.srt.blend.core.step.look_ahead import LATE_STEPS
+from sglang.srt.blend.core.step.step import MAX_PASSED_OVER, Running, StepLimits
 from sglang.srt.blend.core.step.step_memory import RETRACTED, StepMemory
 from sglang.srt.blend.core.step.verdict import Reason, Verdict
 from steps import admit, begin, consider, outcome, planner_of

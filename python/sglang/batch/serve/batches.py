@@ -16,7 +16,7 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, AsyncExitStack, asynccontextmanager, contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from itertools import chain
 from typing import Any, TypeVar
@@ -234,17 +234,6 @@ class Batches:
                 self._reserve.give()
             await asyncio.sleep(FULL_SECONDS)
 
-    def _commits(self, live: Live) -> CommitLimits:
-        """Tell when a batch's records are committed: while it runs, some space is kept for its end."""
-
-        def claim() -> None:
-            if live.ends:
-                self._reserve.give()
-            else:
-                self._reserve.check()
-
-        return replace(self._limits.commits, claim=claim)
-
     async def _carry_on(self, batch: BatchRow, live: Live) -> None:
         if batch.times["in_progress_at"] is None:
             with self._tracing.span("batch.validate"):
@@ -315,7 +304,7 @@ class Batches:
             RoundLimits(
                 pool=self._limits.pool,
                 barrier=False,
-                commits=self._commits(live),
+                commits=self._reserve.kept_by(self._limits.commits, lambda: live.ends),
                 grace=CANCEL_SECONDS,
                 restarts=sys.maxsize,  # the shared engine counts, over all jobs
             ),
@@ -342,7 +331,7 @@ class Batches:
     async def _close_lines(self, job: OpenJob, live: Live, code: str) -> None:
         """Give every line that has none an error record, without running it."""
         assert live.tally is not None
-        commits = self._commits(live)
+        commits = self._reserve.kept_by(self._limits.commits, lambda: live.ends)
         batch = BatchJob(
             _Nobody(),
             lambda on_commit: job.committer(limits=commits, on_commit=on_commit, say=self._say),

@@ -11,7 +11,11 @@ import errno
 import os
 import shutil
 import threading
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+
+from sglang.batch.run.committer import CommitLimits
 
 BASE_BYTES, LINE_BYTES = 8 << 20, 768
 """Bytes that a batch may need to end without running a line: once, and for each line."""
@@ -60,6 +64,10 @@ class Reserve:
         """
         if not self._held() and self._free() < self._bytes:
             raise OSError(errno.ENOSPC, f"{self._bytes:,} bytes are kept for batches that end")
+
+    def kept_by(self, commits: CommitLimits, ends: Callable[[], bool]) -> CommitLimits:
+        """Let a batch's records wait while there is no space but what is kept, until it `ends` itself."""
+        return replace(commits, claim=lambda: self.give() if ends() else self.check())
 
     def drop(self) -> None:
         """Give the space back for good."""

@@ -6,7 +6,8 @@
 * `partition`: the KV capacity of each side of the density order.
 * `pacing`: how many tokens to prefill so that compute and memory traffic end together; `fill`: how full the
   cache is of what requests hold for themselves, measured.
-* `room`: whether one more request fits until its end; `forecast`: future KV use of those who run.
+* `room`: whether one more request fits until its end; `look_ahead`: makes it; `forecast`: future KV use of
+  those who run.
 * `speculation`: how many tokens a step yields for each who runs.
 * `leaders`: a prefix that several requests share is computed by one of them.
 * `ledger`: who waits and who runs: every change of a request's state.

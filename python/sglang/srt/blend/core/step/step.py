@@ -23,31 +23,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sglang.srt.blend.core.step.dual_scan import Side
-from sglang.srt.blend.core.step.forecast import PARTS
 from sglang.srt.blend.core.step.leaders import WORTH_A_STEP
 from sglang.srt.blend.core.step.ledger import Ledger, Progress
+from sglang.srt.blend.core.step.look_ahead import FEW, LATE_STEPS, look_ahead
 from sglang.srt.blend.core.step.pacing import Quota
-from sglang.srt.blend.core.step.room import Holders, Room, whole_pages
+from sglang.srt.blend.core.step.room import Room, whole_pages
 from sglang.srt.blend.core.step.step_memory import StepMemory
 from sglang.srt.blend.core.step.verdict import Decision, Reason, Verdict
 
 Ints = NDArray[np.int64]
 
-LATE_STEPS = 2
-"""Steps by which the scheduler sees an ended request later than its output length tells."""
-
-DEVIATIONS = 2.5
-"""Standard deviations of what running requests will hold that stay free, for retractions compute twice."""
-
-FEW_DEVIATIONS = 0.5
-"""The same where few run: it would be a large share of the cache, and each row that is missing one of few."""
-
 PREEMPTION_GAIN = 1.5
 """How many times its cost a preemptible request must save: others who come meanwhile cut its stay short."""
-
-FEW = 16
-"""Requests that run, up to which one more row is worth a prefill pass of its own as soon as its prefix is
-there; among more of them somebody leaves soon, and one pass then serves several."""
 
 MAX_PASSED_OVER = 32
 """Requests that one step may pass over: each costs a prefix match."""
@@ -186,18 +173,15 @@ class Step:
                 if self.paced or len(self._progress.slots) <= FEW:
                     self._memory.ahead.add(slot)
                 return self._pass_over(decision, Verdict.DEFER, Reason.SHARED_PREFIX)
-        cut = self._cut(new_tokens, chunk_tokens)
-        if paced and not cut and self._cut(new_tokens, self._quota):
+        pages = whole_pages(new_tokens, self._limits.page_size)
+        cut = chunk_tokens is not None and pages > chunk_tokens
+        if paced and not cut and pages > self._quota:
             # Rather more than the quota than a prompt in chunks that the others would have to make room for.
             cut = paced = not self._traps(slot)
         decision = self._ask_for_room(decision, side, cut)
         if decision.admits and paced:
             return decision._replace(prefill_tokens=self._quota)
         return decision
-
-    def _cut(self, new_tokens: int, tokens: int | None) -> bool:
-        """Whether a prompt is too long for so many tokens of a step; None is any number."""
-        return tokens is not None and whole_pages(new_tokens, self._limits.page_size) > tokens
 
     def _traps(self, slot: int) -> bool:
         """Whether a request whose prompt is cut could not end beside somebody who runs."""
@@ -302,34 +286,14 @@ class Step:
         Args:
             unheld_tokens: of the request that asks; the engine holds them while it looks.
         """
-        ledger, table, progress = self._ledger, self._ledger.table, self._running()
-        slots, work = progress.slots, ledger.work_left(progress)
-        scanner = ledger.scanner
-        reserve = scanner.compute_share()
-        if self.paced:
-            reserve = work.compute_reserve(ledger.kv_capacity, scanner.used.compute)
-        ends = np.maximum(table.ends(slots, PARTS), 1)
-        late, alone = self._late, progress.context - table.shared[slots]
-        sides = table.memory_side[slots], table.preemptible[slots]
-        room = Room(
-            Holders(slots, progress.remaining + late, ends + late, alone, *sides),
+        return look_ahead(
+            self._ledger,
+            self._running(),
             used=self._used + unheld_tokens,
-            ahead=self._ahead,
-            deviations=self._deviations(len(slots)),
-            reserve=int(reserve),
-            compute_need=scanner.compute_need,
-            outlasting=work.full_steps(ledger.kv_capacity) * work.accept_length,
-            capacity=ledger.kv_capacity,
             page_size=self._limits.page_size,
+            paced=self.paced,
+            sure=self.everything_fits or self._urgent,
         )
-        table.preemptible[room.kept] = False
-        return room
-
-    def _deviations(self, running: int) -> float:
-        """Standard deviations of what so many requests will hold that stay free."""
-        if self.everything_fits or self._urgent:
-            return 0.0
-        return DEVIATIONS if running > FEW else FEW_DEVIATIONS
 
     def _running(self) -> Progress:
         """Everybody who runs now, those of this step included."""
