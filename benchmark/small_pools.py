@@ -2,6 +2,7 @@
 
     python -m benchmark.small_pools --json build/small_pools.json
     python -m benchmark.small_pools --engine mixed --pool 17   # one pool again
+    python -m benchmark.small_pools --baselines old.json       # blend alone, the others as they were
 
 Each pool of 2 to 200 requests runs through SGLang's scheduler on a simulated A100-80GB (Llama-3-8B) under
 blend and under fcfs, lpm, dfs-weight and lof; the baseline of a pool is whichever of these was fastest there.
@@ -127,17 +128,19 @@ def _prompts(kind: str, count: int, rng: np.random.Generator) -> list[NDArray[np
     return [text(200, 201) if kind == "alike" else text(20, 80) for _ in range(count)]
 
 
-def run_some(engine: str, seed: int, numbers: Sequence[int]) -> list[Row]:
-    """Some pools, in a process on the simulated GPU's platform."""
+def run_some(engine: str, seed: int, numbers: Sequence[int], known: Sequence[dict[str, float]]) -> list[Row]:
+    """Some pools, in a process on the simulated GPU's platform; see `run`."""
     logging.disable(logging.ERROR)  # each scheduler's start
-    return [run(engine, seed, number) for number in numbers]
+    return [run(engine, seed, number, times) for number, times in zip(numbers, known, strict=True)]
 
 
-def run(engine: str, seed: int, number: int) -> Row:
-    """One pool under every policy."""
+def run(engine: str, seed: int, number: int, known: dict[str, float]) -> Row:
+    """One pool under every policy, or under those whose seconds are not known."""
     workload, kinds, capacity = random_pool(seed, number)
-    seconds, retractions = {}, 0
+    seconds, retractions = dict(known), 0
     for policy in ("blend", *UPSTREAM):
+        if policy in known:
+            continue
         result = _simulate(workload, policy, engine, capacity)
         seconds[policy] = round(_seconds(result, engine), 4)
         retractions = result.retractions if policy == "blend" else retractions
@@ -164,6 +167,25 @@ def _seconds(result: SimulationResult, engine: str) -> float:
     """Modelled seconds of the steps on an engine."""
     times = StepTimeModel(ModelShape.from_config(MODELS["llama-3-8b"].config), load_hardware(HARDWARE))
     return float(load_engine(engine)(times, StepWork(**{name: result.steps[name] for name in WORK})).sum())
+
+
+class Baselines:
+    """Seconds of upstream's policies in an earlier run, which nothing of ours changes; none without a file.
+
+    Args:
+        file: JSON of a run with the same seed.
+    """
+
+    def __init__(self, file: Path | None, seed: int) -> None:
+        told = {"commit": None, "seed": seed, "pools": []} if file is None else json.loads(file.read_text())
+        if told["seed"] != seed:
+            raise SystemExit(f"--baselines {file}: is of seed {told['seed']}, not {seed}")
+        self.commit: str | None = told.get("baselines", told["commit"])
+        self._rows = {(row["engine"], row["pool"]): row["seconds"] for row in told["pools"]}
+
+    def of(self, engine: str, number: int) -> dict[str, float]:
+        row = self._rows.get((engine, number), {})
+        return {policy: row[policy] for policy in UPSTREAM if policy in row}
 
 
 def report(rows: Sequence[Row], worst: int = 8) -> Iterator[str]:
@@ -194,18 +216,24 @@ def main() -> int:
     parser.add_argument("--engine", action="append", choices=ENGINES, help="may be repeated; default is all")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every pool")
+    parser.add_argument(
+        "--baselines", type=Path, metavar="FILE", help="JSON that has the other policies' seconds"
+    )
     add_jobs(parser)
     arguments = parser.parse_args()
     code, rows = provenance.commit(), []
     numbers = range(arguments.pools) if arguments.pool is None else [arguments.pool]
     engines = arguments.engine or ENGINES
+    known = Baselines(arguments.baselines, arguments.seed)
     parts = [numbers[begin : begin + PART] for begin in range(0, len(numbers), PART)]
     with (
         simulator_processes(arguments.jobs) as executor,
         tqdm(total=len(engines) * len(numbers), unit="pool", smoothing=0) as progress,
     ):
         tasks = [
-            executor.submit(run_some, engine, arguments.seed, part) for engine in engines for part in parts
+            executor.submit(run_some, engine, arguments.seed, part, [known.of(engine, n) for n in part])
+            for engine in engines
+            for part in parts
         ]
         for task in tasks:
             rows += task.result()
@@ -214,6 +242,8 @@ def main() -> int:
     if arguments.json is not None:
         command = shlex.join(["python", "-m", "benchmark.small_pools", *sys.argv[1:]])
         written = {"command": command, "commit": code, "seed": arguments.seed}
+        if known.commit is not None:
+            written["baselines"] = known.commit
         pools = [asdict(row) for row in rows]
         arguments.json.write_text(json.dumps(written | {"pools": pools}, indent=1) + "\n")
     return 1 if any(row.ratio < 1 / (1 + SLOWER) for row in rows) else 0

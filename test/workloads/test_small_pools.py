@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from benchmark.small_pools import UPSTREAM, Row, random_pool, report
+from benchmark.small_pools import UPSTREAM, Baselines, Row, random_pool, report
 
 from benchmarks import run_benchmark
 
@@ -58,5 +58,19 @@ def test_a_pool_runs_under_blend_and_each_policy_of_sglang(tmp_path: Path) -> No
     best = min(row["seconds"][policy] for policy in UPSTREAM)
     assert row["pool"] == number
     assert row["ratio"] == pytest.approx(best / row["seconds"]["blend"], abs=1e-4)
+    assert "baselines" not in written
     assert ended.returncode == (row["ratio"] < 1 / 1.02)
     assert written["seed"] == 0
+
+    row["seconds"]["lpm"] = 0.001  # nobody measures it again
+    out.write_text(json.dumps(written | {"commit": "then"}))
+    run_benchmark("small_pools", *command, "--baselines", str(out), timeout=600)
+    later = json.loads(out.read_text())
+    assert (later["baselines"], later["pools"][0]["best"]) == ("then", "lpm")
+    assert later["pools"][0]["seconds"] == row["seconds"]
+
+
+def test_baselines_are_of_the_same_pools(tmp_path: Path) -> None:
+    (tmp_path / "pools.json").write_text(json.dumps({"commit": "then", "seed": 1, "pools": []}))
+    with pytest.raises(SystemExit, match="seed 1, not 0"):
+        Baselines(tmp_path / "pools.json", 0)
