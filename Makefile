@@ -82,8 +82,9 @@ kernels-asan: setup ## The kernels' tests under AddressSanitizer and UndefinedBe
 		ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 SGLANG_CPU_KERNEL_SANITIZE=1 \
 		$(BIN)/python -m pytest test/kernels --ignore test/kernels/test_engine.py -k "not torch-" --timeout 1800
 
-paper-quick: setup ## The paper's four traces, scaled down, on a simulated GPU (minutes); fails if a bar is missed
+paper-quick: setup ## The paper's traces, scaled down, and three jobs, on a simulated GPU (minutes); fails if a bar is missed
 	$(BIN)/python -m benchmark.paper quick --jobs 2 --check --out build/paper-quick
+	$(BIN)/python -m benchmark.paper real --engine mixed --job agents --job images --job extraction --jobs 2 --check --out build/paper-quick
 
 paper: setup ## The paper's tables in full, simulated (hours); results in benchmark/results/paper
 	for table in headline traces lpm variance azure models ablations chunks real engines grid; do $(BIN)/python -m benchmark.paper $$table --jobs 2 || exit 1; done

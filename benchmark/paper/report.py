@@ -202,15 +202,16 @@ def write_csv(path: Path, records: Sequence[Record]) -> None:
 
 def name_of(record: Record) -> str:
     """Of the workload, for tables."""
+    seed = f", seed {record['seed']}" if record.get("seed") else ""
     if record.get("job"):
-        return str(record["job"])
+        return f"{record['job']}{seed}"
     name = f"#{record['trace']}" if record["trace"] else f"{record['density']:.2f}/{record['sharing']:.0%}"
     extras = [
         record[field]
         for field, usual in (("compute", "burstgpt"), ("model", "llama-3-8b"), ("hardware", "a100-80gb"))
         if record[field] != usual
     ]
-    return " ".join([name, *extras])
+    return " ".join([name, *extras]) + seed
 
 
 def _workload(record: Record) -> tuple[Any, ...]:

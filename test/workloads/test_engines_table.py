@@ -93,3 +93,43 @@ def test_an_unfinished_table_is_reported_as_far_as_it_goes(tmp_path, monkeypatch
     written = json.loads((tmp_path / "engines.json").read_text())
     assert written["missing"] == len(wanted) - len(runs)
     assert written["command"] == f"python -m benchmark.paper engines --out {tmp_path}"
+
+
+def test_each_seed_is_a_workload_of_its_own_and_the_worst_is_of_all():
+    def job(policy, seconds, seed):
+        return {**record(policy, "mixed", seconds), "trace": 0, "job": "agents", "seed": seed}
+
+    runs = [job("dfs", 120.0, 0), job("blend", 100.0, 0), job("dfs", 90.0, 1), job("blend", 100.0, 1)]
+    assert [line.workload for line in engines.best(runs)] == ["agents", "agents, seed 1"]
+    figures = engines.summary(runs)
+    assert figures["jobs: blend over upstream's best, mixed, worst"] == 0.9
+    assert figures["jobs: blend over upstream's best, mixed, mean"] == pytest.approx(1.05)
+
+
+def test_a_table_can_be_of_some_engines_and_jobs_with_several_seeds():
+    flags = "real --engine mixed --job agents --job images --seeds 3"
+    runs = paper._wanted(paper._parser().parse_args(flags.split()))
+    assert {(run.engine, run.job, run.seed) for run in runs} == {
+        ("mixed", job, seed) for job in ("agents", "images") for seed in range(3)
+    }
+    assert len(runs) == 3 * sum(
+        r.engine == "mixed" and r.job in ("agents", "images") for r in paper.TABLES["real"]()
+    )
+
+
+@pytest.mark.parametrize(("ours", "code"), [(100.0, 0), (102.0, 1)])
+def test_some_jobs_are_held_to_the_bar_of_the_worst_and_to_no_mean(ours, code, tmp_path, monkeypatch):
+    wanted = paper._wanted(paper._parser().parse_args("real --engine mixed --job agents".split()))
+    rows = [
+        {
+            **asdict(run),
+            "seconds": ours if run.policy == "blend" else 100.0,
+            "bound_share": 0.9,
+            "commit": "abc",
+        }
+        for run in wanted
+    ]
+    (tmp_path / "real.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    flags = ["real", "--engine", "mixed", "--job", "agents", "--report", "--check", "--out", str(tmp_path)]
+    monkeypatch.setattr("sys.argv", ["benchmark.paper", *flags])
+    assert paper.main() == code
