@@ -11,12 +11,18 @@ from sglang.srt.blend.core.step.verdict import Reason, Verdict
 from steps import admit, begin, consider, outcome, planner_of
 
 
-def test_whoever_waits_for_a_prefix_is_not_behind_those_that_fill_the_side_meanwhile(nobody_preemptible):
+def leader_and_follower(*, answers):
+    """Slot 0 has begun, 1 has the same prompt, 2 does not fit beside it; all three are the memory side's."""
     prompts = [[1] * 50, [1] * 50, [2] * 1500, *([i] * 900 for i in range(3, 9))]
-    planner = planner_of(pool(prompts, [600, 600, 300, *[4] * 6]), kv_capacity=2000)
+    planner = planner_of(pool(prompts, [answers, answers, 300, *[4] * 6]), kv_capacity=2000)
     step = begin(planner)
     step.propose([0, 1, 2])
     admit(step, planner, 0)
+    return planner, step
+
+
+def test_whoever_waits_for_a_prefix_is_not_behind_those_that_fill_the_side_meanwhile(nobody_preemptible):
+    planner, step = leader_and_follower(answers=600)
     assert outcome(consider(step, planner, 1)) == (Verdict.DEFER, Reason.SHARED_PREFIX)
     assert consider(step, planner, 2).reason is Reason.NO_ROOM
     assert planner.ledger.side(2) is Side.MEMORY
@@ -26,24 +32,16 @@ def test_whoever_waits_for_a_prefix_is_not_behind_those_that_fill_the_side_meanw
 
 
 def test_once_it_was_refused_itself_it_waits_with_its_side(nobody_preemptible):
-    prompts = [[1] * 50, [1] * 50, [2] * 1500, *([i] * 900 for i in range(3, 9))]
-    planner = planner_of(pool(prompts, [1000, 1000, 300, *[4] * 6]), kv_capacity=2000)
-    step = begin(planner)
-    step.propose([0, 1, 2])
-    admit(step, planner, 0)
+    planner, step = leader_and_follower(answers=1000)
     for slot in (1, 2):
         consider(step, planner, slot)
     assert begin(planner).consider(1, 1).reason is Reason.NO_ROOM
     assert 1 not in begin(planner).proposals
 
 
-@pytest.mark.parametrize(
-    ("compute_need", "sides", "fits"), [(500, 1, False), (600, 1, True), (600, 2, False)]
-)
-def test_a_share_that_the_compute_side_cannot_use_is_none(compute_need, sides, fits):
-    """One runs that comes to hold 450 of 1,000 tokens; 700 are the compute side's, of which nobody runs
-    (or the second of two does)."""
-    n = sides
+@pytest.mark.parametrize(("compute_need", "n", "fits"), [(500, 1, False), (600, 1, True), (600, 2, False)])
+def test_a_share_that_the_compute_side_cannot_use_is_none(compute_need, n, fits):
+    """One runs that comes to hold 450 of 1,000 tokens, or two, of which one is the compute side's."""
     remaining, held = np.full(n, 50), np.full(n, 400 // n)
     ends = np.repeat(remaining, PARTS).reshape(-1, PARTS)
     memory_side = np.arange(n) == 0
