@@ -14,7 +14,7 @@ LATE_STEPS = 2
 DEVIATIONS = 2.5
 """Standard deviations of what running requests will hold that stay free, for retractions compute twice."""
 
-FEW_DEVIATIONS = 0.5
+FEW_DEVIATIONS = 0.75
 """The same where few run: it would be a large share of the cache, and each row that is missing one of few."""
 
 FEW = 16
