@@ -30,9 +30,13 @@ from sglang.srt.blend.core.cost.model_shape import ModelShape
 from sglang.srt.blend.core.order.plan import Plan
 from sglang.srt.blend.core.planner import Planner
 from sglang.srt.blend.core.pool.workload import concatenate
+from sglang.srt.blend.core.step.step import Running, StepLimits
 from sglang.srt.blend.core.warm_up import compile_kernels
 
 SHARES = {"wildchat": 0.5, "mmlu": 0.25, "burstgpt": 0.25}
+STEP = 0.03
+"""Seconds between steps: what a GPU takes for one."""
+
 KV_CAPACITY = 440_000  # tokens: what an A100-80GB holds beside Llama-3-8B
 
 
@@ -42,13 +46,33 @@ def plan_once(
     max_new_tokens: NDArray[np.int32],
     cost: CostModel,
     seed: int,
-) -> tuple[float, Plan]:
-    """Seconds to plan the pool, and the plan."""
+) -> tuple[float, Plan, tuple[float, float]]:
+    """Seconds to plan the pool, the plan, and the `pauses` of another."""
     planner = Planner(cost, kv_capacity=KV_CAPACITY, seed=seed)
     begin = time.perf_counter()
     planner.add(tokens, offsets, max_new_tokens=max_new_tokens)
     plan = planner.plan()
-    return time.perf_counter() - begin, plan
+    return time.perf_counter() - begin, plan, pauses(planner)
+
+
+def pauses(planner: Planner) -> tuple[float, float]:
+    """What a new plan of all that waits keeps steps from doing, seconds: made in one step, and beside them.
+
+    The second is the longest of the steps, which come every `STEP` seconds, from the one that asks for a plan
+    to the one that follows it.
+    """
+    begin = time.perf_counter()
+    planner.replan()
+    at_once = time.perf_counter() - begin
+    nobody = Running(np.zeros(0, np.int64), np.zeros(0, np.int64))
+    planner.correct(planner.cost_model, None)  # asks for a plan
+    old, longest = planner.ledger.scanner.order, 0.0
+    while planner.ledger.scanner.order is old:
+        begin = time.perf_counter()
+        planner.begin_step(nobody, 0, StepLimits())
+        longest = max(longest, time.perf_counter() - begin)
+        time.sleep(STEP)
+    return at_once, longest
 
 
 def make_pool(requests: int, seed: int, folder: str) -> None:
@@ -86,8 +110,10 @@ def main() -> None:
     figures = {
         "requests": len(offsets) - 1,
         "mean_prompt_tokens": round(len(tokens) / (len(offsets) - 1), 1),
-        "seconds": [round(seconds, 3) for seconds, _ in runs],
-        "median_seconds": round(statistics.median(seconds for seconds, _ in runs), 3),
+        "seconds": [round(seconds, 3) for seconds, *_ in runs],
+        "median_seconds": round(statistics.median(seconds for seconds, *_ in runs), 3),
+        "pause_at_once_ms": round(1e3 * statistics.median(pause[0] for *_, pause in runs), 1),
+        "pause_beside_ms": round(1e3 * statistics.median(pause[1] for *_, pause in runs), 1),
         "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         "sharing_kept": round(plan.shared_tokens / plan.possible_tokens, 5),
         "splits": plan.splits,
@@ -97,6 +123,8 @@ def main() -> None:
         f"{figures['requests']:,} requests, {figures['mean_prompt_tokens']} prompt tokens on average\n"
         f"planned in {figures['median_seconds']} s (median of {args.rounds}), "
         f"whole process at most {figures['peak_memory_bytes'] / 1e9:.2f} GB\n"
+        f"another plan holds one step up for {figures['pause_at_once_ms']} ms; made beside the steps, "
+        f"none for more than {figures['pause_beside_ms']} ms (medians)\n"
         f"sharing kept {figures['sharing_kept']:.2%} with {plan.splits:,} splits"
     )
     if args.json:

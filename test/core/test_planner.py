@@ -153,7 +153,7 @@ def one_of_each():
         answers, lengths=[1] * 100, tokens=[10] * 100, ended=[True] * 100, cap=[20_000] * 100, hint=[0] * 100
     )
     planner.refresh()
-    planner.ledger.scanner.load(planner._order_waiting(planner._planned()).scan)
+    planner.ledger.scanner.load(planner._plans._order(planner._plans._planned()).scan)
     planner.admit(0)
     planner.admit(1)
     return planner
@@ -187,8 +187,8 @@ def test_a_retracted_request_is_planned_with_the_work_that_it_still_is():
     planner.replan()
     assert planner.table.waiting_rows == 420 + 100 + 20 + 500
     assert planner.order.tolist() == [back, fresh]
-    assert planner._window.scan.output.tolist() == [100, 500]
-    assert planner._window.scan.new_tokens.tolist() == [420, 20]
+    assert planner._plans.window.scan.output.tolist() == [100, 500]
+    assert planner._plans.window.scan.new_tokens.tolist() == [420, 20]
 
 
 def test_a_request_admitted_unasked_goes_to_the_side_of_its_density():
@@ -408,7 +408,7 @@ def test_steady_admissions_hold_the_roots_density():
     requests = mixed_pool(5, 6000)
     planner = planner_for(requests, kv_capacity=200_000)
     plan = planner.plan()
-    scan, output = planner._window.scan, requests.output[plan.slots]
+    scan, output = planner._plans.window.scan, requests.output[plan.slots]
     comp, mem = (seconds[np.argsort(scan.slots)][plan.slots] for seconds in (scan.comp, scan.mem))
     begin, end = plan.steps[-1] * 0.2, plan.steps[-1] * 0.8
     overlap = np.minimum(plan.steps + output, end) - np.maximum(plan.steps, begin)

@@ -1,12 +1,16 @@
 """The planner's counters, index, accounts and order against a recount, through any order of events."""
 
+from unittest import mock
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pools import planner_for, random_pool
+from sglang.srt.blend.core.order import replanning
 from sglang.srt.blend.core.pool.pending_index import NEVER
+from sglang.srt.blend.core.step.step import Running, StepLimits
 
 seeds = st.integers(0, 10**6)
 
@@ -54,7 +58,7 @@ class Recount:
         output = planner.table.estimate[below]
         assert totals.comp == pytest.approx(cost.comp(length, output).sum(), rel=1e-9)
         assert totals.mem == pytest.approx(cost.mem(length, output).sum(), rel=1e-9)
-        order = planner._window.slots.tolist() if planner._window else []
+        order = planner._plans.window.slots.tolist() if planner._plans.window else []
         position = {s: i for i, s in enumerate(order) if planner.table.plan_position[s] == i}
         assert totals.next_use == min((position.get(s, NEVER - 1) for s in below), default=NEVER)
         assert planner.ledger.index.next_use_many(np.array([lo]), np.array([hi])).tolist() == [
@@ -75,15 +79,21 @@ class Recount:
 
 
 @settings(max_examples=25)
-@given(seeds, st.sampled_from([0, 3, 8192]), st.sampled_from([0, 5]))
-def test_counters_index_and_order_equal_a_recount_after_random_events(seed, memory, window):
-    rng = np.random.default_rng(seed)
+@given(seeds, st.sampled_from([0, 3, 8192]), st.sampled_from([0, 5]), st.sampled_from([0, replanning.LARGE]))
+def test_counters_index_and_order_equal_a_recount_after_random_events(seed, memory, window, large):
+    with mock.patch.object(replanning, "LARGE", large):
+        random_events(np.random.default_rng(seed), memory, window)
+
+
+def random_events(rng, memory, window):
     planner = planner_for(
         kv_capacity=int(rng.integers(1, 20_000)), memory=memory, window=window, sample_fraction=0.1
     )
     truth = Recount(planner)
     for _ in range(120):
-        event = rng.choice(["add", "admit", "propose", "retract", "abort", "finish", "progress", "replan"])
+        event = rng.choice(
+            ["add", "admit", "propose", "retract", "abort", "finish", "progress", "replan", "step"]
+        )
         waiting, running = truth.of("waiting"), truth.of("running")
         if event == "add":
             n = int(rng.integers(0, 6))
@@ -110,6 +120,9 @@ def test_counters_index_and_order_equal_a_recount_after_random_events(seed, memo
         elif event == "progress" and running:
             slots = rng.choice(list(truth.state), min(3, len(truth.state)), replace=False)
             planner.ledger.progress(slots, rng.integers(0, 3000, len(slots)))
+        elif event == "step":
+            slots = np.array(running, np.int64)
+            planner.begin_step(Running(slots, planner.table.generated[slots]), 0, StepLimits())
         elif event == "replan":
             planner.replan()
             assert not planner.stale or not waiting or planner.table.num_waiting == 0

@@ -7,7 +7,6 @@ give equal plans.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -16,15 +15,11 @@ from numpy.typing import NDArray
 
 from sglang.srt.blend.core.cost.cost_model import CostModel
 from sglang.srt.blend.core.order.plan import (
-    OrderedWindow,
     Plan,
     PlannerOptions,
     admission_order,
-    order_window,
 )
-from sglang.srt.blend.core.order.samples import Samples
-from sglang.srt.blend.core.pool.request_table import UNPLANNED, State
-from sglang.srt.blend.core.pool.sorted_pool import SortedPool
+from sglang.srt.blend.core.order.replanning import Replanning
 from sglang.srt.blend.core.step.dual_scan import Side
 from sglang.srt.blend.core.step.ledger import Ledger
 from sglang.srt.blend.core.step.pacing import Pace
@@ -35,10 +30,6 @@ from sglang.srt.blend.core.step.step_maker import StepMaker
 from sglang.srt.blend.core.step.verdict import Reason
 
 Ints = NDArray[np.int64]
-
-# Steps after which what runs is looked at again for what it tells about lengths: so many at first, then so
-# many times as many as at the last look.
-_FIRST_LOOK, _LOOK_AGAIN = 16, 1.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +70,6 @@ class Planner:
     Attributes:
         ledger: who waits and runs, and what each counts for.
         table: the ledger's table, the one owner of request state; pool: the same requests, sorted.
-        replans: plans made.
     """
 
     def __init__(
@@ -99,14 +89,9 @@ class Planner:
         self.options = options or PlannerOptions()
         self.ledger = Ledger(cost_model, kv_capacity, speculation)
         self.table, self.speculation = self.ledger.table, self.ledger.speculation
-        self.replans = self._completions = self._unplanned = 0
         self._steps = StepMaker(self.ledger, pacer, leader_lag, self.options.patience)
-        self.pool = SortedPool(self.table, self.options.memory)
-        self._samples = Samples(self.table, np.random.default_rng(seed))
-        self._window: OrderedWindow | None = None
-        self._steps_begun, self._looked_at, self._open = 0, 0, False  # see `stale`
-        self._largest_plan = 0  # requests
-        self._largest_sharing = self._largest_density = 0.0
+        self._plans = Replanning(self.ledger, self.options, seed)
+        self.pool = self._plans.pool
 
     # ---------------------------------------------------------------- pool
 
@@ -145,7 +130,7 @@ class Planner:
             namespace=namespace,
         )
         self.pool.arrive(slots)
-        self._unplanned += len(slots)
+        self._plans.arrived(len(slots))
         return slots
 
     def remove(self, slot: int) -> None:
@@ -160,7 +145,7 @@ class Planner:
         self.ledger.leave(slot)
         self._steps.memory.somebody_left()
         if table.sampled.item(slot):
-            self._samples.left()
+            self._plans.samples.left()
         self.pool.leave(slot)
         if self.pool.crowded:
             self.refresh()
@@ -168,7 +153,7 @@ class Planner:
     def observe(self, slot: int, output_length: int) -> None:
         """A request has finished with `output_length` tokens; call `remove` after it."""
         self.table.observed[slot] = output_length
-        self._completions += 1
+        self._plans.answered()
 
     def admit(self, slot: int, shared_tokens: int = 0) -> Side:
         """A waiting request starts running outside of a step; see `Ledger.admit`, and `Step.admitted`."""
@@ -193,80 +178,46 @@ class Planner:
         self.ledger.retract(slot)
         self._steps.memory.retractions += 1
         self._steps.memory.somebody_left()
-        self._unplanned += 1
+        self._plans.arrived(1)
 
     # ---------------------------------------------------------------- plan
 
     @property
     def stale(self) -> bool:
         """Whether a new plan pays: enough arrivals, or enough answers to trust them more."""
-        waiting = self.table.num_waiting
-        if waiting == 0:
-            return False
-        if self._unplanned * 64 >= waiting or self._samples.answered:
-            return True
-        if self._completions >= max(self.options.replan_interval, waiting // 20):
-            return True
-        if self._open and self._steps_begun >= _LOOK_AGAIN * self._looked_at + _FIRST_LOOK:
-            return True  # answers that run tell more, too
-        return self.ledger.scanner.num_waiting == 0
+        return self._plans.stale
+
+    @property
+    def replans(self) -> int:
+        """Plans made."""
+        return self._plans.made
 
     def refresh(self) -> None:
         """Take arrivals and departures into the sorted prompts, so that the index knows all requests."""
-        if self.pool.refresh():
-            self._samples.drop_absent()
-            self._rebuild_index()
+        self._plans.refresh()
 
     def replan(self) -> None:
         """Estimate, sort, split, merge and load the scanner with everything that waits."""
-        table = self.table
-        self.refresh()
-        self.replans += 1
-        if self._unplanned * 64 >= table.num_waiting:
-            self._steps_begun = 0  # of newcomers most is learned at first
-        self._looked_at = self._steps_begun
-        self._completions = self._unplanned = 0
-        self._samples.answered = False
-        self._learn_lengths()
-        self._window = window = self._order_waiting(self._planned())
-        table.plan_position.fill(UNPLANNED)
-        table.plan_position[window.slots] = np.arange(len(window.slots))
-        table.shared[window.slots] = window.density.shared
-        table.forget_waiting()
-        table.count_waiting(self.pool.prompts.slots[table.state[self.pool.prompts.slots] == State.WAITING])
-        self.ledger.scanner.load(window.scan, self.ledger.density_left(), self.speculation.accept_length)
-        self._rebuild_index()
+        self._plans.now()
         self._steps.memory.somebody_left()
-        if table.num_waiting >= self._largest_plan:
-            self._largest_plan = table.num_waiting
-            self._largest_sharing = self.sharing_ratio
-            self._largest_density = self.ledger.scanner.root_density
 
     def plan(self) -> Plan:
         """The admission order of all that waits, window after window, as if every estimate were exact."""
         self.replan()
-        assert self._window is not None
-        ordered = [self._window]
-        if self.options.window:
-            rest = (self.table.state[self.pool.prompts.slots] == State.WAITING) & ~self._planned()
-            windows = self.table.sequence[self.pool.prompts.slots] // self.options.window
-            ordered += [self._order_waiting(rest & (windows == w)) for w in np.unique(windows[rest])]
-        return admission_order(ordered, self.kv_capacity, self._samples.waiting())
+        return admission_order(self._plans.windows(), self.kv_capacity, self._plans.samples.waiting())
 
     @property
     def order(self) -> Ints:
         """Slots of the last plan that are still in the pool, from compute- to memory-intensive."""
-        if self._window is None:
+        if self._plans.window is None:
             return np.zeros(0, np.int64)
-        slots = self._window.slots
+        slots = self._plans.window.slots
         return np.asarray(slots[self.table.plan_position[slots] == np.arange(len(slots))])
 
     @property
     def sharing_ratio(self) -> float:
         """Share of the planned prompts' tokens that need not be computed."""
-        if self._window is None or not self._window.prompt:
-            return 0.0
-        return self._window.density.shared_tokens / self._window.prompt
+        return self._plans.sharing_ratio
 
     @property
     def state(self) -> PlannerState:
@@ -275,10 +226,10 @@ class Planner:
         planned = scanner.num_waiting > 0
         return PlannerState(
             root_density=scanner.root_density if planned else None,
-            pool_density=self._largest_density if self.replans else None,
+            pool_density=self._plans.density if self.replans else None,
             partition=scanner.partition if planned else Partition(0, 0),
             used=scanner.used,
-            sharing_possible=self._largest_sharing,
+            sharing_possible=self._plans.sharing,
             waiting=self.table.num_waiting,
             replans=self.replans,
             reasons={reason.value: self._steps.memory.reasons[reason] for reason in Reason},
@@ -307,14 +258,11 @@ class Planner:
                 such as priorities; it is told who is due (see `Patience`).
             urgent: slots of requests that somebody waits for: until none of them waits, only they begin.
         """
-        self._steps_begun += 1
         fits = self._steps.everything_fits(limits.max_proposals)
-        # Where everything fits nobody follows a plan, but what it says about a pool that has grown is shown.
-        grown = self.table.num_waiting > 2 * self._largest_plan
-        if grown if fits else self.stale:
-            self.replan()
+        if self._plans.step(fits):
+            self._steps.memory.somebody_left()
         self.ledger.progress(*running)
-        samples = self._samples.waiting(limits.max_proposals)
+        samples = self._plans.samples.waiting(limits.max_proposals)
         return self._steps.make(
             running, used_tokens, limits, samples, first, choose=choose, urgent=urgent, everything_fits=fits
         )
@@ -322,47 +270,9 @@ class Planner:
     def correct(self, cost_model: CostModel, pacer: Pace | None) -> None:
         """The hardware turns out to be another: plan anew, with its costs and its pacer."""
         self.cost_model = self.ledger.cost_model = cost_model
-        self._steps.pacer, self._completions = pacer, sys.maxsize  # see `stale`
+        self._steps.pacer = pacer
+        self._plans.costs_changed()
 
     def propose(self, limit: int) -> list[int]:
         """Slots to admit next outside of a step, in order; nothing changes."""
-        return self._steps.propose(limit, self._samples.waiting(max(limit, 0)))
-
-    # ---------------------------------------------------------------- inside
-
-    def _rebuild_index(self) -> None:
-        table, order = self.table, self.pool.prompts.slots
-        prompt, output = table.store.length[order], table.estimate[order]
-        self.ledger.index.rebuild(
-            table.store,
-            table.space,
-            order,
-            waiting=table.state[order] == State.WAITING,
-            comp=self.cost_model.comp(prompt, output) + table.extra[order],
-            mem=self.cost_model.mem(prompt, output),
-            position=table.plan_position[order],
-        )
-
-    def _learn_lengths(self) -> None:
-        """Learn from every answer, and expect accordingly of what waits and runs; choose new samples."""
-        table, prompts = self.table, self.pool.prompts
-        unknown = prompts.subset(table.known[prompts.slots] == 0)
-        table.learn(unknown)
-        self.ledger.look_again()
-        self._open = bool((table.state[unknown.slots] == State.WAITING).any())
-        planned = np.zeros(len(table.state), np.bool_)
-        planned[prompts.slots[self._planned()]] = True
-        self._samples.choose(unknown, planned[unknown.slots], self.options.sample_fraction, self.kv_capacity)
-
-    def _planned(self) -> NDArray[np.bool_]:
-        """Which sorted requests wait in the present window: the oldest that still has some waiting."""
-        waits = self.table.state[self.pool.prompts.slots] == State.WAITING
-        if self.options.window and waits.any():
-            window = self.table.sequence[self.pool.prompts.slots] // self.options.window
-            waits &= window == window[waits].min()
-        return np.asarray(waits)
-
-    def _order_waiting(self, planned: NDArray[np.bool_]) -> OrderedWindow:
-        """Density order of the planned ones of the sorted requests."""
-        prompts, table = self.pool.prompts, self.table
-        return order_window(prompts, planned, table, self.cost_model, self.options, self.kv_capacity)
+        return self._steps.propose(limit, self._plans.samples.waiting(max(limit, 0)))

@@ -18,7 +18,7 @@ CACHE_SHARE = 64
 """A prefix of less than one part in so many of the KV capacity is cheap to keep, or to compute again."""
 
 
-@njit(cache=True)
+@njit(cache=True, nogil=True)
 def held_tokens(common, holds):  # type: ignore[no-untyped-def]
     """Prompt tokens that each of sorted prompts shares with the most similar one that holds KV, int64 (n,).
 
@@ -45,7 +45,7 @@ def held_tokens(common, holds):  # type: ignore[no-untyped-def]
     return held
 
 
-@njit(cache=True)
+@njit(cache=True, nogil=True)
 def _mark(lo, hi, depth, parent, request_parent, held, left, least):  # type: ignore[no-untyped-def]
     nodes, n = len(lo), len(held)
     most = np.zeros(nodes, np.int64)

@@ -70,7 +70,7 @@ class DensityOrder:
         return int(self.shared.sum())
 
 
-@njit(cache=True)
+@njit(cache=True, nogil=True)
 def _effective_costs(parent, count, prefix_comp, comp, mem):  # type: ignore[no-untyped-def]
     """Compute and memory seconds of every item while the forest is as it is.
 
@@ -191,7 +191,7 @@ class _Forest:
         self.nodes += copies
 
 
-@njit(cache=True)
+@njit(cache=True, nogil=True)
 def _positions(siblings, parent, count):  # type: ignore[no-untyped-def]
     """Position of every item's first request when parents' children follow one another as in `siblings`.
 
@@ -209,7 +209,7 @@ def _positions(siblings, parent, count):  # type: ignore[no-untyped-def]
     return position
 
 
-@njit(cache=True)
+@njit(cache=True, nogil=True)
 def _out_of_band(siblings, parent, count, density, nodes):  # type: ignore[no-untyped-def]
     """Requests beyond the geometric mean of an ancestor's density and its neighbouring sibling's."""
     low = np.zeros(len(parent), np.float64)
@@ -230,7 +230,7 @@ def _out_of_band(siblings, parent, count, density, nodes):  # type: ignore[no-un
     return (density[nodes:] < low[nodes:]) | (density[nodes:] > high[nodes:])
 
 
-@njit(cache=True)
+@njit(cache=True, nogil=True)
 def _outlier_subtrees(parent, count, outlier, nodes):  # type: ignore[no-untyped-def]
     """Largest items whose requests are all outliers, without those that have a child of the root alone."""
     strays = np.zeros(len(parent), np.int64)
@@ -252,7 +252,7 @@ def _outlier_subtrees(parent, count, outlier, nodes):  # type: ignore[no-untyped
     return np.array(items, dtype=np.int64)
 
 
-@njit(cache=True)
+@njit(cache=True, nogil=True)
 def _cut(items, starts, ends, ranked, budget, parent, depth, count):  # type: ignore[no-untyped-def]
     """Choose bunches items[starts[b]:ends[b]] to cut off, in ranked order, within the budget.
 
@@ -284,7 +284,7 @@ def _cut(items, starts, ends, ranked, budget, parent, depth, count):  # type: ig
     return spent, np.array(chosen, dtype=np.int64)
 
 
-@njit(cache=True)
+@njit(cache=True, nogil=True)
 def _walk(order, lcp, request_root):  # type: ignore[no-untyped-def]
     """Tokens that each request of a leaf order shares with the one before it.
 
@@ -314,7 +314,7 @@ def _walk(order, lcp, request_root):  # type: ignore[no-untyped-def]
     return shared
 
 
-@njit(cache=True)
+@njit(cache=True, nogil=True)
 def _roots(parent, num_nodes):  # type: ignore[no-untyped-def]
     """The child of the root above each request; items whose parent is the root are their own."""
     root = np.empty(len(parent), np.int64)
@@ -324,7 +324,7 @@ def _roots(parent, num_nodes):  # type: ignore[no-untyped-def]
     return root[num_nodes:]
 
 
-@njit(cache=True)
+@njit(cache=True, nogil=True)
 def _group(shared, footprint, limit):  # type: ignore[no-untyped-def]
     """Number requests so that neighbours who share a prefix stay together up to `limit` KV tokens."""
     group = np.zeros(len(shared), np.int64)

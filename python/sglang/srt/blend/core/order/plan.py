@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sglang.srt.blend.core.cost.cost_model import CostModel
-from sglang.srt.blend.core.order.begun import begun_requests, held_tokens
+from sglang.srt.blend.core.order.begun import begun_requests
 from sglang.srt.blend.core.order.ordering import DensityOrder, order_by_density, order_of_arrival
+from sglang.srt.blend.core.order.snapshot import Snapshot
 from sglang.srt.blend.core.pool.prefix_tree import ResourceAwarePrefixTree, densities
-from sglang.srt.blend.core.pool.request_table import RequestTable, State
-from sglang.srt.blend.core.pool.sorted_prompts import SortedPrompts
 from sglang.srt.blend.core.step.dual_scan import ScanOrder, scan_to_the_end
 from sglang.srt.blend.core.step.partition import share_tokens
 
@@ -91,14 +90,30 @@ class OrderedWindow:
 
     Attributes:
         slots: (n,) requests; density, scan: what the scanner walks, in the same order.
+        sequence: (n,) numbers of their arrivals.
         prompt: tokens of all its prompts; possible: those that a depth-first walk shares.
     """
 
     slots: Ints
+    sequence: Ints
     density: DensityOrder
     scan: ScanOrder
     prompt: int
     possible: int
+
+    def only(self, kept: NDArray[np.bool_]) -> OrderedWindow:
+        """The requests whose flag (n,) is set; what the plan says of the whole window stays."""
+        if kept.all():
+            return self
+        scan = replace(
+            self.scan,
+            **{
+                field.name: getattr(self.scan, field.name)[kept]
+                for field in fields(self.scan)
+                if field.name != "one_line"
+            },
+        )
+        return replace(self, slots=self.slots[kept], sequence=self.sequence[kept], scan=scan)
 
 
 def _alike(tree: ResourceAwarePrefixTree, prompt: Ints, estimate: Ints, generated: Ints) -> bool:
@@ -115,43 +130,44 @@ def _alike(tree: ResourceAwarePrefixTree, prompt: Ints, estimate: Ints, generate
 
 
 def order_window(
-    prompts: SortedPrompts,
-    planned: NDArray[np.bool_],
-    table: RequestTable,
-    cost_model: CostModel,
-    options: PlannerOptions,
-    kv_capacity: int,
+    requests: Snapshot, cost_model: CostModel, options: PlannerOptions, kv_capacity: int
 ) -> OrderedWindow:
     """Sort by density, split and merge requests; those that are all alike go in order of arrival.
 
+    Nothing but the arguments is looked at, so it may run beside the steps.
+
     Args:
-        prompts: (n,) requests that wait, run or are remembered.
-        planned: (n,) which of them to order; they wait.
         kv_capacity: tokens.
     """
-    running = table.state[prompts.slots] == State.RUNNING
-    held = held_tokens(prompts.common, running)[planned]
-    prompts = prompts.subset(planned)
-    slots = prompts.slots
-    prompt, output = table.work(slots)
-    output = np.maximum(output, 1)
-    tree = prompts.tree(prompt, output, cost_model, extra_comp=table.extra[slots])
-    alike = bool(len(slots)) and _alike(tree, prompt, table.estimate[slots], table.generated[slots])
-    if alike:
-        density = order_of_arrival(tree, table.sequence[slots])
-    else:
-        density = order_by_density(
-            tree,
-            cost_model,
-            sharing_budget=options.sharing_budget,
-            group_tokens=int(kv_capacity * options.group_fraction),
-            split=options.split,
-            begun=begun_requests(tree, held, kv_capacity),
-        )
-    order = density.order
-    new_tokens = prompt[order] - np.maximum(density.shared, held[order])
+    output = np.maximum(requests.output, 1)
+    tree = requests.prompts.tree(requests.prompt, output, cost_model, extra_comp=requests.extra)
+    if len(output) and _alike(tree, requests.prompt, requests.estimate, requests.generated):
+        return _window(requests, tree, output, order_of_arrival(tree, requests.sequence), one_line=True)
+    density = order_by_density(
+        tree,
+        cost_model,
+        sharing_budget=options.sharing_budget,
+        group_tokens=int(kv_capacity * options.group_fraction),
+        split=options.split,
+        begun=begun_requests(tree, requests.held, kv_capacity),
+    )
+    return _window(requests, tree, output, density, one_line=False)
+
+
+def _window(
+    requests: Snapshot,
+    tree: ResourceAwarePrefixTree,
+    output: Ints,
+    density: DensityOrder,
+    *,
+    one_line: bool,
+) -> OrderedWindow:
+    """An order of the tree's requests, as the scanner walks it."""
+    order, slots = density.order, requests.prompts.slots
+    new_tokens = requests.prompt[order] - np.maximum(density.shared, requests.held[order])
     return OrderedWindow(
         slots=slots[order],
+        sequence=requests.sequence[order],
         density=density,
         scan=ScanOrder(
             slots=slots[order],
@@ -161,9 +177,9 @@ def order_window(
             share=share_tokens(new_tokens, output[order]),
             comp=density.comp,
             mem=tree.mem[order],
-            one_line=alike,
+            one_line=one_line,
         ),
-        prompt=int(prompt.sum()),
+        prompt=int(requests.prompt.sum()),
         possible=tree.shared_tokens,
     )
 

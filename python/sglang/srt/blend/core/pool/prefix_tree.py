@@ -19,7 +19,7 @@ Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
 
-@njit(cache=True)
+@njit(cache=True, nogil=True)
 def _intervals(lcp):  # type: ignore[no-untyped-def]
     """LCP intervals as (lo, hi, depth), one row each, in no particular order; the root comes first."""
     n = len(lcp)
@@ -46,7 +46,7 @@ def _intervals(lcp):  # type: ignore[no-untyped-def]
     return lo[:count], hi[:count], depth[:count]
 
 
-@njit(cache=True)
+@njit(cache=True, nogil=True)
 def _parents(lo, hi, num_requests):  # type: ignore[no-untyped-def]
     """Parents of preordered intervals, and of every request the deepest interval that holds it."""
     parent = np.full(len(lo), -1, np.int64)

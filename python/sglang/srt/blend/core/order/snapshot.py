@@ -1,0 +1,61 @@
+"""Waiting requests as a plan finds them: copies, which no step changes while the plan is made."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sglang.srt.blend.core.order.begun import held_tokens
+from sglang.srt.blend.core.pool.request_table import RequestTable, State
+from sglang.srt.blend.core.pool.sorted_prompts import SortedPrompts
+
+Ints = NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """Requests to order; arrays (n,), in the order of their prompts.
+
+    Attributes:
+        prompts: the requests.
+        held: prompt tokens that requests hold who run.
+        prompt, output: tokens to prefill, sharing not deducted, and to decode.
+        estimate, generated: output tokens that are expected and that there are; see `RequestTable`.
+        extra: seconds of compute beside the decoder's own.
+        sequence: numbers of their arrivals.
+    """
+
+    prompts: SortedPrompts
+    held: Ints
+    prompt: Ints
+    output: Ints
+    estimate: Ints
+    generated: Ints
+    extra: NDArray[np.float64]
+    sequence: Ints
+
+    @classmethod
+    def of(cls, prompts: SortedPrompts, planned: NDArray[np.bool_], table: RequestTable) -> Snapshot:
+        """Take some of the requests that a table knows.
+
+        Args:
+            prompts: (n,) requests that wait, run or are remembered.
+            planned: (n,) which of them to take; they wait.
+        """
+        running = table.state[prompts.slots] == State.RUNNING
+        held = held_tokens(prompts.common, running)[planned]
+        prompts = prompts.subset(planned)
+        slots = prompts.slots
+        prompt, output = table.work(slots)
+        return cls(
+            prompts=prompts,
+            held=held,
+            prompt=prompt,
+            output=output,
+            estimate=table.estimate[slots],
+            generated=table.generated[slots],
+            extra=table.extra[slots],
+            sequence=table.sequence[slots],
+        )
