@@ -23,7 +23,7 @@ def planner(monkeypatch):
     planner = planner_for(kv_capacity=5000)
     random_pool(0, 40, longest=30).add_to(planner)
     step(planner)
-    planner._plans.costs_changed()
+    planner._plans.costs_changed(None)
     return planner
 
 
@@ -50,7 +50,7 @@ def test_the_plan_is_the_one_that_a_step_would_have_made(planner):
     planner._plans._aside.take(10**9)
     planner.replan()
     expected = planner.order.tolist()
-    planner._plans.costs_changed()
+    planner._plans.costs_changed(None)
     for _ in range(3):
         step(planner)
     assert planner.order.tolist() == expected

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sglang.srt.blend.core.cost.cost_model import CostModel
+from sglang.srt.blend.core.order.judge import Judge
 from sglang.srt.blend.core.order.plan import (
     Plan,
     PlannerOptions,
@@ -66,6 +67,7 @@ class Planner:
         pacer: spreads prefill over the steps left; None where passes hold prefill or decode alone.
         leader_lag: steps until a prefix that is computed can be matched; see `PrefixLeaders`.
         speculation: what a decoding step yields; one token of each request by default.
+        judge: takes another order than that of density where it ends sooner; none by default.
 
     Attributes:
         ledger: who waits and runs, and what each counts for.
@@ -82,6 +84,7 @@ class Planner:
         pacer: Pace | None = None,
         leader_lag: int = 1,
         speculation: Speculation | None = None,
+        judge: Judge | None = None,
     ) -> None:
         if kv_capacity <= 0:
             raise ValueError(f"kv_capacity must be positive, got {kv_capacity}")
@@ -90,7 +93,7 @@ class Planner:
         self.ledger = Ledger(cost_model, kv_capacity, speculation)
         self.table, self.speculation = self.ledger.table, self.ledger.speculation
         self._steps = StepMaker(self.ledger, pacer, leader_lag, self.options.patience)
-        self._plans = Replanning(self.ledger, self.options, seed)
+        self._plans = Replanning(self.ledger, self.options, seed, judge)
         self.pool = self._plans.pool
 
     # ---------------------------------------------------------------- pool
@@ -188,6 +191,11 @@ class Planner:
         return self._plans.stale
 
     @property
+    def judge(self) -> Judge | None:
+        """Compares orders; None where there is only that of density."""
+        return self._plans.judge
+
+    @property
     def replans(self) -> int:
         """Plans made."""
         return self._plans.made
@@ -205,6 +213,10 @@ class Planner:
         """The admission order of all that waits, window after window, as if every estimate were exact."""
         self.replan()
         return admission_order(self._plans.windows(), self.kv_capacity, self._plans.samples.waiting())
+
+    def foresee(self, judge: Judge) -> float:
+        """Modelled seconds until all that runs and waits in the last plan has ended, as a judge sees it."""
+        return self._plans.foresee(judge)
 
     @property
     def order(self) -> Ints:
@@ -267,11 +279,11 @@ class Planner:
             running, used_tokens, limits, samples, first, choose=choose, urgent=urgent, everything_fits=fits
         )
 
-    def correct(self, cost_model: CostModel, pacer: Pace | None) -> None:
-        """The hardware turns out to be another: plan anew, with its costs and its pacer."""
+    def correct(self, cost_model: CostModel, pacer: Pace | None, judge: Judge | None = None) -> None:
+        """The hardware turns out to be another: plan anew, with its costs, its pacer and its judge."""
         self.cost_model = self.ledger.cost_model = cost_model
         self._steps.pacer = pacer
-        self._plans.costs_changed()
+        self._plans.costs_changed(judge)
 
     def propose(self, limit: int) -> list[int]:
         """Slots to admit next outside of a step, in order; nothing changes."""

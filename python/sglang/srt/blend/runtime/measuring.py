@@ -59,7 +59,8 @@ def measure(
     def adopt(fit: StepFit, correction: Correction) -> None:
         times = fit.times(correction)
         pacer = make_pacer(times, engine, planner.kv_capacity)
-        planner.correct(replace(cost_model, hardware=times.hardware), pacer)
+        judge = None if planner.judge is None else replace(planner.judge, times=times)
+        planner.correct(replace(cost_model, hardware=times.hardware), pacer, judge)
         clock.correct(times)
 
     def agree(mine: Correction) -> Correction:

@@ -10,6 +10,7 @@ from sglang.srt.blend.core.cost.cost_model import CostModel
 from sglang.srt.blend.core.cost.model_shape import ModelShape
 from sglang.srt.blend.core.cost.pdmux import PdmuxConfig, PdmuxTimes
 from sglang.srt.blend.core.cost.step_time import StepTimeModel
+from sglang.srt.blend.core.order.judge import Judge
 from sglang.srt.blend.core.order.plan import PlannerOptions
 from sglang.srt.blend.core.planner import Planner
 from sglang.srt.blend.core.step.batch_pacing import BatchPacer
@@ -88,15 +89,15 @@ def build(scheduler: Scheduler) -> BlendParts:
     capacity = int(scheduler.max_total_num_tokens)
     engine = _engine(scheduler, options.engine)
     times = _step_times(cost_model, engine)
-    pacer = None if times is None else _pacer(times, engine, capacity)
     planner = Planner(
         cost_model,
         kv_capacity=capacity,
         options=_planner_options(options),
         seed=SEED,
-        pacer=pacer,
+        pacer=None if times is None else _pacer(times, engine, capacity),
         leader_lag=2 if scheduler.enable_overlap else 1,
         speculation=speculation_of(scheduler),
+        judge=_judge(times, engine, scheduler.server_args.chunked_prefill_size),
     )
     namespaces = Namespaces()
     pool = RequestPool(
@@ -189,6 +190,13 @@ def _pacer(times: StepTimeModel, engine: str, capacity: int) -> Pace | None:
     except ValueError as error:
         logger.warning("blend: prefill batches are not fitted to decode steps: %s", error)
         return None
+
+
+def _judge(times: StepTimeModel | None, engine: str, chunk: int | None) -> Judge | None:
+    """What compares orders; None for a divided GPU, whose turns depend on what was launched before."""
+    if times is None or engine == "pdmux" or chunk is None or chunk <= 0:
+        return None
+    return Judge(times, engine, chunk)
 
 
 def _step_times(cost_model: CostModel, engine: str) -> StepTimeModel | None:

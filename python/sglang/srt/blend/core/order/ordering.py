@@ -124,7 +124,7 @@ class _Forest:
         self.density: Floats = densities(self.comp, self.mem).astype(np.float32).astype(np.float64)
         # A stable sort: equal densities keep the sorted prompts' order.
         self._siblings = np.lexsort((-self.density, self.parent))
-        position = _positions(self._siblings, self.parent, self.count)[self.nodes :]
+        position = leaf_positions(self._siblings, self.parent, self.count)[self.nodes :]
         self.leaves: Ints = np.empty(len(position), np.int64)
         self.leaves[position] = np.arange(len(position))
 
@@ -192,7 +192,7 @@ class _Forest:
 
 
 @njit(cache=True, nogil=True)
-def _positions(siblings, parent, count):  # type: ignore[no-untyped-def]
+def leaf_positions(siblings, parent, count):  # type: ignore[no-untyped-def]
     """Position of every item's first request when parents' children follow one another as in `siblings`.
 
     `siblings` lists items grouped by ascending parent; parents come before their children in number.
@@ -401,13 +401,12 @@ def order_by_density(
     )
 
 
-def order_of_arrival(tree: ResourceAwarePrefixTree, sequence: Ints) -> DensityOrder:
-    """Requests that have nothing to share in the order in which they came.
+def in_order(tree: ResourceAwarePrefixTree, order: Ints) -> DensityOrder:
+    """Requests in any order, one after the other.
 
     Args:
-        sequence: (n,) numbers of their arrivals.
+        order: (n,) indices of the tree's requests.
     """
-    order = np.asarray(np.argsort(sequence, kind="stable"))
     density = densities(tree.comp, tree.mem)[order]
     return DensityOrder(
         order=order,
@@ -415,6 +414,15 @@ def order_of_arrival(tree: ResourceAwarePrefixTree, sequence: Ints) -> DensityOr
         density=density,
         group=np.arange(len(order)),
         group_density=density,
-        shared=np.zeros(len(order), np.int64),
+        shared=_walk(order, tree.lcp, np.zeros(len(order), np.int64)),
         splits=0,
     )
+
+
+def order_of_arrival(tree: ResourceAwarePrefixTree, sequence: Ints) -> DensityOrder:
+    """Requests that have next to nothing to share in the order in which they came.
+
+    Args:
+        sequence: (n,) numbers of their arrivals.
+    """
+    return in_order(tree, np.asarray(np.argsort(sequence, kind="stable")))

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sglang.srt.blend.core.cost.cost_model import CostModel
 from sglang.srt.blend.core.order.begun import begun_requests
+from sglang.srt.blend.core.order.judge import Judge
+from sglang.srt.blend.core.order.lines import lines
 from sglang.srt.blend.core.order.ordering import DensityOrder, order_by_density, order_of_arrival
 from sglang.srt.blend.core.order.snapshot import Snapshot
 from sglang.srt.blend.core.pool.prefix_tree import ResourceAwarePrefixTree, densities
@@ -17,6 +20,10 @@ from sglang.srt.blend.core.step.dual_scan import ScanOrder, scan_to_the_end
 from sglang.srt.blend.core.step.partition import share_tokens
 
 Ints = NDArray[np.int64]
+
+_SURELY, _GUESSED = 0.02, 0.05
+# Shares of its time by which another order has to end sooner than that of density, and prefill that is not
+# spread sooner than that which is. A judge errs by less where lengths are known, and where nothing is paced.
 
 _LITTLE_SHARING, _SAME = 50, 1.5
 # Requests are alike if they share less than one prompt token in so many, and if neither their densities nor
@@ -38,6 +45,7 @@ class PlannerOptions:
             schedulable group.
         split: False leaves the tree whole (for ablation).
         memory: finished requests whose answers are remembered for estimates.
+        line: a name of `lines`, whose order is taken whatever it costs (for ablation); "" for none.
     """
 
     sample_fraction: float = 0.01
@@ -48,6 +56,7 @@ class PlannerOptions:
     group_fraction: float = 1 / 16
     split: bool = True
     memory: int = 8192
+    line: str = ""
 
     def __post_init__(self) -> None:
         for name in ("sample_fraction", "sharing_budget", "group_fraction"):
@@ -110,7 +119,7 @@ class OrderedWindow:
             **{
                 field.name: getattr(self.scan, field.name)[kept]
                 for field in fields(self.scan)
-                if field.name != "one_line"
+                if field.name not in ("one_line", "paced")
             },
         )
         return replace(self, slots=self.slots[kept], sequence=self.sequence[kept], scan=scan)
@@ -130,28 +139,78 @@ def _alike(tree: ResourceAwarePrefixTree, prompt: Ints, estimate: Ints, generate
 
 
 def order_window(
-    requests: Snapshot, cost_model: CostModel, options: PlannerOptions, kv_capacity: int
+    requests: Snapshot,
+    cost_model: CostModel,
+    options: PlannerOptions,
+    kv_capacity: int,
+    judge: Judge | None = None,
 ) -> OrderedWindow:
-    """Sort by density, split and merge requests; those that are all alike go in order of arrival.
+    """Sort by density, split and merge requests, or take another order that ends sooner.
 
     Nothing but the arguments is looked at, so it may run beside the steps.
 
     Args:
+        requests: those to order; if they are all alike, they go in order of arrival.
         kv_capacity: tokens.
+        judge: foresees when orders end; the density order is taken without one.
     """
     output = np.maximum(requests.output, 1)
     tree = requests.prompts.tree(requests.prompt, output, cost_model, extra_comp=requests.extra)
     if len(output) and _alike(tree, requests.prompt, requests.estimate, requests.generated):
         return _window(requests, tree, output, order_of_arrival(tree, requests.sequence), one_line=True)
+    begun = begun_requests(tree, requests.held, kv_capacity)
+    others = {}
+    if len(output) and (judge is not None or options.line):
+        others = {
+            name: _window(requests, tree, output, order, one_line=True)
+            for name, order in lines(tree, output, requests.sequence, begun).items()
+        }
+    if options.line and others:
+        return others[options.line]
     density = order_by_density(
         tree,
         cost_model,
         sharing_budget=options.sharing_budget,
         group_tokens=int(kv_capacity * options.group_fraction),
         split=options.split,
-        begun=begun_requests(tree, requests.held, kv_capacity),
+        begun=begun,
     )
-    return _window(requests, tree, output, density, one_line=False)
+    window = _window(requests, tree, output, density, one_line=False)
+    if judge is None or not others:
+        return window
+    ends = partial(_ends, judge, tree, requests, kv_capacity)
+    surely = _GUESSED if judge.paced and requests.guessed else _SURELY
+    return _best(window, list(others.values()), ends, judge.paced, 1.0 - surely)
+
+
+def _ends(
+    judge: Judge, tree: ResourceAwarePrefixTree, requests: Snapshot, kv_capacity: int, one: OrderedWindow
+) -> float:
+    return judge.seconds(one.scan, one.density.order, tree, requests, kv_capacity)
+
+
+def _best(
+    window: OrderedWindow,
+    others: Sequence[OrderedWindow],
+    ends: Callable[[OrderedWindow], float],
+    paced: bool,
+    least: float,
+) -> OrderedWindow:
+    """The density order, unless another one, or prefill that is not spread, surely ends sooner.
+
+    Args:
+        least: share of its seconds that others must not exceed.
+    """
+    end, best = ends(window), window
+    for other in others:
+        sooner = ends(other)
+        if sooner < end * (1.0 if best is not window else least):
+            end, best = sooner, other
+    if paced:
+        at_once = replace(best, scan=replace(best.scan, paced=False))
+        if ends(at_once) < end * least:
+            return at_once
+    return best
 
 
 def _window(

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from sglang.srt.blend.core.cost.cost_model import CostModel
 from sglang.srt.blend.core.order.aside import LARGE, PlanAside
+from sglang.srt.blend.core.order.judge import Judge
 from sglang.srt.blend.core.order.plan import OrderedWindow, PlannerOptions, order_window
 from sglang.srt.blend.core.order.samples import Samples
 from sglang.srt.blend.core.order.snapshot import Snapshot
@@ -28,6 +29,7 @@ class Replanning:
     Args:
         ledger: who waits and runs; its scanner is loaded with each plan.
         seed: of the sampling.
+        judge: of orders; without one, that of density is taken.
 
     Attributes:
         pool: the ledger's requests, sorted.
@@ -38,14 +40,18 @@ class Replanning:
             Mem of its requests.
     """
 
-    def __init__(self, ledger: Ledger, options: PlannerOptions, seed: int) -> None:
+    def __init__(
+        self, ledger: Ledger, options: PlannerOptions, seed: int, judge: Judge | None = None
+    ) -> None:
         self._ledger, self._table, self._options = ledger, ledger.table, options
+        self.judge = judge
         self.pool = SortedPool(ledger.table, options.memory)
         self.samples = Samples(ledger.table, np.random.default_rng(seed))
         self.window: OrderedWindow | None = None
         self._aside = PlanAside()
         self.made = self._completions = self._unplanned = 0
         self._steps, self._looked_at, self._open = 0, 0, False  # see `stale`
+        self._guessed = False
         self.largest = 0
         self.sharing = self.density = 0.0
 
@@ -59,9 +65,9 @@ class Replanning:
         """An answer has ended."""
         self._completions += 1
 
-    def costs_changed(self) -> None:
-        """The ledger has another cost model: the next step plans anew."""
-        self._completions = sys.maxsize
+    def costs_changed(self, judge: Judge | None) -> None:
+        """The ledger has another cost model, and this is its judge: the next step plans anew."""
+        self.judge, self._completions = judge, sys.maxsize
 
     @property
     def stale(self) -> bool:
@@ -97,7 +103,7 @@ class Replanning:
         self._count_waiting()
         self._rebuild_index()
         snapshot = Snapshot.of(self.pool.prompts, self._planned(), self._table)
-        order = partial(self._ordered, snapshot, self._ledger.cost_model)
+        order = partial(self._ordered, snapshot, self._ledger.cost_model, self._trusted_judge)
         self._aside.begin(order, len(snapshot.prompts), self._steps)
         return False
 
@@ -126,6 +132,18 @@ class Replanning:
             self.samples.drop_absent()
             self._rebuild_index()
 
+    def foresee(self, judge: Judge) -> float:
+        """Modelled seconds until all that runs and waits in the last plan has ended, as a judge sees it."""
+        assert self.window is not None
+        window, cost_model = self.window, self._ledger.cost_model
+        planned = np.zeros(len(self._table.state), np.bool_)
+        planned[window.slots] = True
+        requests = Snapshot.of(self.pool.prompts, planned[self.pool.prompts.slots], self._table)
+        tree = requests.prompts.tree(requests.prompt, np.maximum(requests.output, 1), cost_model)
+        index = np.empty(len(self._table.state), np.int64)
+        index[requests.prompts.slots] = np.arange(len(requests.prompts))
+        return judge.seconds(window.scan, index[window.slots], tree, requests, self._ledger.kv_capacity)
+
     @property
     def sharing_ratio(self) -> float:
         """Share of the planned prompts' tokens that need not be computed."""
@@ -149,10 +167,12 @@ class Replanning:
         table.learn(unknown)
         self._ledger.look_again()
         self._open = bool((table.state[unknown.slots] == State.WAITING).any())
+        answers = bool((table.state[unknown.slots] == State.FINISHED).any())
         planned = np.zeros(len(table.state), np.bool_)
         planned[prompts.slots[self._planned()]] = True
         options, capacity = self._options, self._ledger.kv_capacity
         self.samples.choose(unknown, planned[unknown.slots], options.sample_fraction, capacity)
+        self._guessed = self._open and not (answers and self.samples.open == 0)
 
     def _planned(self) -> NDArray[np.bool_]:
         """Which sorted requests wait in the present window: the oldest that still has some waiting."""
@@ -166,10 +186,15 @@ class Replanning:
     def _order(self, planned: NDArray[np.bool_]) -> OrderedWindow:
         """Density order of the planned ones of the sorted requests."""
         snapshot = Snapshot.of(self.pool.prompts, planned, self._table)
-        return self._ordered(snapshot, self._ledger.cost_model)
+        return self._ordered(snapshot, self._ledger.cost_model, self._trusted_judge)
 
-    def _ordered(self, snapshot: Snapshot, cost_model: CostModel) -> OrderedWindow:
-        return order_window(snapshot, cost_model, self._options, self._ledger.kv_capacity)
+    @property
+    def _trusted_judge(self) -> Judge | None:
+        """The judge, unless lengths are mere guesses: while the first samples run, density is the order."""
+        return None if self._guessed else self.judge
+
+    def _ordered(self, snapshot: Snapshot, cost_model: CostModel, judge: Judge | None) -> OrderedWindow:
+        return order_window(snapshot, cost_model, self._options, self._ledger.kv_capacity, judge)
 
     def _follow(self, window: OrderedWindow) -> None:
         """The last part of a plan: steps follow this order, as far as its requests still wait."""

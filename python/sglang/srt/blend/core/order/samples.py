@@ -121,13 +121,14 @@ class Samples:
 
     Attributes:
         answered: whether the last open sample has left since this was set to False.
+        open: samples that have not left.
     """
 
     def __init__(self, table: RequestTable, rng: np.random.Generator) -> None:
         self.answered = False
         self._table, self._rng = table, rng
         self._slots: deque[int] = deque()
-        self._open = 0
+        self.open = 0
 
     def choose(
         self, prompts: SortedPrompts, planned: NDArray[np.bool_], fraction: float, kv_capacity: int
@@ -169,7 +170,7 @@ class Samples:
             )
             picks.extend(members.slots[chosen].tolist())
         table.sampled[picks] = True
-        self._open += len(picks)
+        self.open += len(picks)
         self._slots.extend(picks)
 
     def waiting(self, limit: int | None = None) -> list[int]:
@@ -181,8 +182,8 @@ class Samples:
 
     def left(self) -> None:
         """A sample has left the pool, answered or not."""
-        self._open -= 1
-        self.answered |= self._open == 0
+        self.open -= 1
+        self.answered |= self.open == 0
 
     def drop_absent(self) -> None:
         """Forget those that have left: their slots may belong to others from now on."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +13,35 @@ from sglang.srt.blend.core.pool.request_table import RequestTable, State
 from sglang.srt.blend.core.pool.sorted_prompts import SortedPrompts
 
 Ints = NDArray[np.int64]
+
+
+class Runners(NamedTuple):
+    """Requests that run; arrays (n,).
+
+    Attributes:
+        own: KV tokens that each holds for itself.
+        context: KV tokens that each reads in a step.
+        left: output tokens that each is expected to produce yet, 1 or more.
+        memory_side: whether each counts on the memory side.
+    """
+
+    own: Ints
+    context: Ints
+    left: Ints
+    memory_side: NDArray[np.bool_]
+
+    @classmethod
+    def of(cls, table: RequestTable) -> Runners:
+        """Those that a table knows."""
+        slots = np.flatnonzero(table.state == State.RUNNING)
+        generated = table.generated[slots]
+        context = table.store.length[slots] + generated
+        return cls(
+            own=np.maximum(context - table.shared[slots], 0),
+            context=context,
+            left=np.maximum(table.expected_many(slots) - generated, 1),
+            memory_side=table.memory_side[slots],
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +55,8 @@ class Snapshot:
         estimate, generated: output tokens that are expected and that there are; see `RequestTable`.
         extra: seconds of compute beside the decoder's own.
         sequence: numbers of their arrivals.
+        running: those that run meanwhile.
+        guessed: whether some of the outputs are estimates.
     """
 
     prompts: SortedPrompts
@@ -35,6 +67,8 @@ class Snapshot:
     generated: Ints
     extra: NDArray[np.float64]
     sequence: Ints
+    running: Runners
+    guessed: bool
 
     @classmethod
     def of(cls, prompts: SortedPrompts, planned: NDArray[np.bool_], table: RequestTable) -> Snapshot:
@@ -58,4 +92,6 @@ class Snapshot:
             generated=table.generated[slots],
             extra=table.extra[slots],
             sequence=table.sequence[slots],
+            running=Runners.of(table),
+            guessed=bool((table.known[slots] == 0).any()),
         )

@@ -253,7 +253,8 @@ class ScanOrder:
         output: tokens, estimated.
         share: KV tokens that each counts for in its side's share; see `share_tokens`.
         comp: seconds with sharing; mem: seconds.
-        one_line: whether requests go from the left alone, because no order of them is better than another.
+        one_line: whether requests go from the left alone.
+        paced: whether prefill is spread over the steps where it can be.
     """
 
     slots: Ints
@@ -264,6 +265,7 @@ class ScanOrder:
     comp: Floats
     mem: Floats
     one_line: bool = False
+    paced: bool = True
 
 
 def scan_to_the_end(order: ScanOrder, capacity: float) -> tuple[Ints, Ints, Floats]:

@@ -77,8 +77,13 @@ class DualScanner:
 
     @property
     def one_line(self) -> bool:
-        """Whether all that waits goes in one line, since no order of it is better than another."""
+        """Whether all that waits goes in one line."""
         return self._order.one_line and self.num_waiting > 0
+
+    @property
+    def paced(self) -> bool:
+        """Whether what waits is spread over the steps where it can be."""
+        return self._order.paced or not self.num_waiting
 
     @property
     def root_density(self) -> float:

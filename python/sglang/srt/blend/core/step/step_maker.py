@@ -142,7 +142,7 @@ class StepMaker:
 
     def _quota(self, progress: Progress) -> Quota | None:
         """What the pacer asks of a step; None while there is no pacer, or nothing runs that it could pace."""
-        if self.pacer is None or not len(progress.slots):
+        if self.pacer is None or not len(progress.slots) or not self._ledger.scanner.paced:
             return None
         return self.pacer.quota(
             self._ledger.work_left(progress),

@@ -1,0 +1,198 @@
+"""What a judge foresees of an order, against passes counted by hand and by the pool's own totals."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pools import llama_on_a100, planner_for, pool, random_pool
+from sglang.srt.blend.core.cost.engines import load_engine
+from sglang.srt.blend.core.cost.step_time import StepTimeModel, StepWork
+from sglang.srt.blend.core.order import judge as judging
+from sglang.srt.blend.core.order.judge import Judge
+from sglang.srt.blend.core.order.lines import depth_first
+from sglang.srt.blend.core.order.plan import PlannerOptions
+from sglang.srt.blend.core.order.snapshot import Snapshot
+from sglang.srt.blend.core.planner import Planner
+from sglang.srt.blend.core.step.pacing import Pacer
+from sglang.srt.blend.core.step.step import Running, StepLimits
+
+COST = llama_on_a100()
+TIMES = StepTimeModel(COST.shape, COST.hardware)
+
+
+def foreseen(monkeypatch, requests, *, kv_capacity, engine="alternating", chunk=8192, running=()):
+    """Of each order that is judged: what strides hold, what they prefill, their passes; and its seconds."""
+    passes, seen = judging._passes, []
+
+    def watched(*arguments):
+        seen.append((*passes(*arguments), arguments[-1].stride))
+        return seen[-1][:2]
+
+    monkeypatch.setattr(judging, "_passes", watched)
+    seconds = []
+
+    class Watched(Judge):
+        def seconds(self, *arguments):
+            seconds.append(super().seconds(*arguments))
+            return seconds[-1]
+
+    planner = Planner(COST, kv_capacity=kv_capacity, judge=Watched(TIMES, engine, chunk))
+    requests.add_to(planner)
+    for slot in running:
+        planner.admit(slot)
+    planner.replan()
+    return seen, seconds
+
+
+def one_and_another():
+    """A question about a document of 50 tokens, another, and a prompt of its own."""
+    document = list(range(50))
+    return pool([[*document, 100], [*document, 101, 102], [7] * 30], [4, 8, 2])
+
+
+def test_passes_are_those_that_one_counts_by_hand(monkeypatch):
+    seen, seconds = foreseen(monkeypatch, one_and_another(), kv_capacity=1000)
+    for use, work, _ in seen:
+        assert use[:, judging._ROWS].tolist() == [0, 3, 2, 2, 1, 1, 1, 1]
+        # The document is held once, until its last question is answered.
+        assert use[:, judging._HELD].tolist() == [86, 89, 59, 61, 57, 58, 59, 60]
+        assert work[:, judging._TOKENS].tolist() == [83, 0, 0, 0, 0, 0, 0, 0]
+    run = load_engine("alternating")
+    use, work, _ = seen[0]
+    expected = float(
+        run(
+            TIMES,
+            StepWork(
+                prefill_tokens=work[:, 0],
+                prefill_pairs=work[:, 1],
+                finished_prefills=work[:, 2],
+                decode_rows=use[:, 2],
+                kv_tokens=use[:, 3],
+            ),
+        ).sum()
+    )
+    assert seconds[0] == pytest.approx(expected)
+
+
+def test_a_document_that_has_left_the_cache_is_computed_again(monkeypatch):
+    """In a cache of one document and a little, the prompt of its own goes between its questions or not."""
+    requests = pool([[*range(50), 100], [*range(50), 101], [7] * 40], [3, 6, 5])
+    seen, _ = foreseen(monkeypatch, requests, kv_capacity=60)
+    prefilled = {int(work[:, judging._TOKENS].sum()) for _, work, _ in seen}
+    assert prefilled == {92, 142}
+
+
+def test_what_runs_is_in_the_way(monkeypatch):
+    alone, _ = foreseen(monkeypatch, one_and_another(), kv_capacity=100)
+    beside, _ = foreseen(monkeypatch, one_and_another(), kv_capacity=100, running=[2])
+    assert all(len(use) == 8 for use, _, _ in alone)
+    assert all(use[0, judging._HELD] >= 31 for use, _, _ in beside)
+    assert all(work[:, judging._TOKENS].sum() == 53 for _, work, _ in beside)
+
+
+@settings(max_examples=40)
+@given(
+    st.integers(0, 10**6), st.sampled_from(["alternating", "mixed", "overlapped"]), st.integers(100, 40_000)
+)
+def test_all_is_done_within_the_capacity(seed, engine, kv_capacity):
+    requests = random_pool(seed, 25, stretch=3)
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        seen, seconds = foreseen(monkeypatch, requests, kv_capacity=kv_capacity, engine=engine, chunk=64)
+    assert len(seen) >= 4 or not seen
+    for (use, work, stride), one in zip(seen, seconds, strict=True):
+        # The first token of each answer is its prefill's.
+        assert use[:, judging._ROWS].sum() * stride == pytest.approx((requests.output - 1).sum())
+        assert work[:, judging._PROMPTS].sum() == len(requests)
+        longest = int((requests.lengths + requests.output).max()) + stride
+        assert use[:, judging._HELD].max() <= max(kv_capacity, longest)
+        assert work[:, judging._TOKENS].max() <= 64 * stride
+        assert one > 0.0
+
+
+class Says:
+    """A judge of whom one knows what it says.
+
+    Attributes:
+        density, longest, others, at_once: seconds of these orders, and of the best of them without a pace.
+    """
+
+    def __init__(self, density, longest, *, others=1000.0, at_once=1000.0, paced=True):
+        self.density, self.longest, self.others = density, longest, others
+        self.at_once, self.paced = at_once, paced
+
+    def seconds(self, scan, order, tree, requests, kv_capacity):
+        if not scan.paced:
+            return self.at_once
+        if not scan.one_line:
+            return self.density
+        return self.longest if (np.diff(scan.output) <= 0).all() else self.others
+
+
+@pytest.mark.parametrize(
+    ("judge", "one_line", "paced"),
+    [
+        (None, False, True),
+        (Says(100.0, 101.0), False, True),
+        (Says(100.0, 99.0), False, True),  # not surely
+        (Says(100.0, 97.0), True, True),
+        (Says(100.0, 85.0, at_once=84.0), True, True),  # not surely
+        (Says(100.0, 85.0, at_once=70.0), True, False),
+        (Says(100.0, 101.0, at_once=70.0), False, False),
+        (Says(100.0, 101.0, at_once=70.0, paced=False), False, True),
+    ],
+)
+def test_another_order_is_taken_where_it_surely_ends_sooner(judge, one_line, paced):
+    planner = Planner(COST, kv_capacity=1000, judge=judge)
+    requests = pool([[1] * 40, [2, 2], [3] * 9, [4] * 7], [3, 400, 30, 9])
+    slots = requests.add_to(planner)
+    planner.replan()
+    scan = planner.ledger.scanner.order
+    assert (scan.one_line, scan.paced) == (one_line, paced)
+    if one_line:
+        assert planner.order.tolist() == slots[[1, 2, 3, 0]].tolist()
+
+
+@pytest.mark.parametrize(("seconds", "one_line"), [(94.0, True), (97.0, False)])
+def test_nobody_is_judged_by_mere_guesses(seconds, one_line):
+    """Lengths are unknown: density is the order until samples have answered, then more has to be won."""
+    judge = Says(100.0, seconds, others=seconds)
+    planner = Planner(COST, kv_capacity=3000, judge=judge, options=PlannerOptions(sample_fraction=0.05))
+    prompts = [[i] * (10 + 7 * (i % 9)) for i in range(60)]
+    slots = pool(prompts, 40, known=False, max_new=[50, 3000] * 30).add_to(planner)
+    planner.replan()
+    assert not planner.ledger.scanner.one_line
+    samples = planner._plans.samples.waiting()
+    assert samples
+    for slot in samples:
+        planner.admit(slot)
+        planner.replan()
+        assert not planner.ledger.scanner.one_line
+        planner.observe(slot, 30)
+        planner.remove(slot)
+    planner.replan()
+    assert planner.ledger.scanner.one_line == one_line
+    assert planner.table.num_waiting == len(slots) - len(samples)
+
+
+@pytest.mark.parametrize("at_once", [70.0, 1000.0])
+def test_a_step_is_paced_unless_the_plan_says_otherwise(at_once):
+    planner = Planner(
+        COST,
+        kv_capacity=1000,
+        judge=Says(100.0, 101.0, at_once=at_once),
+        pacer=Pacer(TIMES, "mixed", kv_capacity=1000),
+    )
+    slots = pool([[i] * 40 for i in range(40)], [3 + 9 * (i % 7) for i in range(40)]).add_to(planner)
+    planner.admit(slots.item(0))
+    step = planner.begin_step(Running(slots[:1], np.ones(1, np.int64)), 41, StepLimits())
+    assert step.paced == (at_once > 100.0)
+
+
+def test_depth_first_takes_the_subtree_of_the_longest_answers_first():
+    planner = planner_for(pool([[1, 1], [1, 2], [2, 1], [2, 2], [3]], [5, 6, 90, 70, 50]), kv_capacity=1000)
+    planner.refresh()
+    prompts = planner.pool.prompts
+    snapshot = Snapshot.of(prompts, np.ones(5, np.bool_), planner.table)
+    tree = prompts.tree(snapshot.prompt, snapshot.output, COST)
+    assert prompts.slots[depth_first(tree, snapshot.output)].tolist() == [2, 3, 4, 1, 0]
