@@ -141,15 +141,15 @@ def run(engine: str, seed: int, number: int, known: dict[str, float]) -> Row:
     for policy in ("blend", *UPSTREAM):
         if policy in known:
             continue
-        result = _simulate(workload, policy, engine, capacity)
-        seconds[policy] = round(_seconds(result, engine), 4)
+        result = simulate_pool(workload, policy, engine, capacity)
+        seconds[policy] = round(modelled_seconds(result, engine), 4)
         retractions = result.retractions if policy == "blend" else retractions
     best = min(UPSTREAM, key=lambda policy: seconds[policy])
     ratio = round(seconds[best] / seconds["blend"], 4)
     return Row(engine, number, len(workload), kinds, capacity, seconds, retractions, best, ratio)
 
 
-def _simulate(workload: Workload, policy: str, engine: str, capacity: int) -> SimulationResult:
+def simulate_pool(workload: Workload, policy: str, engine: str, capacity: int) -> SimulationResult:
     from sglang.srt.hardware_backend.simulated_gpu.simulate import simulate
 
     return simulate(
@@ -163,7 +163,7 @@ def _simulate(workload: Workload, policy: str, engine: str, capacity: int) -> Si
     )
 
 
-def _seconds(result: SimulationResult, engine: str) -> float:
+def modelled_seconds(result: SimulationResult, engine: str) -> float:
     """Modelled seconds of the steps on an engine."""
     times = StepTimeModel(ModelShape.from_config(MODELS["llama-3-8b"].config), load_hardware(HARDWARE))
     return float(load_engine(engine)(times, StepWork(**{name: result.steps[name] for name in WORK})).sum())

@@ -4,6 +4,7 @@
     python -m benchmark.paper headline --jobs 2
     python -m benchmark.paper traces | lpm | grid | variance | azure | models | ablations | chunks
     python -m benchmark.paper hardware             # the planner takes the GPU for another one
+    python -m benchmark.paper parts                # order, pacing, forecast, baseline: whose gain it is
     python -m benchmark.paper engines              # by engine that exists; hours
     python -m benchmark.paper engines --scale 0.25   # its small size: 2,500 requests per trace
     python -m benchmark.paper real                 # its jobs alone: lengths unknown, A100-40GB; an hour
@@ -28,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmark import provenance
-from benchmark.paper import engines, report
+from benchmark.paper import engines, parts, report
 from benchmark.paper.arguments import add_jobs, at_least_one
 from benchmark.paper.compare import TOLD, Run, batches, execute
 from benchmark.paper.pictures import draw
@@ -80,6 +81,10 @@ def main() -> int:
     report.write_csv(out / f"{table}.csv", wanted)
     if table in _BY_ENGINE:
         return _engines(out, wanted, arguments, len(runs) - len(wanted))
+    if table == "parts":
+        parts.draw(out / f"{table}.png", wanted)
+        print(parts.text(wanted))
+        return 0
     draw(out / f"{table}.png", wanted)
     bars = _BARS.get(table, {})
     print(report.text(wanted, bars))

@@ -30,6 +30,8 @@ from sglang.srt.blend.runtime.pdmux_config import write_pdmux_config
 from sglang.srt.hardware_backend.simulated_gpu.srt_platform import STATIC_MEMORY_FRACTION
 
 if TYPE_CHECKING:
+    from sglang.srt.blend.core.order.plan import PlannerOptions
+    from sglang.srt.blend.runtime.arguments import BlendOptions
     from sglang.srt.hardware_backend.simulated_gpu.simulate import SimulationResult
 
 
@@ -98,6 +100,13 @@ TOLD: dict[str, dict[str, Any]] = {
 TOLD_FOR_GOOD = {f"{name}, not measured": {**args, "blend_measure": "off"} for name, args in TOLD.items()}
 """The same without a look at the steps."""
 
+IN_LINE: dict[str, dict[str, Any]] = {
+    "depth first, no pace": {"blend_engine": "alternating"},
+    "depth first": {},
+    "longest first": {},
+}
+"""Variants in which requests stand in one line, under blend's forecast of memory."""
+
 VARIANTS: dict[str, dict[str, Any]] = {
     "": {},
     "no split": {"blend_sharing_budget": 1.0},
@@ -109,6 +118,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "known lengths": {},
     "one end": {},
     **{name: {} for name in WRONG},
+    **IN_LINE,
     **CHUNKS,
     **PDMUX,
     **TOLD,
@@ -191,6 +201,7 @@ def batches(runs: Sequence[Run]) -> list[tuple[Run, ...]]:
 
 def simulated(run: Run) -> tuple[Workload, SimulationResult]:
     """Simulate in this process, started with SGLANG_PLATFORM=simulated_gpu."""
+    from sglang.srt.blend.runtime import startup
     from sglang.srt.hardware_backend.simulated_gpu.simulate import simulate
     from sglang.srt.managers import schedule_policy
 
@@ -200,6 +211,8 @@ def simulated(run: Run) -> tuple[Workload, SimulationResult]:
         workload, policy = workload.take(batchllm_order(workload, cost)), "fcfs"
     if run.variant == "one end":
         workload, policy = workload.take(density_order(workload, cost)), "fcfs"
+    if run.variant in IN_LINE:
+        startup._planner_options = in_line(run.variant.split()[0])
     if run.variant in WRONG:
         LengthEstimator.expected = wrong_by(WRONG[run.variant])  # type: ignore[method-assign]
     if policy == "lpm-unlimited":
@@ -253,6 +266,14 @@ def wrong_by(factor: float) -> Callable[..., NDArray[np.float64]]:
         return np.clip(before + np.maximum(factor * left, 1.0), 1.0, cap)
 
     return expected
+
+
+def in_line(name: str) -> Callable[[BlendOptions], PlannerOptions]:
+    """`startup._planner_options` of a planner whose requests stand in the line of this name."""
+    from sglang.srt.blend.runtime import startup
+
+    right = startup._planner_options
+    return lambda options: replace(right(options), line=name)
 
 
 def execute(runs: tuple[Run, ...]) -> list[Row]:

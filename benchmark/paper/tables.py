@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from itertools import product
 
-from benchmark.paper.compare import CHUNKS, PDMUX, TOLD, TOLD_FOR_GOOD, VARIANTS, Run
+from benchmark.paper.compare import CHUNKS, IN_LINE, PDMUX, TOLD, TOLD_FOR_GOOD, VARIANTS, Run
 from benchmark.paper.models import MODELS
 from benchmark.workloads.jobs import JOBS
 
@@ -119,7 +119,7 @@ def ablations() -> list[Run]:
     """Traces 1 and 2, scaled: blend without one of its parts, or told more or less."""
     base = [run for run in _scaled() if run.trace in (1, 2) and run.engine == "overlapped"]
     blend = [run for run in base if run.policy == "blend"]
-    others = {"", *CHUNKS, *PDMUX, *TOLD, *TOLD_FOR_GOOD}
+    others = {"", *IN_LINE, *CHUNKS, *PDMUX, *TOLD, *TOLD_FOR_GOOD}
     variants = [variant for variant in VARIANTS if variant not in others]
     return base + [replace(run, variant=variant) for variant in variants for run in blend]
 
@@ -138,6 +138,21 @@ def chunks() -> list[Run]:
     """Depth-first order on the traces, scaled, with other chunk sizes: is the baseline at its best?"""
     base = [run for run in _scaled() if run.policy == "dfs"]
     return base + [replace(run, variant=variant) for variant in CHUNKS for run in base]
+
+
+def parts() -> list[Run]:
+    """The traces, small: from depth-first order to blend, one part of the gain after the other."""
+    schedules = [
+        ("dfs", ""),
+        *(("dfs", variant) for variant in CHUNKS),
+        *(("blend", variant) for variant in (*IN_LINE, "")),
+    ]
+    return [
+        Run(trace, policy, engine, TOLD_REQUESTS, video_tokens=GRID_VIDEO_TOKENS, variant=variant)
+        for trace in (1, 2, 3, 4)
+        for engine in ("mixed", "overlapped")
+        for policy, variant in schedules
+    ]
 
 
 def engines() -> list[Run]:
@@ -192,6 +207,7 @@ TABLES: dict[str, Callable[[], list[Run]]] = {
         ablations,
         hardware,
         chunks,
+        parts,
         engines,
         real,
     )
