@@ -6,6 +6,8 @@ import numpy as np
 from numba.core.dispatcher import Dispatcher
 
 from pools import llama_on_a100, mixed_pool
+from sglang.srt.blend.core.cost.step_time import StepTimeModel
+from sglang.srt.blend.core.order.judge import Judge
 from sglang.srt.blend.core.planner import Planner
 from sglang.srt.blend.core.warm_up import compile_kernels
 
@@ -39,4 +41,18 @@ def test_a_planner_at_work_compiles_nothing_after_the_warm_up():
     planner.replan()
     planner.ledger.index.totals(0, 3)
     assert planner.state.partition.total > 0
+    assert compiled() == before
+
+
+def test_a_planner_with_a_judge_compiles_nothing_either():
+    cost = llama_on_a100()
+    times = StepTimeModel(cost.shape, cost.hardware)
+    compile_kernels(cost, times)
+    before = compiled()
+    planner = Planner(cost, kv_capacity=100_000, judge=Judge(times, "overlapped", 2048))
+    slots = mixed_pool(0, 60).add_to(planner)
+    planner.replan()
+    for slot in slots[:8].tolist():
+        planner.admit(slot, shared_tokens=0)
+    planner.replan()
     assert compiled() == before

@@ -5,17 +5,22 @@ from __future__ import annotations
 import numpy as np
 
 from sglang.srt.blend.core.cost.cost_model import CostModel
+from sglang.srt.blend.core.cost.step_time import StepTimeModel
+from sglang.srt.blend.core.order.judge import Judge
 from sglang.srt.blend.core.order.plan import PlannerOptions
 from sglang.srt.blend.core.planner import Planner
 from sglang.srt.blend.core.step.forecast import KVForecast
 from sglang.srt.blend.core.step.leaders import PrefixLeaders
 
 
-def compile_kernels(cost_model: CostModel) -> None:
+def compile_kernels(cost_model: CostModel, times: StepTimeModel | None = None) -> None:
     """Drive a throw-away planner through everything that a scheduler calls, so that it is compiled.
 
     Numba compiles on first use: some 15 seconds of CPU after installation, half a second when its cache
     is warm. A server does that while it starts rather than under a request.
+
+    Args:
+        times: step times, where orders will be judged by them.
     """
     planner = Planner(cost_model, kv_capacity=64, options=PlannerOptions(sample_fraction=0.01))
     prompts = np.array([1, 2, 3, 1, 2, 4, 5, 6], np.int32)
@@ -45,3 +50,7 @@ def compile_kernels(cost_model: CostModel) -> None:
     forecast.add(1, 1)
     forecast.peak_with(1, 1)
     forecast.longest(1, 8)
+    if times is not None:
+        judged = Planner(cost_model, kv_capacity=64, judge=Judge(times, "mixed", 64))
+        judged.add(prompts, offsets, max_new_tokens=np.full(3, 8), known_output=np.array([8, 2, 5]))
+        judged.replan()

@@ -85,10 +85,10 @@ def build(scheduler: Scheduler) -> BlendParts:
     config = config_dict(scheduler.model_config)
     hardware = find_hardware(options.hardware, scheduler.device)
     cost_model = CostModel(_shape(config, scheduler), hardware)
-    compile_kernels(cost_model)
     capacity = int(scheduler.max_total_num_tokens)
     engine = _engine(scheduler, options.engine)
     times = _step_times(cost_model, engine)
+    compile_kernels(cost_model, times)
     planner = Planner(
         cost_model,
         kv_capacity=capacity,

@@ -84,6 +84,17 @@ def _longer(array, size):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
+def _nodes_held(parent, request_parent, depth, held):  # type: ignore[no-untyped-def]
+    """Which nodes somebody holds, (nodes,); `held` are tokens of each request's prompt that somebody does."""
+    most = np.zeros(len(parent), np.int64)
+    for i in range(len(held)):
+        most[request_parent[i]] = max(most[request_parent[i]], held[i])
+    for node in range(len(parent) - 1, 0, -1):
+        most[parent[node]] = max(most[parent[node]], most[node])
+    return most >= depth
+
+
+@njit(cache=True, nogil=True)
 def _run_on(use, output, own, context, stride, memory):  # type: ignore[no-untyped-def]
     """A request that runs already holds KV and decodes to its end."""
     for i in range(-(-output // stride)):
@@ -135,9 +146,8 @@ def _begin(use, at, queue, i, ends, stride, memory):  # type: ignore[no-untyped-
         use[t, _HELD] += tokens + grown
         if memory:
             use[t, _MEMORY] += tokens + grown
-        decodes = min(queue.output[i] - stride * (t - at), stride) - (
-            t == at
-        )  # prefill yields the first token
+        first = int(t == at)  # prefill yields the first token
+        decodes = min(queue.output[i] - stride * (t - at), stride) - first
         _decode(use, t, decodes / stride, context + grown - stride / 2)
     node = queue.node[i]
     while node > 0 and ends[node] < end:
@@ -307,18 +317,11 @@ class Judge:
             parent=tree.parent,
             depth=tree.depth,
         )
-        use, work = _passes(queue, self._held_until(tree, requests, bounds.stride), running, bounds)
+        # A prefix that some hold who run is held until one of them ends, on average.
+        soon = int(running.left.mean() / bounds.stride) + 1 if len(running.left) else 0
+        held = _nodes_held(tree.parent, tree.request_parent, tree.depth, requests.held)
+        use, work = _passes(queue, np.where(held, soon, 0), running, bounds)
         return self._seconds(use, work, bounds)
-
-    def _held_until(self, tree: ResourceAwarePrefixTree, requests: Snapshot, stride: int) -> Ints:
-        """Stride from which on nobody who runs holds each node, int64 (nodes,); an average where some do."""
-        held = np.zeros(len(tree.parent), np.int64)
-        np.maximum.at(held, tree.request_parent, requests.held)
-        for node in range(len(held) - 1, 0, -1):
-            held[tree.parent[node]] = max(held[tree.parent[node]], held[node])
-        left = requests.running.left
-        mean = int(left.mean() / stride) + 1 if len(left) else 0
-        return np.where(held >= tree.depth, mean, 0)
 
     def _reserve(self, scan: ScanOrder, left: WorkLeft, running: Runners, kv_capacity: int) -> float:
         """KV tokens that those ahead leave to the others."""
