@@ -11,7 +11,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 from sglang.srt.blend.core.order.plan import OrderedWindow
 
-LARGE = 20_000
+LARGE = 10_000
 """Requests from which on a plan is made beside the steps: fewer are ordered in about the time of a step."""
 
 _PER_STEP = 10_000
