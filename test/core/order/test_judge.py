@@ -175,6 +175,19 @@ def test_nobody_is_judged_by_mere_guesses(seconds, one_line):
     assert planner.table.num_waiting == len(slots) - len(samples)
 
 
+def test_nobody_is_judged_while_others_come():
+    planner = Planner(COST, kv_capacity=1000, judge=Says(100.0, 1.0))
+    first = pool([[1] * 40, [2, 2], [3] * 9, [4] * 7], [3, 400, 30, 9]).add_to(planner)
+    planner.replan()
+    assert planner.ledger.scanner.one_line
+    planner.admit(first.item(0))
+    pool([[5] * 30, [6, 6]], [7, 300]).add_to(planner)
+    planner.replan()
+    assert not planner.ledger.scanner.one_line
+    planner.replan()  # nobody else has come
+    assert planner.ledger.scanner.one_line
+
+
 @pytest.mark.parametrize("at_once", [70.0, 1000.0])
 def test_a_step_is_paced_unless_the_plan_says_otherwise(at_once):
     planner = Planner(
@@ -184,6 +197,7 @@ def test_a_step_is_paced_unless_the_plan_says_otherwise(at_once):
         pacer=Pacer(TIMES, "mixed", kv_capacity=1000),
     )
     slots = pool([[i] * 40 for i in range(40)], [3 + 9 * (i % 7) for i in range(40)]).add_to(planner)
+    planner.replan()
     planner.admit(slots.item(0))
     step = planner.begin_step(Running(slots[:1], np.ones(1, np.int64)), 41, StepLimits())
     assert step.paced == (at_once > 100.0)

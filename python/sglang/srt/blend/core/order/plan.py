@@ -119,7 +119,7 @@ class OrderedWindow:
             **{
                 field.name: getattr(self.scan, field.name)[kept]
                 for field in fields(self.scan)
-                if field.name not in ("one_line", "paced")
+                if field.name not in ("one_line", "paced", "visits")
             },
         )
         return replace(self, slots=self.slots[kept], sequence=self.sequence[kept], scan=scan)
@@ -162,7 +162,7 @@ def order_window(
     others = {}
     if len(output) and (judge is not None or options.line):
         others = {
-            name: _window(requests, tree, output, order, one_line=True)
+            name: _window(requests, tree, output, order, one_line=True, visits=True)
             for name, order in lines(tree, output, requests.sequence, begun).items()
         }
     if options.line and others:
@@ -220,6 +220,7 @@ def _window(
     density: DensityOrder,
     *,
     one_line: bool,
+    visits: bool = False,
 ) -> OrderedWindow:
     """An order of the tree's requests, as the scanner walks it."""
     order, slots = density.order, requests.prompts.slots
@@ -237,6 +238,7 @@ def _window(
             comp=density.comp,
             mem=tree.mem[order],
             one_line=one_line,
+            visits=visits,
         ),
         prompt=int(requests.prompt.sum()),
         possible=tree.shared_tokens,

@@ -51,7 +51,8 @@ class Replanning:
         self._aside = PlanAside()
         self.made = self._completions = self._unplanned = 0
         self._steps, self._looked_at, self._open = 0, 0, False  # see `stale`
-        self._guessed = False
+        self._doubtful = False  # see `_trusted_judge`
+        self._known = 0  # requests that had come when the last plan was made
         self.largest = 0
         self.sharing = self.density = 0.0
 
@@ -157,6 +158,9 @@ class Replanning:
         """The first part of a plan: learn from every answer, and expect accordingly; choose samples."""
         self.refresh()
         self.made += 1
+        # Those who come while others run do not come alone, and the pool's end is not in sight.
+        stream, self._known = self._table.arrived > self._known, self._table.arrived
+        stream &= self._table.num_running > 0
         if self._unplanned * 64 >= self._table.num_waiting:
             self._steps = 0  # of newcomers most is learned at first
         self._looked_at = self._steps
@@ -172,7 +176,8 @@ class Replanning:
         planned[prompts.slots[self._planned()]] = True
         options, capacity = self._options, self._ledger.kv_capacity
         self.samples.choose(unknown, planned[unknown.slots], options.sample_fraction, capacity)
-        self._guessed = self._open and not (answers and self.samples.open == 0)
+        guessed = self._open and not (answers and self.samples.open == 0)
+        self._doubtful = guessed or stream
 
     def _planned(self) -> NDArray[np.bool_]:
         """Which sorted requests wait in the present window: the oldest that still has some waiting."""
@@ -190,8 +195,12 @@ class Replanning:
 
     @property
     def _trusted_judge(self) -> Judge | None:
-        """The judge, unless lengths are mere guesses: while the first samples run, density is the order."""
-        return None if self._guessed else self.judge
+        """The judge, unless its verdict is in doubt: then density is the order.
+
+        It is while lengths are mere guesses, before the samples have answered, and where requests come while
+        the pool runs: the end that a judge foresees is none then.
+        """
+        return None if self._doubtful else self.judge
 
     def _ordered(self, snapshot: Snapshot, cost_model: CostModel, judge: Judge | None) -> OrderedWindow:
         return order_window(snapshot, cost_model, self._options, self._ledger.kv_capacity, judge)

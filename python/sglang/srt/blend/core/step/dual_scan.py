@@ -255,6 +255,7 @@ class ScanOrder:
         comp: seconds with sharing; mem: seconds.
         one_line: whether requests go from the left alone.
         paced: whether prefill is spread over the steps where it can be.
+        visits: whether requests in one line may begin as preemptible ones.
     """
 
     slots: Ints
@@ -266,6 +267,7 @@ class ScanOrder:
     mem: Floats
     one_line: bool = False
     paced: bool = True
+    visits: bool = False
 
 
 def scan_to_the_end(order: ScanOrder, capacity: float) -> tuple[Ints, Ints, Floats]:

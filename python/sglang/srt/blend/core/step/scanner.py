@@ -81,6 +81,11 @@ class DualScanner:
         return self._order.one_line and self.num_waiting > 0
 
     @property
+    def visits(self) -> bool:
+        """Whether what waits in one line may begin as preemptible requests."""
+        return self._order.visits and self.one_line
+
+    @property
     def paced(self) -> bool:
         """Whether what waits is spread over the steps where it can be."""
         return self._order.paced or not self.num_waiting

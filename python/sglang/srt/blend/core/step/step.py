@@ -86,6 +86,7 @@ class Step:
         everything_fits: whether all that waits fits beside what runs: then everyone is proposed.
         one_line: whether requests wait in one line instead of one for each side.
         urgent: whether the proposals wait for nothing but room, of which none is kept for others.
+        visits: whether requests in one line may begin as preemptible ones, as those of the memory side do.
 
     Attributes:
         proposals, everything_fits: as given.
@@ -108,9 +109,10 @@ class Step:
         everything_fits: bool,
         one_line: bool,
         urgent: bool = False,
+        visits: bool = False,
     ) -> None:
         self.everything_fits, self._one_line, self._urgent = everything_fits, one_line, urgent
-        self.paced = quota is not None
+        self.paced, self._visits = quota is not None, visits
         self._ledger, self._memory, self._limits = ledger, memory, limits
         self._ahead, self._late = ledger.speculation.ahead, ledger.speculation.tokens(LATE_STEPS)
         self._progress = progress
@@ -179,9 +181,7 @@ class Step:
             # Rather more than the quota than a prompt in chunks that the others would have to make room for.
             cut = paced = not self._traps(slot)
         decision = self._ask_for_room(decision, side, cut)
-        if decision.admits and paced:
-            return decision._replace(prefill_tokens=self._quota)
-        return decision
+        return decision._replace(prefill_tokens=self._quota) if decision.admits and paced else decision
 
     def _traps(self, slot: int) -> bool:
         """Whether a request whose prompt is cut could not end beside somebody who runs."""
@@ -234,7 +234,7 @@ class Step:
         room = self._room = self._room or self._look_ahead(decision.unheld_tokens)
         if room.fits(side, decision.new_tokens, self.tokens_left(decision.slot)):
             return decision.because(Verdict.ADMIT, Reason.FITS)
-        if side is Side.MEMORY and self._worth_preemption(room, decision):
+        if (side is Side.MEMORY or self._visits) and self._worth_preemption(room, decision):
             return decision.because(Verdict.ADMIT_PREEMPTIBLE, Reason.WORTH_PREEMPTION)
         return self._side_is_full(decision, Reason.NO_ROOM)
 

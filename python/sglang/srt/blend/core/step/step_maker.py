@@ -99,6 +99,7 @@ class StepMaker:
             everything_fits=everything_fits,
             one_line=everything_fits or bool(due) or ledger.scanner.one_line,
             urgent=bool(urgent),
+            visits=ledger.scanner.visits and not (everything_fits or due),
         )
 
     def propose(
