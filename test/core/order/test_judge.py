@@ -153,7 +153,7 @@ def test_another_order_is_taken_where_it_surely_ends_sooner(judge, one_line, pac
         assert planner.order.tolist() == slots[[1, 2, 3, 0]].tolist()
 
 
-@pytest.mark.parametrize(("seconds", "one_line"), [(94.0, True), (97.0, False)])
+@pytest.mark.parametrize(("seconds", "one_line"), [(85.0, True), (93.0, False)])
 def test_nobody_is_judged_by_mere_guesses(seconds, one_line):
     """Lengths are unknown: density is the order until samples have answered, then more has to be won."""
     judge = Says(100.0, seconds, others=seconds)

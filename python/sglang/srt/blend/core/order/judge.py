@@ -19,7 +19,7 @@ from sglang.srt.blend.core.cost.step_time import StepTimeModel, StepWork
 from sglang.srt.blend.core.order.snapshot import Runners, Snapshot
 from sglang.srt.blend.core.pool.prefix_tree import ResourceAwarePrefixTree
 from sglang.srt.blend.core.step.dual_scan import ScanOrder
-from sglang.srt.blend.core.step.pacing import LATE, Demand, WorkLeft
+from sglang.srt.blend.core.step.pacing import LATE, Demand, Pacer, WorkLeft
 from sglang.srt.blend.core.step.partition import DENSEST, IDLE_STEPS, compute_share
 
 Ints = NDArray[np.int64]
@@ -63,6 +63,8 @@ class _Bounds(NamedTuple):
         dense: density from which on a request is compute side, where it is paced.
         tile: rows that cost as much as any part of them; chunk: prompt tokens that a pass may prefill.
         stride: passes.
+        free: rows that a pass computes while it reads the weights, and `per_token` more for each KV token
+            that it reads; all 0 where nothing hides. fair: how many times as many each pass takes.
     """
 
     capacity: float
@@ -74,6 +76,9 @@ class _Bounds(NamedTuple):
     tile: float
     chunk: float
     stride: int
+    free: float
+    per_token: float
+    fair: float
 
 
 @njit(cache=True, nogil=True)
@@ -178,15 +183,18 @@ def _turn(queue, bounds, at, side, left, right, root, used):  # type: ignore[no-
 
 
 @njit(cache=True, nogil=True)
-def _quota(left, decoding, short, at, bounds):  # type: ignore[no-untyped-def]
+def _quota(left, decoding, reads, short, at, bounds):  # type: ignore[no-untyped-def]
     """Prompt tokens that the passes of a stride should prefill, and the rows that each falls short.
 
-    The rows left are divided by the passes left, in whole tiles.
+    The rows left are divided by the passes left, or each pass takes as many times its free rows; in whole
+    tiles.
     """
     most = bounds.chunk * bounds.stride
     if left == np.inf:
         return most, 0.0
     rows = left / max(bounds.passes - at * bounds.stride, bounds.passes / 16, 1.0) + short
+    if bounds.free > 0.0:
+        rows = max(bounds.fair, 1.0) * (bounds.free + bounds.per_token * reads) + short * (bounds.fair > 1.0)
     whole = max(rows // bounds.tile, np.ceil(decoding / bounds.tile)) * bounds.tile
     return min(max(whole - decoding, 0.0) * bounds.stride, most), max(rows - max(whole, decoding), 0.0)
 
@@ -227,7 +235,7 @@ def _passes(queue, ends, running, bounds):  # type: ignore[no-untyped-def]
         idle, taken, ahead = use[t, _HELD] == 0.0, owed, 0.0
         quota = bounds.chunk * stride  # where nothing runs there is nothing to pace
         if not idle:
-            quota, short = _quota(rows, use[t, _ROWS], short, t, bounds)
+            quota, short = _quota(rows, use[t, _ROWS], use[t, _READS], short, t, bounds)
         for side in (1, 0):
             limit = bounds.chunk * stride if side else quota
             while left <= right and (taken < limit or (idle and taken == 0.0)):
@@ -292,7 +300,7 @@ class Judge:
             requests: that the tree was made of, and those that run.
         """
         running, node = requests.running, tree.request_parent[order]
-        left = _work_left(scan, running)
+        left = _work_left(scan, requests.prompt[order], running)
         passes = left.steps(kv_capacity)
         bounds = _Bounds(
             capacity=float(kv_capacity),
@@ -304,6 +312,7 @@ class Judge:
             tile=float(self.times.tile),
             chunk=float(self.chunk),
             stride=max(int(passes / STRIDES), 1),
+            **self._free_rows(left, passes, kv_capacity),
         )
         queue = _Queue(
             node=node,
@@ -322,6 +331,18 @@ class Judge:
         held = _nodes_held(tree.parent, tree.request_parent, tree.depth, requests.held)
         use, work = _passes(queue, np.where(held, soon, 0), running, bounds)
         return self._seconds(use, work, bounds)
+
+    def _free_rows(self, left: WorkLeft, passes: float, kv_capacity: int) -> dict[str, float]:
+        """The `_Bounds` of an engine that hides prefill behind reads; see `Pacer`."""
+        if self.engine != "overlapped":
+            return {"free": 0.0, "per_token": 0.0, "fair": 0.0}
+        pacer, reads = Pacer(self.times, self.engine, kv_capacity=kv_capacity), left.kv_reads / passes
+        free, mean = pacer.free_rows(0.0), pacer.free_rows(reads)
+        return {
+            "free": free,
+            "per_token": (mean - free) / max(reads, 1.0),
+            "fair": left.rows / (left.prefill_steps(kv_capacity) * max(mean, 1.0)),
+        }
 
     def _reserve(self, scan: ScanOrder, left: WorkLeft, running: Runners, kv_capacity: int) -> float:
         """KV tokens that those ahead leave to the others."""
@@ -350,16 +371,17 @@ class Judge:
         return float((passes * run(self.times, both) + alone * run(self.times, decode)).sum())
 
 
-def _work_left(scan: ScanOrder, running: Runners) -> WorkLeft:
+def _work_left(scan: ScanOrder, prompt: Ints, running: Runners) -> WorkLeft:
     """What running and waiting requests will still do in this order, as the pacer sees it."""
     output, left = scan.output, running.left
     held = float((output * (scan.new_tokens + (output + 1) / 2)).sum())
     held += float((left * (running.own + (left + 1) / 2)).sum())
+    shared = (output * (prompt - scan.new_tokens)).sum() + (left * (running.context - running.own)).sum()
     root = float(scan.comp.sum() / max(scan.mem.sum(), 1e-300))
     share = np.where(scan.density >= root, scan.share, 0.0)
     return WorkLeft(
         rows=float(scan.new_tokens.sum() + output.sum() + left.sum()),
-        kv_reads=held,
+        kv_reads=held + float(shared),
         kv_held=held,
         longest=float(output.max(initial=0)),
         density=root,

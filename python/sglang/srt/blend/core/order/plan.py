@@ -21,7 +21,7 @@ from sglang.srt.blend.core.step.partition import share_tokens
 
 Ints = NDArray[np.int64]
 
-_SURELY, _GUESSED = 0.02, 0.05
+_SURELY, _GUESSED = 0.02, 0.1
 # Shares of its time by which another order has to end sooner than that of density, and prefill that is not
 # spread sooner than that which is. A judge errs by less where lengths are known, and where nothing is paced.
 
