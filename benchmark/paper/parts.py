@@ -59,16 +59,16 @@ def text(records: Sequence[Record]) -> str:
         if not table:
             continue
         traces = list(next(iter(table.values())))
-        out.append(f"{engine:<72}" + "".join(f"{f'#{trace}':>8}" for trace in traces) + f"{'mean':>8}")
+        out.append(f"{engine:<80}" + "".join(f"{f'#{trace}':>8}" for trace in traces) + f"{'mean':>8}")
         for part, row in table.items():
             label = f"  {part}: {PARTS[part]}"
             shown = [*row.values(), geometric_mean(row.values())]
-            out.append(f"{label:<72}" + "".join(f"{value:>7.3f}x" for value in shown))
+            out.append(f"{label:<80}" + "".join(f"{value:>7.3f}x" for value in shown))
         whole = [geometric_mean(row.values()) for row in table.values()]
         product = 1.0
         for factor in whole:
             product *= factor
-        out.append(f"{'  all of it':<{72 + 8 * len(traces)}}{product:>7.3f}x")
+        out.append(f"{'  all of it':<{80 + 8 * len(traces)}}{product:>7.3f}x")
     return "\n".join([*out, "Geometric means; simulated."])
 
 
