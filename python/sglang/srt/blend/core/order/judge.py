@@ -298,6 +298,7 @@ class Judge:
             scan: those that wait, as a scanner would walk them.
             order: (n,) indices of the same requests in the tree.
             requests: that the tree was made of, and those that run.
+            kv_capacity: tokens.
         """
         running, node = requests.running, tree.request_parent[order]
         left = _work_left(scan, requests.prompt[order], running)
@@ -351,8 +352,7 @@ class Judge:
         if self.paced and scan.paced:
             used = float(running.own[~running.memory_side].sum())
             return left.compute_reserve(kv_capacity, used)
-        root = scan.comp.sum() / max(scan.mem.sum(), 1e-300)
-        return kv_capacity * float(compute_share(root, scan.density[0], scan.density[-1]))
+        return kv_capacity * float(compute_share(left.density, scan.density[0], scan.density[-1]))
 
     def _seconds(self, use: Floats, work: Floats, bounds: _Bounds) -> float:
         """Of all strides: as many passes prefill as have prompts or chunks, and the others only decode."""
