@@ -87,7 +87,7 @@ paper-quick: setup ## The paper's traces, scaled down, and three jobs, on a simu
 	$(BIN)/python -m benchmark.paper real --engine mixed --job agents --job images --job extraction --jobs 2 --check --out build/paper-quick
 
 paper: setup ## The paper's tables in full, simulated (hours); results in benchmark/results/paper
-	for table in headline traces lpm variance azure models ablations chunks real engines grid; do $(BIN)/python -m benchmark.paper $$table --jobs 2 || exit 1; done
+	for table in headline traces lpm variance azure models ablations chunks parts real engines grid; do $(BIN)/python -m benchmark.paper $$table --jobs 2 || exit 1; done
 	$(BIN)/python -m benchmark.paper.data_parallel --jobs 2
 	$(BIN)/python -m benchmark.paper.resources --jobs 2
 	$(BIN)/python -m benchmark.paper.time_model
