@@ -44,13 +44,31 @@ def test_a_batch_ends_in_the_last_tile_before_a_decode_step_does(rows, kv_tokens
     assert more > steps * turn * (1 - 1e-3)  # the turn itself changes a little with the batch's bus share
 
 
+def seconds_per_token(tokens: int, turn: float) -> float:
+    """Of a batch beside 100 requests with 200,000 tokens of KV, half a step of idling included."""
+    return (lasts(tokens, 100, 200_000)[0] + turn / 2) / tokens
+
+
 def test_a_batch_is_no_larger_than_it_must_be_for_speed():
     """What has finished decoding is not replaced before the batch ends."""
-    small = quota(100, 200_000).tokens
-    turn = lasts(small, 100, 200_000)[1]
-    rate = [(lasts(tokens, 100, 200_000)[0] + turn / 2) / tokens for tokens in (small, 16384)]
-    assert rate[0] == pytest.approx(rate[1], rel=0.03)
-    assert small < 8192
+    chosen = quota(100, 200_000).tokens
+    prefill, turn = lasts(chosen, 100, 200_000)
+    sizes = range(128, 16385, 128)
+    rate = {tokens: seconds_per_token(tokens, turn) for tokens in sizes}
+    worst = {n: max(rate[tokens] for tokens in sizes if n <= tokens <= 1.25 * n) for n in sizes}
+    assert worst[chosen] <= 1.01 * min(worst.values())
+    smaller = [n for n in sizes if lasts(n, 100, 200_000)[0] < prefill - 2 * turn]
+    assert len(smaller) > 30
+    assert min(worst[n] for n in smaller) > 1.005 * min(worst.values())
+
+
+def test_a_last_prompt_that_goes_whole_does_not_make_a_batch_dear():
+    """Products of 3,328 rows are cheap for their size, and dear with the prompt that goes beyond them."""
+    chosen = quota(100, 200_000).tokens
+    turn = lasts(chosen, 100, 200_000)[1]
+    best = min(seconds_per_token(tokens, turn) for tokens in range(128, 16385, 128))
+    for prompt in (300, 500, 700, 1_300):
+        assert seconds_per_token(-(-chosen // prompt) * prompt, turn) < 1.025 * best
 
 
 def test_answers_that_would_end_last_are_not_held_back():

@@ -16,8 +16,11 @@ from sglang.srt.blend.core.step.pacing import Quota, WorkLeft
 _LARGEST = 16384
 """Tokens of a batch that are considered; upstream's default of --max-prefill-tokens."""
 
-_ENOUGH = 1.03
+_ENOUGH = 1.005
 """Seconds per token, compared with the best batch, from which on a larger batch is not worth its wait."""
+
+_BEYOND = 1.25
+"""Times its quota that a batch may come to, as its last prompt goes whole; the next tile may be dear."""
 
 
 class BatchPacer:
@@ -25,7 +28,8 @@ class BatchPacer:
 
     How fast prefill goes is not for the pacer to say: that is the division of the GPU, which
     `pdmux_choice.choose_config` fits to the pool. A batch is the smallest that is about as fast per token as
-    larger ones, half a step of idling included, and from there the largest that ends just before a step does.
+    larger ones, wherever its last prompt makes it end, half a step of idling included; and from there the
+    largest that ends just before a step does.
 
     Args:
         times: of work on parts of the GPU.
@@ -43,6 +47,7 @@ class BatchPacer:
         tokens = np.arange(128, _LARGEST + 1, 128, dtype=np.float64)
         self._batches = StepWork(prefill_tokens=tokens, finished_prefills=1)
         self._tokens = tokens
+        self._reached = (tokens >= tokens[:, None]) & (tokens <= _BEYOND * tokens[:, None])
 
     def quota(self, left: WorkLeft, *, decode_rows: int, kv_tokens: float) -> Quota:
         """Prefill for a batch that begins beside `decode_rows` requests with `kv_tokens` of KV."""
@@ -52,8 +57,8 @@ class BatchPacer:
         slow = times.slowdown(prefill, decode)
         lasts = prefill.seconds * slow
         turn = float(decode.seconds * slow[-1]) + times.turn
-        # On average a prompt makes the batch longer than was asked, so that it ends anywhere in a step.
-        rate = (lasts + 0.5 * turn) / self._tokens
+        # A prompt makes the batch longer than was asked, so on average it ends in the middle of a step.
+        rate = np.where(self._reached, (lasts + 0.5 * turn) / self._tokens, 0.0).max(axis=1)
         least = int(np.argmax(rate <= _ENOUGH * rate.min()))
         turns = max(float(np.ceil(lasts[least] / turn)), 1.0)
         fitting = np.flatnonzero(lasts <= turns * turn)
