@@ -37,6 +37,15 @@ def test_equal_seeds_give_equal_plans(seed, n):
         assert np.array_equal(getattr(first, name), getattr(second, name))
 
 
+def test_a_prefix_that_takes_much_of_the_cache_is_not_cut():
+    """Documents of 1,000 tokens: cut, they would be in the cache twice, which is little of a large one."""
+    prompts = [[1_000 + d] * 1_000 + [q] for d in range(10) for q in range(60)]
+    output = [10 if q % 2 else 400 for d in range(10) for q in range(60)]
+    plans = [planner_for(pool(prompts, output), kv_capacity=tokens).plan() for tokens in (63_999, 64_000)]
+    assert plans[0].splits == 0 < plans[1].splits
+    assert plans[0].shared_tokens == plans[0].possible_tokens == plans[1].possible_tokens
+
+
 @pytest.mark.parametrize(
     "prompts", [[], [[]], [[1, 2]], [[], [], []], [[5, 5]] * 7, [[1], [1, 2], [1, 2, 3], [1, 2, 3]]]
 )

@@ -133,22 +133,26 @@ class _Forest:
         """rho along the leaf order."""
         return np.asarray(self.density[self.nodes + self.leaves])
 
-    def split(self, budget: int) -> tuple[int, int]:
+    def split(self, budget: int, longest: float) -> tuple[int, int]:
         """Cut nodes whose requests reach into the densities of others, best first, while `budget` lasts.
 
         Without a budget, repeating this sorts the leaves.
+
+        Args:
+            budget: tokens of sharing; longest: tokens of a prefix that may be cut.
 
         Returns:
             (tokens of sharing spent, nodes cut).
         """
         outlier = _out_of_band(self._siblings, self.parent, self.count, self.density, self.nodes)
-        spent, cut = self._cut_off(_outlier_subtrees(self.parent, self.count, outlier, self.nodes), budget)
+        subtrees = _outlier_subtrees(self.parent, self.count, outlier, self.nodes)
+        spent, cut = self._cut_off(subtrees, budget, longest)
         if cut == 0:  # whole subtrees cannot part company where all of them are outliers
             requests = self.nodes + np.flatnonzero(outlier)
-            spent, cut = self._cut_off(requests[self.parent[requests] > 0], budget)
+            spent, cut = self._cut_off(requests[self.parent[requests] > 0], budget, longest)
         return spent, cut
 
-    def _cut_off(self, items: Ints, budget: int) -> tuple[int, int]:
+    def _cut_off(self, items: Ints, budget: int, longest: float) -> tuple[int, int]:
         above = self.parent[items]
         # Those denser than their parent move together, and so do those less dense.
         together = 2 * above + (self.density[items] >= self.density[above])
@@ -158,7 +162,8 @@ class _Forest:
         starts = np.flatnonzero(begins)
         ranked = self._rank(items, np.cumsum(begins) - 1, starts)
         ends = np.append(starts[1:], len(items))
-        spent, cut = _cut(items, starts, ends, ranked, budget, self.parent, self.depth, self.count)
+        limits = budget, longest
+        spent, cut = _cut(items, starts, ends, ranked, limits, self.parent, self.depth, self.count)
         self._insert_copies([items[starts[number] : ends[number]] for number in cut])
         return int(spent), len(cut)
 
@@ -253,8 +258,10 @@ def _outlier_subtrees(parent, count, outlier, nodes):  # type: ignore[no-untyped
 
 
 @njit(cache=True, nogil=True)
-def _cut(items, starts, ends, ranked, budget, parent, depth, count):  # type: ignore[no-untyped-def]
-    """Choose bunches items[starts[b]:ends[b]] to cut off, in ranked order, within the budget.
+def _cut(items, starts, ends, ranked, limits, parent, depth, count):  # type: ignore[no-untyped-def]
+    """Choose bunches items[starts[b]:ends[b]] to cut off, in ranked order, within the limits.
+
+    They are those of `_Forest.split`.
 
     The cost of a cut is the path to the deepest ancestor that keeps other requests: those tokens were
     shared with them. Takes the requests out of their ancestors' counts.
@@ -262,6 +269,7 @@ def _cut(items, starts, ends, ranked, budget, parent, depth, count):  # type: ig
     Returns:
         (tokens spent, chosen bunches).
     """
+    budget, longest = limits
     spent = np.int64(0)
     chosen = []
     for bunch in ranked:
@@ -273,7 +281,7 @@ def _cut(items, starts, ends, ranked, budget, parent, depth, count):  # type: ig
         while above > 0 and count[above] == size:
             above = parent[above]
         # A bunch that has a child of the root to itself already hangs where it belongs.
-        if above == 0 or spent + depth[above] > budget:
+        if above == 0 or depth[above] > longest or spent + depth[above] > budget:
             continue
         spent += depth[above]
         node = first
@@ -353,6 +361,7 @@ def order_by_density(
     cost: CostModel,
     *,
     sharing_budget: float = 0.99,
+    longest_cut: float = np.inf,
     group_tokens: int = 0,
     split: bool = True,
     begun: NDArray[np.bool_] | None = None,
@@ -366,6 +375,7 @@ def order_by_density(
         tree: of sorted prompts, with estimated or known output lengths.
         cost: the model that the tree was made with.
         sharing_budget: share of the depth-first sharing that splits must keep, in [0, 1].
+        longest_cut: tokens of a prefix that splits may cut; a longer one would have to be held twice.
         group_tokens: KV footprint up to which neighbours that share a prefix form one group; 0 makes
             every request its own group.
         split: False leaves the tree whole (for ablation).
@@ -380,7 +390,7 @@ def order_by_density(
     budget = int(tree.shared_tokens * (1.0 - sharing_budget))
     splits = 0
     while split:
-        spent, cut = forest.split(budget)
+        spent, cut = forest.split(budget, longest_cut)
         if cut == 0:
             break
         budget -= spent

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sglang.srt.blend.core.cost.cost_model import CostModel
-from sglang.srt.blend.core.order.begun import begun_requests
+from sglang.srt.blend.core.order.begun import CACHE_SHARE, begun_requests
 from sglang.srt.blend.core.order.judge import Judge
 from sglang.srt.blend.core.order.lines import lines
 from sglang.srt.blend.core.order.ordering import DensityOrder, order_by_density, order_of_arrival
@@ -171,6 +171,7 @@ def order_window(
         tree,
         cost_model,
         sharing_budget=options.sharing_budget,
+        longest_cut=kv_capacity / CACHE_SHARE,
         group_tokens=int(kv_capacity * options.group_fraction),
         split=options.split,
         begun=begun,
