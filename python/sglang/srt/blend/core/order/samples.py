@@ -9,6 +9,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
+from sglang.srt.blend.core.order.begun import CACHE_SHARE
 from sglang.srt.blend.core.pool.output_length import octaves
 from sglang.srt.blend.core.pool.prefix_tree import nodes_of
 from sglang.srt.blend.core.pool.request_table import RequestTable, State
@@ -19,9 +20,6 @@ Ints = NDArray[np.int64]
 SHORT_CAP = 16
 """Output tokens. Answers capped at so few need no sample: whatever their length is, it changes little, while
 the prefix of a sample may have left the cache when its relatives' turn comes."""
-
-CACHE_SHARE = 64
-"""A sample shares no more than one part in so many of the KV capacity with others, for the same reason."""
 
 SAME_PROMPT = 4
 """Requests with one prompt of which one is a sample: their answers are of a kind."""
