@@ -27,6 +27,15 @@ def line(custom_id: str, /, **changes: Any) -> bytes:
     return json.dumps(fields).encode() + b"\n"
 
 
+async def settled() -> None:
+    """Let the event loop turn until what waits for no clock and no thread has settled.
+
+    It takes some ten turns. A short sleep would not do: on a busy machine it may be over after one.
+    """
+    for _ in range(100):
+        await asyncio.sleep(0)
+
+
 class FakeAnswerer:
     """Answers after `seconds` by custom_id, else at once; raises for the requests named in `raises`."""
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from journals import journal
+from stand_ins import settled
 
 from sglang.batch.records import Usage
 from sglang.batch.run.committer import CommitLimits, Committer, DiskFailed, Finished
@@ -100,7 +101,7 @@ def test_a_group_is_one_commit_and_comes_after_its_time(tmp_path: Path) -> None:
         waiting = asyncio.gather(
             *(committer.commit(finished(i, code)) for i, code in enumerate([None, "bad", None]))
         )
-        await asyncio.sleep(0.05)
+        await settled()
         assert scene.done == []
         await waiting
         assert sorted(scene.done) == [0, 1, 2]

@@ -4,6 +4,7 @@ import asyncio
 from typing import Any
 
 import pytest
+from stand_ins import settled
 
 from sglang.batch.run import state_poller
 from sglang.batch.run.state_poller import StatePoller
@@ -22,7 +23,7 @@ class FakeScheduler:
 def test_another_policy_is_polled_once() -> None:
     scheduler = FakeScheduler()
     poller = StatePoller(scheduler.internal_state)
-    asyncio.run(asyncio.wait_for(poller.run(), 5))
+    asyncio.run(asyncio.wait_for(poller.run(), 60))
     assert scheduler.asked == 1
     assert poller.states == []
     assert poller.capacity == 4000
@@ -34,10 +35,10 @@ def test_the_last_poll_comes_after_the_stop() -> None:
 
     async def scenario() -> None:
         polling = asyncio.ensure_future(poller.run())
-        await asyncio.sleep(0.05)
+        await settled()
         scheduler.state["blend"] = {"held": 7}
         poller.stop()
-        await asyncio.wait_for(polling, 5)
+        await asyncio.wait_for(polling, 60)
 
     asyncio.run(scenario())
     assert [state["held"] for _, state in poller.states] == [0, 7]
@@ -57,7 +58,7 @@ def test_a_long_run_keeps_few_states_and_both_ends(monkeypatch: pytest.MonkeyPat
             scheduler.state["blend"] = {"held": scheduler.asked}
             await asyncio.sleep(0)
         poller.stop()
-        await asyncio.wait_for(polling, 5)
+        await asyncio.wait_for(polling, 60)
 
     asyncio.run(scenario())
     held = [state["held"] for _, state in poller.states]

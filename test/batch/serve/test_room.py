@@ -5,6 +5,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
 import pytest
+from stand_ins import settled
 
 from sglang.batch.run.stops import Stops
 from sglang.batch.serve import room as rooms
@@ -197,7 +198,7 @@ def test_a_batch_at_risk_opens_beside_as_many_as_may_be_open(monkeypatch: pytest
         tasks = []
         for batch in batches:
             tasks.append(asyncio.ensure_future(open_one(*batch)))
-            await asyncio.sleep(0.001)
+            await settled()
         assert opened == ["a1", "a2", "b1", "a4"]
         ends.set()
         await asyncio.gather(*tasks)
@@ -213,7 +214,7 @@ def test_a_batch_that_is_to_be_closed_waits_for_no_turn(monkeypatch: pytest.Monk
         stops = Stops(())
         order = Turns(Room(10))
         entered = asyncio.ensure_future(_enter(order, stops))
-        await asyncio.sleep(0.001)
+        await settled()
         assert not entered.done()
         stops.stop(2)  # type: ignore[arg-type]
         await entered

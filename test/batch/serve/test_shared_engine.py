@@ -5,6 +5,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
+from stand_ins import settled
 
 from sglang.batch.records import Answer, BatchRequest
 from sglang.batch.run.engine.protocol import EngineDied, EngineFailed
@@ -85,8 +86,7 @@ def run(test: Callable[[], Awaitable[None]], monkeypatch: pytest.MonkeyPatch) ->
 
 async def submitted(job: JobEngine, id: str) -> "asyncio.Future[Answer]":
     task = asyncio.ensure_future(job.answer(REQUEST, id))
-    for _ in range(100):  # turns of the loop, of which it takes some ten; no clock
-        await asyncio.sleep(0)
+    await settled()
     return task
 
 
@@ -198,7 +198,7 @@ def test_a_job_that_is_alone_waits_for_others_and_lets_none_in(monkeypatch: pyte
         a, b = job_of(pool), job_of(pool)
         first = await submitted(b, "b1")
         entered = asyncio.ensure_future(_alone(a))
-        await asyncio.sleep(0.01)
+        await settled()
         second = await submitted(b, "b2")
         assert list(engine.waiting) == ["b1"]
         engine.finish()
@@ -207,7 +207,7 @@ def test_a_job_that_is_alone_waits_for_others_and_lets_none_in(monkeypatch: pyte
         assert list(engine.waiting) == ["a1"], "another job's request runs beside"
         engine.finish()
         assert (await mine).ok
-        await asyncio.sleep(0.01)
+        await settled()
         assert list(engine.waiting) == ["b2"]
         engine.finish()
         assert (await second).ok
@@ -235,8 +235,7 @@ def test_lines_of_a_batch_at_risk_have_the_higher_priority(
         for id, job in {"far": far, "near": near, "more": far, "none": far}.items():
             request = BatchRequest(1, id, urls.get(id, "/v1/score"), {"priority": 9})
             tasks.append(asyncio.ensure_future(job.answer(request, id)))
-        for _ in range(100):
-            await asyncio.sleep(0)
+        await settled()
         assert [engine.requests[id].body["priority"] for id in ("far", "near", "more", "none")] == expected
         engine.finish()
         await asyncio.gather(*tasks)
