@@ -7,9 +7,10 @@ Chats and questions about documents, lengths unknown, run through SGLang's sched
 simulated A100-80GB (Llama-3-8B). They are there at once, come one by one (Poisson), or in bursts; the last
 ones come after `--spread` of the time that the first run took. Then the same with an online user beside
 them, whose short requests of urgent priority come one by one. Seconds are modelled. Printed are the
-throughput as a share of the run that knew all, the steps until the user's requests begin, and the longest
-wait of the others: in seconds, and in requests that began meanwhile. Exit code 1 if a run without the user
-has less than 95%.
+throughput as a share of the run that knew all, the prompt tokens that were computed (a document is computed
+again if it has left the cache when its next reader comes), the steps until the user's requests begin, and
+the longest wait of the others: in seconds, and in requests that began meanwhile. Exit code 1 if a run
+without the user has less than 95%.
 """
 
 from __future__ import annotations
@@ -65,6 +66,7 @@ class Row:
         seconds: modelled, until all are answered.
         throughput: tokens/s, shared ones and the user's included.
         share: of the throughput of the run without the user that knew all at once.
+        computed: prompt tokens that were not in the cache, the user's included.
         online_steps: median and most steps from the user's sending until the first that computes the request
             (1: the next one).
         longest_wait: modelled seconds until a request of the batch began; admissions: the most requests that
@@ -77,6 +79,7 @@ class Row:
     seconds: float
     throughput: float
     share: float
+    computed: int
     online_steps: tuple[float, int] | None
     longest_wait: float
     admissions: int
@@ -197,6 +200,7 @@ def run(engine: str, kind: str, pool: Workload, online: int, spread: float, seed
         seconds=round(device.clock, 3),
         throughput=round(requests.total_tokens / device.clock, 1),
         share=1.0,
+        computed=int(device.steps["prefill_tokens"].sum()),
         online_steps=(median(user.tolist()), int(user.max())) if online else None,
         longest_wait=round(float(waits[:, 2].max()), 3),
         admissions=int(waits[:, 1].max()),
@@ -220,15 +224,15 @@ def table(engine: str, requests: int, online: int, spread: float, seed: int) -> 
 def report(rows: Sequence[Row]) -> Iterator[str]:
     """A heading, and a line for each run."""
     yield (
-        f"{'engine':<12}{'arrivals':<18}{'seconds':>9}{'share':>8}{'user: steps':>14}{'longest wait':>14}"
-        f"{'began meanwhile':>17}{'most queued':>13}{'retracted':>11}"
+        f"{'engine':<12}{'arrivals':<18}{'seconds':>9}{'share':>8}{'computed':>10}{'user: steps':>14}"
+        f"{'longest wait':>14}{'began meanwhile':>17}{'most queued':>13}{'retracted':>11}"
     )
     for row in rows:
         user = "{:.0f}, most {}".format(*row.online_steps) if row.online_steps else "-"
         yield (
             f"{row.engine:<12}{row.kind + (' + user' if row.online else ''):<18}{row.seconds:>9.2f}"
-            f"{row.share:>8.1%}{user:>14}{row.longest_wait:>12.2f} s{row.admissions:>17}{row.queued:>13}"
-            f"{row.retractions:>11}"
+            f"{row.share:>8.1%}{row.computed:>10}{user:>14}"
+            f"{row.longest_wait:>12.2f} s{row.admissions:>17}{row.queued:>13}{row.retractions:>11}"
         )
 
 

@@ -36,6 +36,9 @@ def test_a_small_run_counts_waits_and_compares_with_the_run_that_knew_all(tmp_pa
     first, *others = json.loads(out.read_text())["runs"]
     assert first["share"] == 1.0
     assert first["queued"] == 60
+    pool = batch(60, seed=0)
+    suffixes = int(np.maximum(pool.prompt - 1200, 0).sum())  # only documents are shared
+    assert suffixes < first["computed"] < pool.prompt.sum()
     assert [(row["kind"], row["online"]) for row in others] == [
         ("poisson", 0),
         ("bursts", 0),
@@ -48,6 +51,8 @@ def test_a_small_run_counts_waits_and_compares_with_the_run_that_knew_all(tmp_pa
         assert row["admissions"] <= 6 * row["queued"]  # the bound of docs/algorithm.md
         if row["kind"] != "at once":
             assert row["seconds"] > 0.5 * first["seconds"]
+        if row["online"]:
+            assert row["computed"] > first["computed"], "the user's prompts are new"
         if row["online"]:
             assert 1 <= row["online_steps"][0] <= row["online_steps"][1]
     slow = any(row["share"] < BAR and not row["online"] for row in others)
