@@ -23,7 +23,7 @@ class FakeTokenizerManager:
         self.rid_to_state[request_id] = SimpleNamespace(dispatched=dispatched)
 
 
-async def settles(barrier: SchedulerBarrier, in_flight: set[str], *, within: float = 60.0) -> None:
+async def settles(barrier: SchedulerBarrier, in_flight: set[str], *, within: float = 5.0) -> None:
     await asyncio.wait_for(barrier.settle(in_flight, tuple(in_flight)), within)
 
 
