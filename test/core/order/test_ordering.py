@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from pools import llama_on_a100, mixed_pool, pool, random_pool
 from sglang.srt.blend.core.order.ordering import order_by_density
+from sglang.srt.blend.core.order.sharing_account import Sharing
 
 pools = st.builds(
     random_pool,
@@ -36,6 +37,15 @@ def test_order_is_a_permutation(requests, budget):
 def test_splits_keep_the_budgeted_share_of_depth_first_sharing(requests, budget):
     tree = requests.tree()
     result = order_by_density(tree, llama_on_a100(), sharing_budget=budget)
+    assert result.shared_tokens >= budget * tree.shared_tokens
+
+
+@given(pools, budgets, st.integers(0, 1000), st.integers(0, 1000))
+def test_what_was_lost_before_is_not_lost_again(requests, budget, kept, lost):
+    tree, before = requests.tree(), Sharing(kept, lost)
+    result = order_by_density(tree, llama_on_a100(), sharing_budget=budget, before=before)
+    left = (1 - budget) * (tree.shared_tokens + kept + lost) - lost
+    assert tree.shared_tokens - result.shared_tokens <= max(left, 0) + 1e-6
     assert result.shared_tokens >= budget * tree.shared_tokens
 
 

@@ -297,6 +297,14 @@ def test_a_prompt_that_runs_alone_goes_on_though_its_quota_is_less_than_a_page()
 # ---------------------------------------------------------------- memory
 
 
+def test_what_the_cache_serves_is_counted():
+    planner = planner_of(pool([[i] * 100 for i in range(2)]))
+    step = begin(planner)
+    for slot, new in ((0, 100), (1, 30)):
+        step.admitted(step.consider(slot, new), prefill_tokens=new, shared_tokens=0)
+    assert planner.ledger.cached_tokens == 70
+
+
 def test_what_is_admitted_in_a_step_counts_for_the_next_request_of_it(nobody_preemptible):
     planner = planner_of(pool([[i] * 100 for i in range(12)], 100), kv_capacity=1000)
     step = begin(planner, max_proposals=0)

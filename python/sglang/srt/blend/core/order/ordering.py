@@ -15,6 +15,7 @@ from numba import njit
 from numpy.typing import NDArray
 
 from sglang.srt.blend.core.cost.cost_model import CostModel
+from sglang.srt.blend.core.order.sharing_account import NOTHING_BEFORE, Sharing
 from sglang.srt.blend.core.pool.prefix_tree import ResourceAwarePrefixTree, densities
 
 Ints = NDArray[np.int64]
@@ -361,6 +362,7 @@ def order_by_density(
     cost: CostModel,
     *,
     sharing_budget: float = 0.99,
+    before: Sharing = NOTHING_BEFORE,
     longest_cut: float = np.inf,
     group_tokens: int = 0,
     split: bool = True,
@@ -374,7 +376,9 @@ def order_by_density(
     Args:
         tree: of sorted prompts, with estimated or known output lengths.
         cost: the model that the tree was made with.
-        sharing_budget: share of the depth-first sharing that splits must keep, in [0, 1].
+        sharing_budget: share of the depth-first sharing that splits must keep, in [0, 1]: of this tree's, and
+            of all of it with what was `before`.
+        before: what requests that have begun had and lost of it.
         longest_cut: tokens of a prefix that splits may cut; a longer one would have to be held twice.
         group_tokens: KV footprint up to which neighbours that share a prefix form one group; 0 makes
             every request its own group.
@@ -387,7 +391,10 @@ def order_by_density(
     if not 0.0 <= sharing_budget <= 1.0:
         raise ValueError(f"sharing budget must be between 0 and 1, got {sharing_budget}")
     forest = _Forest(tree, cost)
-    budget = int(tree.shared_tokens * (1.0 - sharing_budget))
+    every = tree.shared_tokens + before.kept + before.lost
+    left = (1.0 - sharing_budget) * every - before.lost
+    # What earlier plans did not cut is not for the last one, which would leave nothing whole.
+    budget = int(max(min((1.0 - sharing_budget) * tree.shared_tokens, left), 0.0))
     splits = 0
     while split:
         spent, cut = forest.split(budget, longest_cut)

@@ -171,6 +171,7 @@ def order_window(
         tree,
         cost_model,
         sharing_budget=options.sharing_budget,
+        before=requests.before,
         longest_cut=kv_capacity / CACHE_SHARE,
         group_tokens=int(kv_capacity * options.group_fraction),
         split=options.split,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -13,6 +14,7 @@ from sglang.srt.blend.core.order.aside import LARGE, PlanAside
 from sglang.srt.blend.core.order.judge import Judge
 from sglang.srt.blend.core.order.plan import OrderedWindow, PlannerOptions, order_window
 from sglang.srt.blend.core.order.samples import Samples
+from sglang.srt.blend.core.order.sharing_account import SharingAccount
 from sglang.srt.blend.core.order.snapshot import Snapshot
 from sglang.srt.blend.core.pool.request_table import UNPLANNED, State
 from sglang.srt.blend.core.pool.sorted_pool import SortedPool
@@ -49,6 +51,7 @@ class Replanning:
         self.samples = Samples(ledger.table, np.random.default_rng(seed))
         self.window: OrderedWindow | None = None
         self._aside = PlanAside()
+        self._sharing = SharingAccount()
         self.made = self._completions = self._unplanned = 0
         self._steps, self._looked_at, self._open = 0, 0, False  # see `stale`
         self._doubtful = False  # see `_trusted_judge`
@@ -103,7 +106,7 @@ class Replanning:
         self._learn()
         self._count_waiting()
         self._rebuild_index()
-        snapshot = Snapshot.of(self.pool.prompts, self._planned(), self._table)
+        snapshot = self._snapshot()
         order = partial(self._ordered, snapshot, self._ledger.cost_model, self._trusted_judge)
         self._aside.begin(order, len(snapshot.prompts), self._steps)
         return False
@@ -114,7 +117,7 @@ class Replanning:
         """Estimate, sort, split, merge and load the scanner with everything that waits."""
         self._aside.drop()
         self._learn()
-        self._follow(self._order(self._planned()))
+        self._follow(self._ordered(self._snapshot(), self._ledger.cost_model, self._trusted_judge))
 
     def windows(self) -> list[OrderedWindow]:
         """The last plan's window, and those behind it."""
@@ -187,6 +190,15 @@ class Replanning:
             window = self._table.sequence[slots] // self._options.window
             waits &= window == window[waits].min()
         return np.asarray(waits)
+
+    def _snapshot(self) -> Snapshot:
+        """Of the present window, with what of its sharing was used before."""
+        snapshot = Snapshot.of(self.pool.prompts, self._planned(), self._table)
+        if not len(snapshot.sequence):
+            return snapshot
+        oldest, newest = int(snapshot.sequence.min()), int(snapshot.sequence.max())
+        before = self._sharing.before(oldest, newest, self._ledger.cached_tokens, snapshot.sharable)
+        return replace(snapshot, before=before)
 
     def _order(self, planned: NDArray[np.bool_]) -> OrderedWindow:
         """Density order of the planned ones of the sorted requests."""

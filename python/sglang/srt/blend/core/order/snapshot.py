@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sglang.srt.blend.core.order.begun import held_tokens
+from sglang.srt.blend.core.order.sharing_account import NOTHING_BEFORE, Sharing
 from sglang.srt.blend.core.pool.request_table import RequestTable, State
 from sglang.srt.blend.core.pool.sorted_prompts import SortedPrompts
 
@@ -57,6 +58,7 @@ class Snapshot:
         sequence: numbers of their arrivals.
         running: those that run meanwhile.
         guessed: whether some of the outputs are estimates.
+        before: sharing of requests that have begun.
     """
 
     prompts: SortedPrompts
@@ -69,6 +71,7 @@ class Snapshot:
     sequence: Ints
     running: Runners
     guessed: bool
+    before: Sharing = NOTHING_BEFORE
 
     @classmethod
     def of(cls, prompts: SortedPrompts, planned: NDArray[np.bool_], table: RequestTable) -> Snapshot:
@@ -95,3 +98,8 @@ class Snapshot:
             running=Runners.of(table),
             guessed=bool((table.known[slots] == 0).any()),
         )
+
+    @property
+    def sharable(self) -> int:
+        """Prompt tokens that these share with each other, or with those who run, in a depth-first walk."""
+        return int(np.maximum(self.prompts.common, self.held).sum())

@@ -52,6 +52,7 @@ class Ledger:
         scanner: both ends of the last plan, and the share of each side that is in use.
         index: which cached prefixes waiting requests need, and when.
         fill: how full the cache is of what requests hold for themselves.
+        cached_tokens: prompt tokens that requests found in the cache when they began, all together.
     """
 
     def __init__(
@@ -64,6 +65,7 @@ class Ledger:
         self.scanner = DualScanner(kv_capacity)
         self.index = PendingIndex()
         self.fill = Fill()
+        self.cached_tokens = 0
 
     # ---------------------------------------------------------------- events
 

@@ -318,6 +318,7 @@ class Step:
         line, preemptible = self._line(slot), decision.verdict is Verdict.ADMIT_PREEMPTIBLE
         longest = memory.longest_fit
         tokens = table.to_prefill(slot) - shared_tokens
+        self._ledger.cached_tokens += table.to_prefill(slot) - decision.new_tokens
         if line is Side.MEMORY and longest is not None and table.expected(slot) > longest:
             memory.longest_fit = None
         if self._room is not None:
