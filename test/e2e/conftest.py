@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from checkpoints import make_llama, make_qwen2_vl
-from servers import running_server
+from servers import BLEND, Server, running_server
 from traffic import CLEAR_MARGIN, Reference, make_chats, make_texts, run_program, send_chats
 
 CHATS = 60
@@ -30,6 +30,14 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def qwen2_vl(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_qwen2_vl(tmp_path_factory.mktemp("qwen2_vl"))
+
+
+@pytest.fixture(scope="session")
+def server(llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """Under blend, and asleep while other tests of the session run."""
+    log = tmp_path_factory.mktemp("blend") / "server.log"
+    with running_server(llama, log, *BLEND, "--enable-cache-report", "--sleep-on-idle") as running:
+        yield running
 
 
 @pytest.fixture(scope="session")

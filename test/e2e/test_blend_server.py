@@ -5,24 +5,11 @@ import itertools
 import json
 import time
 import urllib.request
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
-import pytest
-
-from servers import Server, running_server
+from servers import Server
 from traffic import Reference, make_chats, run_program, send_chats, tokens_of
-
-
-@pytest.fixture(scope="module")
-def server(llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A KV cache for about a quarter of the 60 chats, so that the plan decides who runs."""
-    log = tmp_path_factory.mktemp("blend") / "server.log"
-    flags = ("--schedule-policy", "blend", "--max-total-tokens", "4096", "--chunked-prefill-size", "512")
-    with running_server(llama, log, *flags, "--enable-cache-report") as running:
-        yield running
 
 
 def test_sixty_concurrent_chats_get_the_tokens_of_fcfs(server: Server, reference: Reference) -> None:

@@ -3,24 +3,13 @@
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import pytest
-
-from servers import Server, running_server
+from servers import BLEND, Server
 from traffic import Reference
 
-FLAGS = ("--schedule-policy", "blend", "--max-total-tokens", "4096", "--chunked-prefill-size", "512")
 SECONDS = 900
-
-
-@pytest.fixture(scope="module")
-def server(llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    log = tmp_path_factory.mktemp("remote") / "server.log"
-    with running_server(llama, log, *FLAGS, "--enable-cache-report") as running:
-        yield running
 
 
 def run(folder: Path, reference: Reference, *flags: str) -> tuple[list[tuple[int, ...]], dict[str, Any]]:
@@ -56,7 +45,7 @@ def test_a_server_under_blend_gets_the_pool_and_gives_the_tokens_of_fcfs(
 
 
 def engine(llama: Path) -> tuple[str, ...]:
-    return ("--model-path", str(llama), "--device", "cpu", "--dtype", "float32", "--random-seed", "0", *FLAGS)
+    return ("--model-path", str(llama), "--device", "cpu", "--dtype", "float32", "--random-seed", "0", *BLEND)
 
 
 def test_in_process_gives_the_same(llama: Path, reference: Reference, tmp_path: Path) -> None:

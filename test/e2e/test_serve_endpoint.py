@@ -10,28 +10,27 @@ from pathlib import Path
 import pytest
 from openai import OpenAI
 
-from servers import running_server
+from servers import Server
 from traffic import make_chats
 
 SECONDS = 300
 
 
 def test_a_batch_goes_through_the_service_to_a_running_server(
-    llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
         monkeypatch.delenv(name, raising=False)
     said = tmp_path / "said.txt"
-    with running_server(llama, tmp_path / "server.log", "--schedule-policy", "blend") as server:
-        flags = ["--store", str(tmp_path / "store"), "--port", "0", "--endpoint", server.url]
-        command = [sys.executable, "-m", "sglang.batch.cli", "serve", *flags]
-        with said.open("wb") as sink:
-            service = subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=sink)
-        try:
-            _run_a_batch(_url(service, said))
-        finally:
-            service.terminate()
-            assert service.wait(60) == 0, said.read_text()
+    flags = ["--store", str(tmp_path / "store"), "--port", "0", "--endpoint", server.url]
+    command = [sys.executable, "-m", "sglang.batch.cli", "serve", *flags]
+    with said.open("wb") as sink:
+        service = subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=sink)
+    try:
+        _run_a_batch(_url(service, said))
+    finally:
+        service.terminate()
+        assert service.wait(60) == 0, said.read_text()
 
 
 def _url(service: "subprocess.Popen[bytes]", said: Path) -> str:

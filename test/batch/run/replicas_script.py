@@ -1,13 +1,10 @@
-"""Data-parallel replicas behind one barrier; prints what they did as JSON.
-
-Arguments: `--topics N`, and the server's flags.
-"""
+"""Data-parallel replicas behind one barrier; prints what they did as JSON. Arguments: the server's flags."""
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import json
+import sys
 from typing import Any
 
 from sglang.batch.records import Answer, BatchRequest
@@ -25,7 +22,7 @@ REQUESTS = 3
 PAUSE = 2.0  # seconds in which a replica that did not hear of the barrier would have answered
 
 
-def requests(kind: str, count: int, topics: int, **fields: Any) -> list[BatchRequest]:
+def requests(kind: str, count: int, **fields: Any) -> list[BatchRequest]:
     """Requests whose topics take turns, as do replicas that know nothing of prefixes."""
     body = {"max_tokens": 6, "temperature": 0, "ignore_eos": True, **fields}
     return [
@@ -36,15 +33,15 @@ def requests(kind: str, count: int, topics: int, **fields: Any) -> list[BatchReq
             {**body, "prompt": f"{name}{TEXT}{kind} {number}"},
         )
         for number in range(count)
-        for topic, name in enumerate(TOPICS[:topics])
+        for topic, name in enumerate(TOPICS)
     ]
 
 
-async def run(engine: InProcessSGLang, topics: int) -> dict[str, Any]:
+async def run(engine: InProcessSGLang) -> dict[str, Any]:
     engine.install_signal_handlers()
     barrier = engine.barrier()
     await barrier.close()
-    first = [*requests("first", REQUESTS, topics), *requests("several", 1, topics, n=2)]
+    first = [*requests("first", REQUESTS), *requests("several", 1, n=2)]
     tasks = {
         request.custom_id: asyncio.ensure_future(engine.answer(request, request.custom_id))
         for request in first
@@ -55,7 +52,7 @@ async def run(engine: InProcessSGLang, topics: int) -> dict[str, Any]:
     await barrier.open()
     answers = dict(zip(tasks, await asyncio.gather(*tasks.values()), strict=True))
     await asyncio.sleep(PAUSE)  # until the controller has heard that they have ended
-    late = requests("late", 1, topics)
+    late = requests("late", 1)
     answers |= {request.custom_id: await engine.answer(request, request.custom_id) for request in late}
     states = await engine.internal_state()
     return {
@@ -72,12 +69,9 @@ def texts(answer: Answer) -> list[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(allow_abbrev=False)
-    parser.add_argument("--topics", type=int, default=len(TOPICS))
-    options, server = parser.parse_known_args()
-    engine = InProcessSGLang(parse_server_args(with_defaults(server), usage="replicas_script"))
+    engine = InProcessSGLang(parse_server_args(with_defaults(sys.argv[1:]), usage="replicas_script"))
     try:
-        print(json.dumps(engine.loop.run_until_complete(run(engine, options.topics))))
+        print(json.dumps(engine.loop.run_until_complete(run(engine))))
     finally:
         engine.shutdown()
 

@@ -19,12 +19,6 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_llama(tmp_path_factory.mktemp("llama"))
 
 
-@pytest.fixture(scope="module")
-def one(model: Path) -> dict[str, Any]:
-    """What one replica does."""
-    return run(model)
-
-
 def run(model: Path, *more: str) -> dict[str, Any]:
     script = Path(__file__).with_name("replicas_script.py")
     flags = ["--model-path", str(model), "--dtype", "float32", "--max-total-tokens", "8192"]
@@ -39,8 +33,8 @@ def run(model: Path, *more: str) -> dict[str, Any]:
     return found
 
 
-def test_two_replicas_answer_as_one_does_each_its_own_subtree(model: Path, one: dict[str, Any]) -> None:
-    two = run(model, "--dp-size", "2")
+def test_two_replicas_of_two_ranks_answer_as_one_does_each_its_own_subtrees(model: Path) -> None:
+    one, two = run(model), run(model, "--dp-size", "2", "--tp-size", "2")
     assert two["early"] == 0, "a replica did not hear of the barrier"
     assert len(two["texts"]) == len(TOPICS) * (REQUESTS + 1 + 1)
     assert two["texts"] == one["texts"]
@@ -54,14 +48,3 @@ def test_two_replicas_answer_as_one_does_each_its_own_subtree(model: Path, one: 
     # By chance it would be half of them.
     found = sum(cached > 100 for cached in two["late_cached"])
     assert found >= 0.8 * len(TOPICS), "who came late was not sent where its prefix is"
-
-
-def test_two_replicas_of_two_ranks_each_answer_as_one_of_one_rank_does(
-    model: Path, one: dict[str, Any]
-) -> None:
-    topics = 4
-    two = run(model, "--dp-size", "2", "--tp-size", "2", "--topics", str(topics))
-    assert two["early"] == 0
-    assert len(two["texts"]) == topics * (REQUESTS + 1 + 1)
-    assert two["texts"] == {name: one["texts"][name] for name in two["texts"]}
-    assert [blend["completions"] > 0 for blend in two["blend"]] == [True, True]
