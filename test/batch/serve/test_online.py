@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -18,7 +19,9 @@ from prometheus_client.parser import text_string_to_metric_families
 from services import EchoService, assert_whole, counts, create, lines, wait_for, wait_until, write_keys
 from web import WebServer, serving
 
+from sglang.batch.media import MediaPolicy
 from sglang.batch.serve import bodies
+from sglang.batch.serve.online import Online
 
 SLOW = ("--echo-seconds", "3", "--pool", "2")
 
@@ -64,6 +67,37 @@ def test_whole_and_in_parts_a_request_is_answered_with_its_tokens(service: EchoS
     assert chat.usage is not None
     found = outcomes(service)
     assert (found["answered"], found["prompt"], found["completion"]) == (4, 40, 8)
+
+
+@pytest.mark.parametrize(
+    ("sent", "outcome"),
+    [
+        (b'data: {"choices": [{}]}\n\ndata: [DONE]\n\n', "answered"),
+        (b'data: {"choices": [{}]}\n\n', "given_up"),
+    ],
+)
+def test_who_hangs_up_with_the_whole_stream_has_an_answer(sent: bytes, outcome: str) -> None:
+    """The engine has sent it all, or not, and has yet to say that the request has ended."""
+
+    class Engine:
+        async def pass_on(self, request: Any, part: Any) -> Any:
+            part(sent)
+            await asyncio.Event().wait()
+
+    async def hang_up() -> Online:
+        shared: Any = SimpleNamespace(at_once=lambda id, run: run())
+        online = Online(Engine(), shared, MediaPolicy(), 1)
+        parts: list[bytes] = []
+        body = {"prompt": "x", "stream": True}
+        task = asyncio.ensure_future(online.run("me", "/v1/completions", body, parts.append))
+        while not parts:
+            await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.wait({task})
+        return online
+
+    ended = asyncio.run(asyncio.wait_for(hang_up(), SECONDS)).outcomes
+    assert {name: count for name, count in ended.items() if count} == {outcome: 1}
 
 
 def test_it_waits_for_none_of_the_batches_requests(service: EchoService) -> None:

@@ -127,7 +127,8 @@ class Online:
             usage = answer.usage
             return answer
         except BaseException as error:
-            outcome = "failed" if isinstance(error, Exception) else "given_up"
+            if not isinstance(error, Exception):  # the client has gone, perhaps with all that it wanted
+                outcome = "answered" if events is not None and events.complete else "given_up"
             raise
         finally:
             self.running -= 1
@@ -174,6 +175,7 @@ class _Events:
 
     Attributes:
         usage: tokens; of a stream that was given up, one of each event that came, and no prompt.
+        complete: whether the event has come that ends a stream.
     """
 
     def __init__(self, part: Part, *, wanted: bool) -> None:
@@ -182,6 +184,7 @@ class _Events:
         self._rest = b""
         self._events = 0
         self._told: Usage | None = None
+        self.complete = False
 
     @property
     def usage(self) -> Usage:
@@ -202,6 +205,7 @@ class _Events:
         if b'"usage"' in event and self._is_usage(event) and not self._wanted:
             return
         self._events += 1
+        self.complete = event.removeprefix(b"data:").strip() == b"[DONE]"
         self._part(event + b"\n\n")
 
     def _is_usage(self, event: bytes) -> bool:
