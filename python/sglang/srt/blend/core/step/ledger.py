@@ -69,17 +69,19 @@ class Ledger:
 
     # ---------------------------------------------------------------- events
 
-    def admit(self, slot: int, shared_tokens: int) -> Side:
+    def admit(self, slot: int, shared_tokens: int, cached_tokens: int = 0) -> Side:
         """A waiting request starts running; returns the side that it counts on.
 
         Args:
             shared_tokens: prompt tokens in KV that other running requests hold anyway.
+            cached_tokens: prompt tokens that it need not compute.
 
         Raises:
             KeyError: it does not wait.
         """
         table = self.table
         table.require(slot, State.WAITING)
+        self.cached_tokens += cached_tokens
         side, output = self.side(slot), table.expected(slot)
         table.leave(slot)
         table.estimate[slot] = output

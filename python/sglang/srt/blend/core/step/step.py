@@ -316,15 +316,14 @@ class Step:
         """
         slot, table, memory = decision.slot, self._ledger.table, self._memory
         line, preemptible = self._line(slot), decision.verdict is Verdict.ADMIT_PREEMPTIBLE
-        longest = memory.longest_fit
-        tokens = table.to_prefill(slot) - shared_tokens
-        self._ledger.cached_tokens += table.to_prefill(slot) - decision.new_tokens
+        longest, prompt = memory.longest_fit, table.to_prefill(slot)
+        tokens = prompt - shared_tokens
         if line is Side.MEMORY and longest is not None and table.expected(slot) > longest:
             memory.longest_fit = None
         if self._room is not None:
             self._room.add(line, tokens, self.tokens_left(slot), preemptible=preemptible)
         memory.ahead.discard(slot)
-        side = self._ledger.admit(slot, shared_tokens)
+        side = self._ledger.admit(slot, shared_tokens, prompt - decision.new_tokens)
         table.preemptible[slot] = preemptible
         memory.admitted()
         if decision.shares:
