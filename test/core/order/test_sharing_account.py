@@ -49,3 +49,20 @@ def test_what_those_who_run_hold_can_be_shared_by_each_who_waits():
     assert sharable() == 2 * 11 + 2
     planner.remove(0)
     assert sharable() == 11 + 2
+
+
+def test_all_plans_of_a_pool_have_one_budget_of_sharing():
+    """60 topics of 20 questions, one of which is answered at length: a plan may cut off a prefix in 100."""
+    prompts = [[1_000 + topic] * 1_000 + [q] for topic in range(60) for q in range(20)]
+    planner = planner_for(pool(prompts, [3000 if q == 0 else 5 for _ in range(60) for q in range(20)]))
+    alone, rounds = 0, 6
+    for _ in range(rounds):
+        planner.replan()
+        for slot in planner.propose(32):
+            if slot % 20:
+                break  # those whose topic is whole follow
+            planner.admit(slot)
+            planner.remove(slot)
+            alone += 1
+    budget = int(0.01 * 60 * 19)
+    assert budget // 2 <= alone <= budget + rounds  # in each round a topic begins whose others follow
