@@ -170,15 +170,16 @@ WORK = ("prefill_tokens", "decode_rows", "kv_tokens", "prefill_pairs", "finished
 
 def workload_of(run: Run) -> Workload:
     if run.job:
-        return make_job(run.job, seed=run.seed)
-    workload = synthesise(
-        run.target,
-        run.requests,
-        cost_model(run),
-        compute=run.compute,
-        seed=run.seed,
-        specs=with_video_tokens(run.video_tokens),
-    )
+        workload = make_job(run.job, seed=run.seed)
+    else:
+        workload = synthesise(
+            run.target,
+            run.requests,
+            cost_model(run),
+            compute=run.compute,
+            seed=run.seed,
+            specs=with_video_tokens(run.video_tokens),
+        )
     if run.variant == "known lengths":
         known = np.ones(len(workload), np.bool_)
         return replace(workload, known=known, max_new_tokens=workload.output)

@@ -1,7 +1,7 @@
 """The table of engines: the strongest baseline of each, what blend gains, and what no schedule could."""
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import pytest
 from benchmark.paper import __main__ as paper
@@ -93,6 +93,15 @@ def test_an_unfinished_table_is_reported_as_far_as_it_goes(tmp_path, monkeypatch
     written = json.loads((tmp_path / "engines.json").read_text())
     assert written["missing"] == len(wanted) - len(runs)
     assert written["command"] == f"python -m benchmark.paper engines --out {tmp_path}"
+
+
+@pytest.mark.parametrize("job", ["", "images"])
+def test_known_lengths_are_told_of_a_job_and_of_a_mix(job):
+    run = Run(0, "blend", "mixed", 100, density=1.0, sharing=0.2, job=job)
+    assert not workload_of(run).known.all()
+    told = workload_of(replace(run, variant="known lengths"))
+    assert told.known.all()
+    assert (told.max_new_tokens == told.output).all()
 
 
 def test_each_seed_is_a_workload_of_its_own_and_the_worst_is_of_all():
