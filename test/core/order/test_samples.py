@@ -84,6 +84,24 @@ def test_a_prefix_that_fills_much_of_the_cache_is_not_computed_for_a_sample():
     assert len(sampled(planner_for(requests, kv_capacity=64_000))) > 0
 
 
+def test_what_hangs_beside_a_large_subtree_and_prompts_of_another_length_are_sampled_too():
+    """One cap for all: only prompts tell long answers behind a template from short ones to long texts."""
+    template = [[7] * 5 + [i] for i in range(100)]
+    bare = [[100 + i] * 6 for i in range(100)]
+    long = [[200 + i] * 40 for i in range(100)]
+    requests = pool([*template, *bare, *long], 9, known=False, max_new=4096)
+    kinds = sampled(planner_for(requests, kv_capacity=10**6, sample_fraction=0.01)) // 100
+    assert np.bincount(kinds).tolist() == [4, 4, 4]
+
+
+def test_few_of_a_kind_need_no_sample():
+    prompts = [[i] * (24 if i < 24 else 5) for i in range(300)]
+    planner = planner_for(
+        pool(prompts, 9, known=False, max_new=4096), kv_capacity=10**6, sample_fraction=0.01
+    )
+    assert len(sampled(planner)) == 4
+
+
 def test_who_runs_anyway_is_sample_enough():
     planner = planner_for(pool([[i, i] for i in range(60)], 9, known=False, max_new=1000), kv_capacity=10**6)
     for slot in range(10):

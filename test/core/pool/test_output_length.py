@@ -104,6 +104,13 @@ def test_a_group_of_long_answers_is_known_before_the_first_of_them_ends():
     assert long > 300
 
 
+def test_the_first_answers_to_end_do_not_make_other_groups_short():
+    """Short answers end first. One cap for two kinds: six of the other kind run, none has ended yet."""
+    begun = np.append(np.arange(500) < 4, np.arange(500) < 6)
+    short, long = Answers([1, 2, 2, 3] * 125, np.full(500, 1500), cap=4096).expected(16, begun)
+    assert short < 100 < 700 < long
+
+
 def test_siblings_of_one_prompt_inform_each_other():
     answers = Answers(*(lognormal(mean, 16, mean, spread=0.3) for mean in (200, 800, 3200)))
     begun = np.arange(48) % 16 < 6

@@ -27,6 +27,9 @@ SAME_PROMPT = 4
 _LEAST_SAMPLES = 4
 # Of each class of caps: few long answers may hide among many others.
 
+_OF_A_KIND = 4
+# Samples of a large kind of requests: the first one may be an exception.
+
 
 @njit(cache=True)
 def _cover_large_subtrees(lo, hi, unknown, chosen, at_least, draws):  # type: ignore[no-untyped-def]
@@ -114,6 +117,55 @@ def choose_samples(
     return np.flatnonzero(chosen & ~covered)
 
 
+def cover_kinds(
+    *,
+    kind: Ints,
+    unknown: NDArray[np.bool_],
+    sampled: NDArray[np.bool_],
+    fraction: float,
+    rng: np.random.Generator,
+) -> Ints:
+    """Further samples of kinds with too few: one for each quarter of 1 / fraction requests, at most four.
+
+    So of 1,000 requests 25 of a kind have one sample, and 100 have four:
+
+    >>> rng = np.random.default_rng(0)
+    >>> kind, nothing = np.repeat([7, 8, 9], [875, 25, 100]), np.zeros(1000, bool)
+    >>> more = cover_kinds(kind=kind, unknown=~nothing, sampled=nothing, fraction=0.01, rng=rng)
+    >>> np.unique(kind[more], return_counts=True)[1].tolist()
+    [4, 1, 4]
+
+    Args:
+        kind: (n,) what is expected to have answers of its own, numbered.
+        unknown: (n,) requests that may be sampled.
+        sampled: (n,) samples, and requests whose answer is in or under way.
+        fraction: share of the requests of unknown length that is sampled anyway, in [0, 1].
+        rng: draws the samples.
+
+    Returns:
+        Indices of requests, int64.
+    """
+    _, kind, number = np.unique(kind, return_inverse=True, return_counts=True)
+    wanted = np.minimum((_OF_A_KIND * fraction * number).astype(np.int64), _OF_A_KIND)
+    missing = wanted - np.bincount(kind[sampled], minlength=len(number))
+    drawn = rng.permutation(np.flatnonzero(unknown & ~sampled & (missing[kind] > 0)))
+    drawn = drawn[np.argsort(kind[drawn], kind="stable")]
+    begins = np.searchsorted(kind[drawn], kind[drawn])
+    return np.sort(drawn[np.arange(len(drawn)) - begins < missing[kind[drawn]]])
+
+
+def _kinds(prompts: SortedPrompts, lengths: Ints) -> Ints:
+    """What `LengthEstimator` tells apart at most, (n,): prompts of alike length that hang from one node."""
+    kind, first = np.empty(len(lengths), np.int64), 0
+    sizes = octaves(lengths)
+    for number in np.unique(sizes).tolist():
+        alike = sizes == number
+        nodes = nodes_of(prompts.subset(alike).common)
+        kind[alike] = first + nodes.request_parent
+        first += len(nodes.lo)
+    return kind
+
+
 class Samples:
     """The samples of a pool, in the order in which they were chosen.
 
@@ -157,16 +209,26 @@ class Samples:
             shared = nodes.depth[nodes.request_parent]
             whole = table.store.length[members.slots] == shared
             same = np.bincount(nodes.request_parent[whole], minlength=len(nodes.lo))
+            may = unknown[of_class] & (shared * CACHE_SHARE <= kv_capacity)
+            sampled = covered[of_class]
             chosen = choose_samples(
                 lo=nodes.lo,
                 hi=nodes.hi,
                 at_least=np.where(same >= SAME_PROMPT, SAME_PROMPT, int(np.ceil(1.0 / fraction))),
-                unknown=unknown[of_class] & (shared * CACHE_SHARE <= kv_capacity),
-                covered=covered[of_class],
+                unknown=may,
+                covered=sampled,
                 fraction=fraction,
                 rng=self._rng,
             )
-            picks.extend(members.slots[chosen].tolist())
+            sampled[chosen] = True
+            more = cover_kinds(
+                kind=_kinds(members, table.store.length[members.slots]),
+                unknown=may,
+                sampled=sampled,
+                fraction=fraction,
+                rng=self._rng,
+            )
+            picks.extend(members.slots[np.concatenate([chosen, more])].tolist())
         table.sampled[picks] = True
         self.open += len(picks)
         self._slots.extend(picks)
