@@ -111,6 +111,20 @@ def test_the_first_answers_to_end_do_not_make_other_groups_short():
     assert short < 100 < 700 < long
 
 
+def test_a_group_that_has_just_begun_is_taken_for_one_like_those_that_ended():
+    answers = Answers(lognormal(25, 8, spread=0.3), np.full(4, 25))
+    estimator = LengthEstimator()
+    groups = estimator.learn(
+        answers.prompts,
+        lengths=answers.lengths,
+        tokens=np.append(answers.length[:8], [5, 0, 0, 0]),
+        ended=np.arange(12) < 8,
+        cap=answers.cap,
+        hint=np.zeros(12),
+    )
+    assert estimator.expected(groups[-1:], [0], [8192])[0] < 40
+
+
 def test_siblings_of_one_prompt_inform_each_other():
     answers = Answers(*(lognormal(mean, 16, mean, spread=0.3) for mean in (200, 800, 3200)))
     begun = np.arange(48) % 16 < 6

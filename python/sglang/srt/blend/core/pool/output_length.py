@@ -158,15 +158,15 @@ def _life_tables(rows, above, tokens, over, below_cap, curve, bins, curves, haza
     fitted = np.empty(len(above), np.int64)
     for row in range(len(above)):
         parent = above[row]
-        before = curve if row == 0 else fitted[parent]
-        if ended[row].sum() == 0.0:  # short answers end first, so those of others say little of these
-            before = max(before, curve)
-        fitted[row] = _fitted(before, ended[row], exposed[row], curves, hazards)
         mean, happened = 1.0, 1.0  # ends that the parent lets expect, and those there were; one more of each
         if row > 0:
             for b in range(last):
                 mean += exposed[row, b] * hazard[parent, b]
                 happened += ended[row, b]
+        before = curve if row == 0 else fitted[parent]
+        if mean >= 2.0 and happened == 1.0:  # unlike others: that their first answers were short says nothing
+            before = max(before, curve)
+        fitted[row] = _fitted(before, ended[row], exposed[row], curves, hazards)
         for b in range(last):
             towards, worth = hazards[fitted[row], b], PRIOR_WEIGHT
             if row > 0:  # what the parent knows counts as far as it knows it, and was right about this group
@@ -198,7 +198,7 @@ class LengthEstimator(LifeTables):
     ...     prompts, lengths=[2] * 4, tokens=[30, 0, 500, 0], ended=[1, 0, 0, 0], cap=[4096] * 4, hint=[0] * 4
     ... )
     >>> estimator.expected(groups[[1, 3]], generated=[0, 0], cap=[4096, 4096]).round().tolist()
-    [208.0, 1227.0]
+    [208.0, 1103.0]
     >>> nothing = LengthEstimator()
     >>> nothing.expected(nothing.newcomers([4096], hint=[0]), generated=[0], cap=[4096]).round().tolist()
     [876.0]
