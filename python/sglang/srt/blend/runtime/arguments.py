@@ -35,7 +35,7 @@ class BlendOptions:
 
     Attributes:
         hardware: name or file of the profile for the cost model; ``auto`` asks the device.
-        sample_fraction: share of the requests of unknown output length that run first, in [0, 1].
+        sample_fraction: share of the requests of unknown output length that run first at least, in [0, 1].
         sharing_budget: share of the possible prefix sharing that reordering must keep, in [0, 1].
         replan_interval: completed requests after which what waits is planned anew, at least 1.
         window: requests planned together, in order of arrival; 0 plans all that wait.
@@ -68,8 +68,8 @@ class BlendOptions:
 _HELP = {
     "hardware": "Hardware profile for the planner's cost model: auto (from the device), "
     f"{', '.join(hardware_names())}, or a .toml file with flops, bandwidth and memory.",
-    "sample_fraction": "Share of the requests of unknown output length that run first, so that their "
-    "answers tell how long the others will be.",
+    "sample_fraction": "Share of the requests of unknown output length that run first at least, so that "
+    "their answers tell how long the others will be.",
     "sharing_budget": "Share of the possible prefix sharing that reordering must keep.",
     "replan_interval": "Completed requests after which the waiting requests are planned anew.",
     "window": "Plan only among this many requests in order of arrival and drain them before the next; "

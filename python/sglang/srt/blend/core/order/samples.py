@@ -121,7 +121,7 @@ def cover_kinds(
     *,
     kind: Ints,
     unknown: NDArray[np.bool_],
-    sampled: NDArray[np.bool_],
+    covered: NDArray[np.bool_],
     fraction: float,
     rng: np.random.Generator,
 ) -> Ints:
@@ -131,24 +131,24 @@ def cover_kinds(
 
     >>> rng = np.random.default_rng(0)
     >>> kind, nothing = np.repeat([7, 8, 9], [875, 25, 100]), np.zeros(1000, bool)
-    >>> more = cover_kinds(kind=kind, unknown=~nothing, sampled=nothing, fraction=0.01, rng=rng)
+    >>> more = cover_kinds(kind=kind, unknown=~nothing, covered=nothing, fraction=0.01, rng=rng)
     >>> np.unique(kind[more], return_counts=True)[1].tolist()
     [4, 1, 4]
 
     Args:
         kind: (n,) what is expected to have answers of its own, numbered.
         unknown: (n,) requests that may be sampled.
-        sampled: (n,) samples, and requests whose answer is in or under way.
+        covered: (n,) samples, and requests whose answer is in or under way.
         fraction: share of the requests of unknown length that is sampled anyway, in [0, 1].
         rng: draws the samples.
 
     Returns:
-        Indices of requests, int64.
+        Ascending indices of requests, int64.
     """
     _, kind, number = np.unique(kind, return_inverse=True, return_counts=True)
     wanted = np.minimum((_OF_A_KIND * fraction * number).astype(np.int64), _OF_A_KIND)
-    missing = wanted - np.bincount(kind[sampled], minlength=len(number))
-    drawn = rng.permutation(np.flatnonzero(unknown & ~sampled & (missing[kind] > 0)))
+    missing = wanted - np.bincount(kind[covered], minlength=len(number))
+    drawn = rng.permutation(np.flatnonzero(unknown & ~covered & (missing[kind] > 0)))
     drawn = drawn[np.argsort(kind[drawn], kind="stable")]
     begins = np.searchsorted(kind[drawn], kind[drawn])
     return np.sort(drawn[np.arange(len(drawn)) - begins < missing[kind[drawn]]])
@@ -186,12 +186,13 @@ class Samples:
         """Sample more requests where nothing, no hint either, tells about them; those of large caps first.
 
         Each class of caps is sampled for itself. A subtree is large if it has 1 / fraction requests, so that
-        random ones alone would be expected to hit it.
+        random ones alone would be expected to hit it. Kinds that the estimator may tell apart have some of
+        their own, so more than the fraction may be sampled.
 
         Args:
             prompts: (n,) requests of unknown length.
             planned: (n,) whether each may run.
-            fraction: of the requests of unknown length, to be sampled.
+            fraction: of the requests of unknown length, to be sampled at least.
             kv_capacity: tokens.
         """
         if not fraction:
@@ -210,21 +211,21 @@ class Samples:
             whole = table.store.length[members.slots] == shared
             same = np.bincount(nodes.request_parent[whole], minlength=len(nodes.lo))
             may = unknown[of_class] & (shared * CACHE_SHARE <= kv_capacity)
-            sampled = covered[of_class]
+            has_one = covered[of_class]
             chosen = choose_samples(
                 lo=nodes.lo,
                 hi=nodes.hi,
                 at_least=np.where(same >= SAME_PROMPT, SAME_PROMPT, int(np.ceil(1.0 / fraction))),
                 unknown=may,
-                covered=sampled,
+                covered=has_one,
                 fraction=fraction,
                 rng=self._rng,
             )
-            sampled[chosen] = True
+            has_one[chosen] = True
             more = cover_kinds(
                 kind=_kinds(members, table.store.length[members.slots]),
                 unknown=may,
-                sampled=sampled,
+                covered=has_one,
                 fraction=fraction,
                 rng=self._rng,
             )

@@ -164,7 +164,7 @@ def _life_tables(rows, above, tokens, over, below_cap, curve, bins, curves, haza
                 mean += exposed[row, b] * hazard[parent, b]
                 happened += ended[row, b]
         before = curve if row == 0 else fitted[parent]
-        if mean >= 2.0 and happened == 1.0:  # unlike others: that their first answers were short says nothing
+        if mean >= 2.0 and happened == 1.0:  # one should have ended: the parent's ends are those of others
             before = max(before, curve)
         fitted[row] = _fitted(before, ended[row], exposed[row], curves, hazards)
         for b in range(last):
