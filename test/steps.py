@@ -29,7 +29,7 @@ def batch_pacer(times, kv_capacity):
     return BatchPacer(PdmuxTimes(times), PdmuxConfig.of(times.hardware), kv_capacity=kv_capacity)
 
 
-def begin(planner, *, used=None, **limits):
+def begin(planner, *, used=None, choose=None, **limits):
     """The next step, with everybody running who was admitted; by default each holds its tokens alone.
 
     With `max_proposals=0` the plan proposes nobody, and each request is on the side of its own density.
@@ -43,6 +43,7 @@ def begin(planner, *, used=None, **limits):
         held,
         StepLimits(**limits),
         first=int(first[0]) if len(first) else None,
+        choose=choose,
     )
 
 

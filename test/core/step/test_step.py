@@ -484,8 +484,8 @@ def test_preemptible_requests_of_unknown_length_are_as_few_as_retractions_allow(
     memory = StepMemory(RequestTable())
     assert memory.may_preempt(0)
     assert not memory.may_preempt(1)
-    for _ in range(RETRACTED):
-        memory.admitted()
+    for slot in range(RETRACTED):
+        memory.admitted(slot)
     assert memory.may_preempt(1)
     memory.retractions = 2
     assert not memory.may_preempt(0)

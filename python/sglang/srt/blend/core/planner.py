@@ -207,7 +207,7 @@ class Planner:
     def replan(self) -> None:
         """Estimate, sort, split, merge and load the scanner with everything that waits."""
         self._plans.now()
-        self._steps.memory.somebody_left()
+        self._steps.memory.plan_changed()
 
     def plan(self) -> Plan:
         """The admission order of all that waits, window after window, as if every estimate were exact."""
@@ -272,7 +272,7 @@ class Planner:
         """
         fits = self._steps.everything_fits(limits.max_proposals)
         if self._plans.step(fits):
-            self._steps.memory.somebody_left()
+            self._steps.memory.plan_changed()
         self.ledger.progress(*running)
         samples = self._plans.samples.waiting(limits.max_proposals)
         return self._steps.make(

@@ -11,12 +11,9 @@ from numba import njit
 from numpy.typing import NDArray
 
 from sglang.srt.blend.core.pool.prefix_tree import ResourceAwarePrefixTree
+from sglang.srt.blend.core.step.leaders import CACHE_SHARE
 
 Ints = NDArray[np.int64]
-
-CACHE_SHARE = 64
-"""A prefix of less than one part in so many of the KV capacity is cheap to keep, or to compute again: it may
-be left behind or cut, and samples may share it."""
 
 
 @njit(cache=True, nogil=True)

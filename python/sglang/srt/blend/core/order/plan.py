@@ -10,13 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sglang.srt.blend.core.cost.cost_model import CostModel
-from sglang.srt.blend.core.order.begun import CACHE_SHARE, begun_requests
+from sglang.srt.blend.core.order.begun import begun_requests
 from sglang.srt.blend.core.order.judge import Judge
 from sglang.srt.blend.core.order.lines import lines
 from sglang.srt.blend.core.order.ordering import DensityOrder, order_by_density, order_of_arrival
 from sglang.srt.blend.core.order.snapshot import Snapshot
 from sglang.srt.blend.core.pool.prefix_tree import ResourceAwarePrefixTree, densities
 from sglang.srt.blend.core.step.dual_scan import ScanOrder, scan_to_the_end
+from sglang.srt.blend.core.step.leaders import CACHE_SHARE
 from sglang.srt.blend.core.step.partition import share_tokens
 
 Ints = NDArray[np.int64]

@@ -9,11 +9,11 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from sglang.srt.blend.core.order.begun import CACHE_SHARE
 from sglang.srt.blend.core.pool.output_length import octaves
 from sglang.srt.blend.core.pool.prefix_tree import nodes_of
 from sglang.srt.blend.core.pool.request_table import RequestTable, State
 from sglang.srt.blend.core.pool.sorted_prompts import SortedPrompts
+from sglang.srt.blend.core.step.leaders import CACHE_SHARE
 
 Ints = NDArray[np.int64]
 

@@ -15,6 +15,10 @@ step's delay (upstream's in-batch prefix check uses the same number). Where anot
 place in the step there is no delay, and one token is worth waiting for; where many wait for the same few
 tokens, all of these count."""
 
+CACHE_SHARE = 64
+"""A prefix of less than one part in so many of the KV capacity is cheap to keep, or to compute again: it may
+be left behind or cut, samples may share it, and its readers may wait for company."""
+
 _COMPUTING = np.array([State.RUNNING, State.FINISHED], np.int8)
 
 

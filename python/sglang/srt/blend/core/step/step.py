@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sglang.srt.blend.core.step.dual_scan import Side
-from sglang.srt.blend.core.step.leaders import WORTH_A_STEP
+from sglang.srt.blend.core.step.leaders import CACHE_SHARE, WORTH_A_STEP
 from sglang.srt.blend.core.step.ledger import Ledger, Progress
 from sglang.srt.blend.core.step.look_ahead import FEW, LATE_STEPS, look_ahead
 from sglang.srt.blend.core.step.pacing import Quota
@@ -154,9 +154,7 @@ class Step:
             chunk_tokens: prompt tokens that the engine can still prefill in this step; a longer prompt goes
                 on in the next steps. None is as many as there are.
         """
-        decision = self._decide(slot, new_tokens, shares, unheld_tokens, chunk_tokens)
-        self._memory.reasons[decision.reason] += 1
-        return decision
+        return self._memory.noted(self._decide(slot, new_tokens, shares, unheld_tokens, chunk_tokens))
 
     def _decide(
         self, slot: int, new_tokens: int, shares: bool, unheld_tokens: int, chunk_tokens: int | None
@@ -202,6 +200,8 @@ class Step:
         leaders, page = self._memory.leaders, self._limits.page_size
         cached = self._ledger.table.to_prefill(decision.slot) - decision.new_tokens
         shared = leaders.shared(decision.slot, cached) // page * page
+        if shared * CACHE_SHARE >= self._ledger.kv_capacity:
+            self._memory.readers.add(decision.slot)
         if shared == 0 or shared >= WORTH_A_STEP:
             return shared > 0
         if paced and decision.new_tokens <= self._surplus:
@@ -240,8 +240,7 @@ class Step:
 
     def refused(self, decision: Decision) -> Decision:
         """The engine could not allocate a request that was to be admitted: its side waits."""
-        self._memory.reasons[Reason.ENGINE_REFUSED] += 1
-        return self._side_is_full(decision, Reason.ENGINE_REFUSED)
+        return self._memory.noted(self._side_is_full(decision, Reason.ENGINE_REFUSED))
 
     def _side_is_full(self, decision: Decision, reason: Reason) -> Decision:
         """Nobody behind it on its side is tried until somebody leaves, except shorter ones that fit."""
@@ -322,10 +321,9 @@ class Step:
             memory.longest_fit = None
         if self._room is not None:
             self._room.add(line, tokens, self.tokens_left(slot), preemptible=preemptible)
-        memory.ahead.discard(slot)
         side = self._ledger.admit(slot, shared_tokens, prompt - decision.new_tokens)
         table.preemptible[slot] = preemptible
-        memory.admitted()
+        memory.admitted(slot)
         if decision.shares:
             memory.leaders.lead(slot)
         self._runs(slot, tokens, prefill_tokens)

@@ -85,6 +85,8 @@ class StepMaker:
             proposals = choose(limit, due)
         elif not everything_fits:
             proposals = due[:limit] or self._proposals(limit, quota, surplus, samples)
+            if self.pacer is None and not due and not self.memory.worth_a_pass(len(running.slots), proposals):
+                proposals = []
         return Step(
             self._ledger,
             self.memory,

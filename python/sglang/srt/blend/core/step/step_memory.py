@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 
 from sglang.srt.blend.core.pool.request_table import RequestTable
 from sglang.srt.blend.core.step.dual_scan import Side
+from sglang.srt.blend.core.step.gathering import Gathering
 from sglang.srt.blend.core.step.leaders import PrefixLeaders
-from sglang.srt.blend.core.step.verdict import Reason
+from sglang.srt.blend.core.step.look_ahead import FEW
+from sglang.srt.blend.core.step.verdict import Decision, Reason
 
 MIN_PROPOSALS = 32
 """Requests that a step may propose at least."""
 
 RETRACTED = 50
 """Of so many requests one of unknown length may be retracted because it began in room promised to others."""
+
+_NO_ROOM = frozenset({Reason.NO_ROOM, Reason.ENGINE_REFUSED, Reason.SIDE_WAITS})
 
 
 class StepMemory:
@@ -25,8 +30,12 @@ class StepMemory:
 
     Attributes:
         leaders: who computes a prefix for others.
+        gathering: whether a prefill pass of its own pays.
         full_sides: sides whose next request did not fit; none again when somebody leaves or the plan changes.
         ahead: slots of requests that wait a step for a prefix, and were looked at before their side was full.
+        no_room: whether the proposed request that was looked at last had to wait for KV that others hold.
+        readers: slots of requests whose long prefix another has computed since the last plan: it may leave
+            the cache with that one.
         longest_fit: output tokens of the longest memory-side request that fits behind one that did not; None
             while any may.
         draining: whether what waits is the rest of a pool that did not fit.
@@ -37,8 +46,11 @@ class StepMemory:
 
     def __init__(self, table: RequestTable, leader_lag: int = 1) -> None:
         self.leaders = PrefixLeaders(table, leader_lag)
+        self.gathering = Gathering()
         self.full_sides: set[Side] = set()
         self.ahead: set[int] = set()
+        self.no_room = False
+        self.readers: set[int] = set()
         self.longest_fit: int | None = None
         self.draining = False
         self.retractions = 0
@@ -60,15 +72,42 @@ class StepMemory:
         self._admitted = 0
         return self._proposals
 
-    def admitted(self) -> None:
+    def noted(self, decision: Decision) -> Decision:
+        """A request was looked at, and this was decided: the same."""
+        self.reasons[decision.reason] += 1
+        if decision.reason is not Reason.NOT_PROPOSED:
+            self.no_room = decision.reason in _NO_ROOM
+        return decision
+
+    def admitted(self, slot: int) -> None:
         """One more request was admitted in this step."""
+        self.ahead.discard(slot)
+        self.readers.discard(slot)
         self._admitted += 1
         self.admissions += 1
 
     def somebody_left(self) -> None:
-        """KV was given back, or the plan has changed: what did not fit may be tried again."""
+        """KV was given back: what did not fit may be tried again."""
         self.full_sides.clear()
         self.ahead.clear()
+
+    def plan_changed(self) -> None:
+        """The order or estimates have changed: what did not fit may be tried again, and at once."""
+        self.somebody_left()
+        self.no_room = False
+        self.readers.clear()
+        self.gathering.look_again()
+
+    def worth_a_pass(self, running: int, proposals: Sequence[int]) -> bool:
+        """Whether somebody should begin in a step whose prefill has a pass of its own; see `Gathering`.
+
+        Args:
+            running: requests that hold KV.
+            proposals: slots that the plan wants to begin.
+        """
+        full = not proposals or self.no_room
+        pays = self.gathering.pays(running=running, begun=self.admissions, full=full)
+        return pays or running <= FEW or not self.readers.isdisjoint(proposals)
 
     def may_preempt(self, preemptible: int) -> bool:
         """Whether one more request of unknown length may begin that will most likely be retracted.
