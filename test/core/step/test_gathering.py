@@ -5,9 +5,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pools import pool
+from sglang.srt.blend.core.pool.request_table import RequestTable
 from sglang.srt.blend.core.step.gathering import Gathering
 from sglang.srt.blend.core.step.look_ahead import FEW
-from sglang.srt.blend.core.step.verdict import Reason
+from sglang.srt.blend.core.step.step_memory import StepMemory
+from sglang.srt.blend.core.step.verdict import Decision, Reason
 from steps import admit, begin, consider, planner_of
 
 
@@ -70,16 +72,22 @@ def test_whoever_fits_begins_until_nobody_more_does(nobody_preemptible):
     assert begin(planner).proposals == []
 
 
-def test_a_step_that_the_engine_has_cut_short_goes_on_in_the_next(nobody_preemptible):
-    """One side was found full, and of the other the last one looked at fits: the pass had no more tokens."""
-    prompts = [[1] * 10, [2] * 10, *([i] * 100 for i in range(3, 9))]
-    planner = planner_of(pool(prompts, [700, 700] + [4] * 6), kv_capacity=1000)
-    admit(begin(planner), planner, 0)
-    step = begin(planner, max_proposals=0)
-    step.propose([1, 2])
-    assert not consider(step, planner, 1).admits
-    admit(step, planner, 2)
-    assert begin(planner).proposals
+@pytest.mark.parametrize(
+    ("reasons", "goes_on"),
+    [
+        ((Reason.NO_ROOM, Reason.FITS), True),  # the engine's limits have ended the step
+        ((Reason.FITS, Reason.NO_ROOM), False),
+        ((Reason.NO_ROOM, Reason.SIDE_WAITS), False),
+        ((Reason.FITS, Reason.ENGINE_REFUSED), False),
+        ((Reason.NO_ROOM, Reason.SHARED_PREFIX), True),  # who waits for a prefix may fit when it is there
+        ((Reason.NO_ROOM, Reason.NOT_PROPOSED), False),  # which says nothing about room
+    ],
+)
+def test_nobody_more_fits_if_the_last_one_that_was_proposed_found_no_room(reasons, goes_on):
+    memory = StepMemory(RequestTable())
+    for reason in reasons:
+        memory.noted(Decision(slot=0, new_tokens=1, unheld_tokens=0, shares=True, reason=reason))
+    assert memory.worth_a_pass(2 * FEW, [1]) is goes_on
 
 
 def test_among_few_nobody_waits_for_company(nobody_preemptible):
