@@ -1,5 +1,8 @@
 """Two processes share the tests: a file's stay together, and so do all that start engines, or servers."""
 
+import importlib.util
+import os
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +16,21 @@ ENGINES = (
 
 SERVERS = "test/e2e/"
 """Tests that start real servers, some for a whole session: one process has them, too."""
+
+MODELS = ("llama", "qwen", "gemma", "deepseek", "falcon", "transformers")
+"""Beginnings of SGLang's modules of models that tests use: all 200 take an engine seconds to import."""
+
+
+def other_models() -> list[str]:
+    """SGLang's other modules of models."""
+    spec = importlib.util.find_spec("sglang")
+    places = spec.submodule_search_locations if spec else None
+    names = {file.stem for place in places or () for file in Path(place, "srt", "models").glob("*.py")}
+    return sorted(name for name in names if not name.startswith(MODELS))
+
+
+if "SGLANG_DISABLED_MODEL_ARCHS" not in os.environ:  # as it is in the processes that tests start
+    os.environ["SGLANG_DISABLED_MODEL_ARCHS"] = ",".join(other_models())
 
 
 @pytest.hookimpl(optionalhook=True)
