@@ -18,8 +18,6 @@ MIN_PROPOSALS = 32
 RETRACTED = 50
 """Of so many requests one of unknown length may be retracted because it began in room promised to others."""
 
-_NO_ROOM = frozenset({Reason.NO_ROOM, Reason.ENGINE_REFUSED, Reason.SIDE_WAITS})
-
 
 class StepMemory:
     """Lives as long as the planner; a `Step` reads and writes it.
@@ -73,10 +71,10 @@ class StepMemory:
         return self._proposals
 
     def noted(self, decision: Decision) -> Decision:
-        """A request was looked at, and this was decided: the same."""
+        """Count what was decided about a request that was looked at; returns the decision."""
         self.reasons[decision.reason] += 1
         if decision.reason is not Reason.NOT_PROPOSED:
-            self.no_room = decision.reason in _NO_ROOM
+            self.no_room = decision.reason.lacks_memory or decision.reason is Reason.SIDE_WAITS
         return decision
 
     def admitted(self, slot: int) -> None:
