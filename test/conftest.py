@@ -18,11 +18,12 @@ SERVERS = "test/e2e/"
 """Tests that start real servers, some for a whole session: one process has them, too."""
 
 MODELS = ("llama", "qwen", "gemma", "deepseek", "falcon", "transformers")
-"""Beginnings of SGLang's modules of models that tests use: all 200 take an engine seconds to import."""
+"""How the names of SGLang's modules of models begin that tests use. Each engine imports all that are left,
+and a second of its start goes to the others; a test of another model adds its name here."""
 
 
 def other_models() -> list[str]:
-    """SGLang's other modules of models."""
+    """Names of the modules of models that no test uses."""
     spec = importlib.util.find_spec("sglang")
     places = spec.submodule_search_locations if spec else None
     names = {file.stem for place in places or () for file in Path(place, "srt", "models").glob("*.py")}
