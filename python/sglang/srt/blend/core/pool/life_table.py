@@ -40,38 +40,45 @@ def _at(survival, sums, bins, tokens):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True)
+def mean_length(survival, sums, bins, generated, cap):  # type: ignore[no-untyped-def]
+    """Mean length of answers that go on after `generated` tokens, by one life table, cut at `cap`."""
+    if generated >= cap:
+        return float(cap)
+    now, rest = _at(survival, sums, bins, generated)
+    _, cut = _at(survival, sums, bins, cap)
+    return min(max(generated + (rest - cut) / now, generated + 1.0), float(cap))
+
+
+@njit(cache=True)
+def fill_quantiles(tokens, survival, sums, bins, generated, cap):  # type: ignore[no-untyped-def]
+    """Tokens, (parts,), of answers that go on, at the middles of equal shares of them, by one life table."""
+    now, _ = _at(survival, sums, bins, generated)
+    b = np.searchsorted(bins, generated, side="right") - 1
+    for part in range(len(tokens)):
+        level = now * (1.0 - (part + 0.5) / len(tokens))
+        while b < len(bins) - 1 and survival[b + 1] > level:
+            b += 1
+        if b >= len(bins) - 1:
+            tokens[part] = cap
+            continue
+        inside = (survival[b] - level) / max(survival[b] - survival[b + 1], 1e-300)
+        until = bins[b] + np.int64(np.ceil(inside * (bins[b + 1] - bins[b])))
+        tokens[part] = min(max(until, generated + 1), cap)
+
+
+@njit(cache=True)
 def _expected(row, generated, cap, survival, sums, bins):  # type: ignore[no-untyped-def]
-    """Mean length of answers that go on after `generated` tokens, cut at `cap`; (n,) tokens."""
     mean = np.empty(len(row))
     for i in range(len(row)):
-        if generated[i] >= cap[i]:
-            mean[i] = cap[i]
-            continue
-        table, total = survival[row[i]], sums[row[i]]
-        now, rest = _at(table, total, bins, generated[i])
-        _, cut = _at(table, total, bins, cap[i])
-        mean[i] = min(max(generated[i] + (rest - cut) / now, generated[i] + 1.0), cap[i])
+        mean[i] = mean_length(survival[row[i]], sums[row[i]], bins, generated[i], cap[i])
     return mean
 
 
 @njit(cache=True)
 def _quantiles(row, generated, cap, parts, survival, sums, bins):  # type: ignore[no-untyped-def]
-    """Tokens that answers which go on have at the middles of `parts` equal shares of them, (n, parts)."""
     tokens = np.empty((len(row), parts), np.int64)
     for i in range(len(row)):
-        table = survival[row[i]]
-        now, _ = _at(table, sums[row[i]], bins, generated[i])
-        b = np.searchsorted(bins, generated[i], side="right") - 1
-        for part in range(parts):
-            level = now * (1.0 - (part + 0.5) / parts)
-            while b < len(bins) - 1 and table[b + 1] > level:
-                b += 1
-            if b >= len(bins) - 1:
-                tokens[i, part] = cap[i]
-                continue
-            inside = (table[b] - level) / max(table[b] - table[b + 1], 1e-300)
-            until = bins[b] + np.int64(np.ceil(inside * (bins[b + 1] - bins[b])))
-            tokens[i, part] = min(max(until, generated[i] + 1), cap[i])
+        fill_quantiles(tokens[i], survival[row[i]], sums[row[i]], bins, generated[i], cap[i])
     return tokens
 
 
@@ -108,11 +115,13 @@ class LifeTables:
 
     Args:
         survival: (tables, edges), 1.0 first and never increasing.
+
+    Attributes:
+        columns: survival, its sums from each edge on, and the edges, for kernels that look up many.
     """
 
     def __init__(self, survival: Floats) -> None:
-        self._survival = survival
-        self._sums = _sums(survival, EDGES)
+        self.columns = survival, _sums(survival, EDGES), EDGES
 
     def expected(self, group: ArrayLike, generated: ArrayLike, cap: ArrayLike) -> Floats:
         """Mean output tokens of answers that go on after those generated, more than those, at most the cap.
@@ -121,12 +130,12 @@ class LifeTables:
             group: (n,) number of the table.
             generated, cap: (n,).
         """
-        return np.asarray(_expected(*_ints(group, generated, cap), self._survival, self._sums, EDGES))
+        return np.asarray(_expected(*_ints(group, generated, cap), *self.columns))
 
     def quantiles(self, group: ArrayLike, generated: ArrayLike, cap: ArrayLike, parts: int) -> Ints:
         """Tokens of answers that go on, each at the middles of `parts` equal shares; int64 (n, parts)."""
         columns = _ints(group, generated, cap)
-        return np.asarray(_quantiles(*columns, parts, self._survival, self._sums, EDGES))
+        return np.asarray(_quantiles(*columns, parts, *self.columns))
 
     def tail(self, group: ArrayLike, generated: ArrayLike, cap: ArrayLike, *, going: float = 0.5) -> int:
         """Steps until the last of these answers, (n,), ends if none waits; 0 without any.
@@ -137,7 +146,7 @@ class LifeTables:
         alike, number = np.unique(np.stack(_ints(group, generated, cap)), axis=1, return_counts=True)
         if not alike.size:
             return 0
-        return int(_tail(*alike, number, going, self._survival, self._sums, EDGES))
+        return int(_tail(*alike, number, going, *self.columns))
 
 
 def _ints(*values: Any) -> list[Ints]:

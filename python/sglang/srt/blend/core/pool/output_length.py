@@ -51,6 +51,8 @@ def _curves() -> tuple[Floats, Floats]:
 
 
 _CENTRES, _CURVES = _curves()
+HINTED = CAP_CLASSES, CAP_CLASSES + len(_CURVES)
+"""First group, and the one behind the last, of requests of which no answer tells more than their hints do."""
 _HAZARDS = 1.0 - _CURVES[:, 1:] / _CURVES[:, :-1]
 
 
@@ -214,12 +216,6 @@ class LengthEstimator(LifeTables):
         """Groups, (n,), of requests that came after `learn`: as hints say, or all with such caps."""
         cap, hint = (np.asarray(values, np.int64) for values in (cap, hint))
         return np.where(hint > 0, CAP_CLASSES + _curve_of(hint), octaves(cap))
-
-    @staticmethod
-    def hinted(group: ArrayLike) -> NDArray[np.bool_]:
-        """Whether requests, (n,), are expected to be as long as their hints say: no answer tells more."""
-        group = np.asarray(group, np.int64)
-        return (group >= CAP_CLASSES) & (group < CAP_CLASSES + len(_CURVES))
 
     def learn(
         self,

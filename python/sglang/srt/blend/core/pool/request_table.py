@@ -5,9 +5,11 @@ from __future__ import annotations
 from enum import IntEnum
 
 import numpy as np
+from numba import njit
 from numpy.typing import NDArray
 
-from sglang.srt.blend.core.pool.output_length import LengthEstimator
+from sglang.srt.blend.core.pool.life_table import fill_quantiles, mean_length
+from sglang.srt.blend.core.pool.output_length import HINTED, LengthEstimator
 from sglang.srt.blend.core.pool.pending_index import NEVER
 from sglang.srt.blend.core.pool.sorted_prompts import SortedPrompts
 from sglang.srt.blend.core.pool.token_store import TokenStore
@@ -19,6 +21,38 @@ UNPLANNED = NEVER - 1
 
 # What an answer that has outlived its estimate is expected to have at least, of what it has.
 _GROWTH = 1.125
+
+
+@njit(cache=True)
+def _expected(slots, generated, known, cap, hint, group, survival, sums, bins):  # type: ignore[no-untyped-def]
+    """Output tokens that requests, (n,), are expected to have; columns by slot but for `generated`, (n,)."""
+    expected = np.empty(len(slots), np.int64)
+    for i in range(len(slots)):
+        slot = slots[i]
+        table = group[slot]
+        if known[slot] > 0:
+            expected[i] = min(known[slot], cap[slot])
+        elif HINTED[0] <= table < HINTED[1] and generated[i] < hint[slot]:
+            expected[i] = min(hint[slot], cap[slot])
+        else:
+            mean = mean_length(survival[table], sums[table], bins, generated[i], cap[slot])
+            expected[i] = np.int64(np.rint(mean))
+    return expected
+
+
+@njit(cache=True)
+def _ends(slots, parts, generated, known, cap, group, survival, sums, bins):  # type: ignore[no-untyped-def]
+    """Steps until parts of requests end, (n, parts); columns by slot."""
+    ends = np.empty((len(slots), parts), np.int64)
+    for i in range(len(slots)):
+        slot = slots[i]
+        table = group[slot]
+        if known[slot] > 0:
+            ends[i] = min(known[slot], cap[slot])
+        else:
+            fill_quantiles(ends[i], survival[table], sums[table], bins, generated[slot], cap[slot])
+        ends[i] -= generated[slot]
+    return ends
 
 
 class State(IntEnum):
@@ -186,11 +220,8 @@ class RequestTable:
             generated: output tokens of each so far, by default as noted.
         """
         generated = self.generated[slots] if generated is None else generated
-        known, cap, hint = self.known[slots], self.max_new[slots], self.hint[slots]
-        expected = np.rint(self.lengths.expected(self.group[slots], generated, cap)).astype(np.int64)
-        as_hinted = self.lengths.hinted(self.group[slots]) & (generated < hint)
-        expected = np.where(as_hinted, np.minimum(hint, cap), expected)
-        return np.asarray(np.where(known > 0, np.minimum(known, cap), expected))
+        columns = self.known, self.max_new, self.hint, self.group
+        return np.asarray(_expected(slots, generated, *columns, *self.lengths.columns))
 
     def outlived(self, slots: Ints) -> Ints:
         """What requests, (n,), that have outlived their estimates are expected to have, tokens."""
@@ -215,10 +246,8 @@ class RequestTable:
 
         Those of a known length are all the same, and nobody goes on beyond the cap.
         """
-        known, generated, cap = self.known[slots], self.generated[slots], self.max_new[slots]
-        ends = self.lengths.quantiles(self.group[slots], generated, cap, parts)
-        ends = np.where(known[:, None] > 0, np.minimum(known, cap)[:, None], ends)
-        return np.asarray(ends - generated[:, None])
+        columns = self.generated, self.known, self.max_new, self.group
+        return np.asarray(_ends(slots, parts, *columns, *self.lengths.columns))
 
     # ---------------------------------------------------------------- totals
 

@@ -85,6 +85,9 @@ def _insert(ends, released, variance, parts, remaining, new_tokens):  # type: ig
         ends[i], released[i], variance[i] = remaining, new_tokens, 0.0
 
 
+_DIGIT_BITS = 11
+_DIGITS = 1 << _DIGIT_BITS
+
 _ROOM = 64 * PARTS
 # Parts for which there is room when the first request is added.
 
@@ -96,19 +99,46 @@ class _Parts(NamedTuple):
     released: Ints
     variance: Floats
 
-    def those(self, which: NDArray[np.bool_]) -> _Parts:
-        """Copies of the parts of a mask, (m,) or shorter."""
-        ends, released, variance = self
-        n = len(which)
-        return _Parts(ends[:n][which], released[:n][which], variance[:n][which])
-
     def with_room(self, parts: int) -> _Parts:
-        """The same with room for so many more."""
-        ends, released, variance = self
+        """Copies with room for so many more."""
         more = np.zeros(parts, np.int64)
-        return _Parts(
-            np.append(ends, more), np.append(released, more), np.append(variance, more.astype(np.float64))
-        )
+        return _Parts(*(np.append(column, more.astype(column.dtype)) for column in self))
+
+
+@njit(cache=True)
+def _by_end(ends):  # type: ignore[no-untyped-def]
+    """Indices that sort (m,) ends, equal ones as they come. They are small numbers, so digit by digit."""
+    order, other = np.arange(len(ends)), np.empty(len(ends), np.int64)
+    last, shift = ends.max() if len(ends) else 0, 0
+    while last >> shift > 0:
+        first = np.zeros(_DIGITS + 1, np.int64)
+        for end in ends:
+            first[((end >> shift) & (_DIGITS - 1)) + 1] += 1
+        for digit in range(_DIGITS):
+            first[digit + 1] += first[digit]
+        for i in order:
+            digit = (ends[i] >> shift) & (_DIGITS - 1)
+            other[first[digit]] = i
+            first[digit] += 1
+        order, other = other, order
+        shift += _DIGIT_BITS
+    return order
+
+
+@njit(cache=True)
+def _in_order(order, ends, released, present):  # type: ignore[no-untyped-def]
+    """Ends, released tokens and variance of the parts of requests that are present, with room for more."""
+    count = PARTS * present.sum() + _ROOM
+    sorted_ends, own = np.empty(count, np.int64), np.empty(count, np.int64)
+    variance, i = np.empty(count), 0
+    for part in order:
+        request, k = part // PARTS, part % PARTS
+        if present[request]:
+            sorted_ends[i], own[i] = ends[request, k], released[request]
+            unknown = ends[request, 0] < ends[request, PARTS - 1]
+            variance[i] = _VARIANCE[k] if unknown else 0.0
+            i += 1
+    return sorted_ends, own, variance
 
 
 class KVForecast:
@@ -120,8 +150,8 @@ class KVForecast:
 
     Args:
         used: tokens held now, shared prefixes counted once.
-        ends: int64 (n, PARTS) steps until parts of each running request end, ascending; all the same where
-            that is known.
+        ends: int64 (n, PARTS) steps until parts of each running request end, 0 or more, ascending; all the
+            same where that is known.
         released: int64 (n,) tokens that only this request holds now; it frees them, and what it has
             yet to produce, when it ends.
         deviations: standard deviations by which use may turn out higher.
@@ -143,36 +173,29 @@ class KVForecast:
     """
 
     def __init__(self, used: int, ends: Ints, released: Ints, deviations: float = 0.0) -> None:
-        order = np.argsort(ends, axis=None, kind="stable")
-        owner = order // PARTS
-        parts = _Parts(
-            ends=np.asarray(ends, np.int64).ravel()[order],
-            released=np.asarray(released, np.int64)[owner],
-            variance=np.where((ends[:, 0] < ends[:, -1])[owner], _VARIANCE[order % PARTS], 0.0),
-        )
-        self._set(used, deviations, parts, owner)
-
-    def _set(self, used: int, deviations: float, parts: _Parts, owner: Ints) -> None:
-        self._used = PARTS * used
+        ends, released = np.asarray(ends, np.int64), np.asarray(released, np.int64)
+        self._made_of = _by_end(ends.ravel()), ends, released
         self._deviations = PARTS * deviations
-        self._requests = len(parts.ends) // PARTS
-        self._parts = parts
-        self._owner = owner  # of the parts that were there at first
+        self._hold(used, np.ones(len(released), np.bool_))
+
+    def _hold(self, used: int, present: NDArray[np.bool_]) -> None:
+        self._used = PARTS * used
+        self._requests = int(np.count_nonzero(present))
+        self._parts = _Parts(*_in_order(*self._made_of, present))
 
     @classmethod
     def of_known(cls, used: int, remaining: Ints, released: Ints) -> KVForecast:
         """The forecast of requests, (n,), that end in so many steps for certain."""
         return cls(used, np.repeat(remaining, PARTS).reshape(-1, PARTS), released)
 
-    def of_those(self, present: NDArray[np.bool_], used: int) -> KVForecast:
-        """The forecast of some of the requests that it was made of.
+    def of_those(self, present: NDArray[np.bool_]) -> KVForecast:
+        """The forecast of some of the requests that it was made of, as if the others had given back theirs.
 
         Args:
-            present: (n,) which of them.
-            used: tokens that they hold now.
+            present: (n,) which of them. None has been added since.
         """
-        some = object.__new__(KVForecast)
-        some._set(used, self._deviations / PARTS, self._parts.those(present[self._owner]), self._owner[:0])
+        some = copy(self)
+        some._hold(self._used // PARTS - int(self._made_of[2][~present].sum()), present)
         return some
 
     def copy(self) -> KVForecast:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from numba import njit
 from numpy.typing import NDArray
 
 from sglang.srt.blend.core.cost.cost_model import CostModel
@@ -37,6 +38,24 @@ class Progress:
     slots: Ints
     context: Ints
     remaining: Ints
+
+
+@njit(cache=True)
+def _work(slots, context, remaining, shared, known):  # type: ignore[no-untyped-def]
+    """Of requests that run, (n,): output tokens to come, KV tokens read for them, and held; and the longest.
+
+    How long a running answer will go on is a guess that grows with it; whoever waits longer for its end ends
+    later in turn. So the longest is that of answers whose length is known.
+    """
+    output, reads, held, longest = np.int64(0), 0.0, 0.0, np.int64(0)
+    for i in range(len(slots)):
+        mean = context[i] + (remaining[i] + 1) / 2
+        output += remaining[i]
+        reads += remaining[i] * mean
+        held += remaining[i] * (mean - shared[slots[i]])
+        if known[slots[i]] > 0:
+            longest = max(longest, remaining[i])
+    return output, reads, held, longest
 
 
 class Ledger:
@@ -191,16 +210,12 @@ class Ledger:
         Args:
             progress: of those that run.
         """
-        table, speculation, remaining = self.table, self.speculation, progress.remaining
-        output = table.waiting_output + float(remaining.sum())
-        rows = table.waiting_rows + float(remaining.sum())
-        mean = progress.context + (remaining + 1) / 2
-        reads = table.waiting_reads + float((remaining * mean).sum())
-        held = table.waiting_held + float((remaining * (mean - table.shared[progress.slots])).sum())
-        # How long a running answer will go on is a guess that grows with it; whoever waits longer for its end
-        # ends later in turn.
-        known = remaining[table.known[progress.slots] > 0]
-        longest = max(table.longest_waiting, known.max(initial=0))
+        table, speculation = self.table, self.speculation
+        columns = progress.slots, progress.context, progress.remaining, table.shared, table.known
+        to_come, reads, held, longest = _work(*columns)
+        output, rows = table.waiting_output + to_come, table.waiting_rows + to_come
+        reads, held = table.waiting_reads + reads, table.waiting_held + held
+        longest = max(table.longest_waiting, longest)
         return WorkLeft(
             rows=rows + (speculation.rows(output) - output),
             kv_reads=speculation.steps(reads),

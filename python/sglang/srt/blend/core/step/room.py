@@ -90,18 +90,18 @@ class Room:
     ) -> None:
         self._used, self._ahead, self._deviations, self._reserve = used, ahead, deviations, reserve
         self._outlasting, self._capacity, self._page_size = outlasting, capacity, page_size
-        preemptible = holders.preemptible
-        released = holders.released + ahead
-        everybody = KVForecast(used, holders.ends, released, deviations)
+        preemptible, memory_side = holders.preemptible, holders.memory_side
+        everybody = KVForecast(used, holders.ends, holders.released + ahead, deviations)
         # With preemptible requests.
-        self._crowded = self._outlook(holders, everybody, released, np.ones_like(preemptible))
+        self._crowded = Outlook(everybody, everybody.of_those(memory_side))
         # Without: they leave when others need their room. The same object while there are none.
         self._promised = self._crowded
         if preemptible.any():
-            self._promised = self._outlook(holders, everybody, released, ~preemptible)
+            stay = ~preemptible
+            self._promised = Outlook(everybody.of_those(stay), everybody.of_those(memory_side & stay))
         # A share that the compute side cannot use is none: nobody of it runs, and the next one of it has no
         # room beside the memory side as it is.
-        if holders.memory_side.all() and self._promised.memory.peak() + compute_need > capacity:
+        if memory_side.all() and self._promised.memory.peak() + compute_need > capacity:
             self._reserve = 0
         self.kept: list[int] = []
         for i in np.flatnonzero(preemptible).tolist():
@@ -117,10 +117,11 @@ class Room:
             new_tokens: KV tokens that it takes now, those ahead left out.
             remaining: output tokens until its end.
         """
-        return all(
-            forecast.peak_with(new_tokens + self._ahead, remaining) <= tokens
-            for forecast, tokens in self._bounds(side, remaining)
-        )
+        new_tokens += self._ahead
+        for forecast, tokens in self._bounds(side, remaining):
+            if forecast.peak_with(new_tokens, remaining) > tokens:
+                return False
+        return True
 
     def longest(self, new_tokens: int) -> int:
         """Output tokens that a memory-side request of `new_tokens` may have to fit; negative if none may."""
@@ -160,19 +161,6 @@ class Room:
     def _tokens(self, outlook: Outlook) -> int:
         """KV tokens for those of the outlook and one more, less what partly filled pages waste."""
         return self._capacity - (self._page_size - 1) * (len(outlook.everybody) + 1)
-
-    def _outlook(
-        self, holders: Holders, everybody: KVForecast, released: Ints, present: NDArray[np.bool_]
-    ) -> Outlook:
-        """The outlook of some of the holders, as if the others had given their KV back."""
-        memory = present & holders.memory_side
-        return Outlook(
-            everybody if present.all() else everybody.of_those(present, self._held(released, present)),
-            everybody.of_those(memory, self._held(released, memory)),
-        )
-
-    def _held(self, released: Ints, present: NDArray[np.bool_]) -> int:
-        return self._used - int(released[~present].sum())
 
 
 def whole_pages(tokens: int, page_size: int) -> int:

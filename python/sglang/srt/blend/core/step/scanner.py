@@ -20,6 +20,7 @@ from sglang.srt.blend.core.step.partition import IDLE_STEPS, Partition, partitio
 
 Floats = NDArray[np.float64]
 
+_SIDES = tuple(Side)
 _NO_INTS, _NO_FLOATS = np.zeros(0, np.int64), np.zeros(0)
 _NOTHING = ScanOrder(_NO_INTS, _NO_FLOATS, _NO_INTS, _NO_INTS, _NO_FLOATS, _NO_FLOATS, _NO_FLOATS)
 
@@ -152,7 +153,7 @@ class DualScanner:
             Cursors(self._left, self._right, self._right, False, self._used[0], self._used[1], 0),
         )
         slots: list[int] = order.slots[positions].tolist()
-        self._proposed = {slot: Side(side) for slot, side in zip(slots, sides.tolist(), strict=True)}
+        self._proposed = {slot: _SIDES[side] for slot, side in zip(slots, sides.tolist(), strict=True)}
         return slots
 
     def _in_line(self, limit: int) -> list[int]:
