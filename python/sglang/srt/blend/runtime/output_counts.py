@@ -1,4 +1,4 @@
-"""How much running requests have generated, read off the columns of upstream's batch.
+"""Which requests run and how much each has generated, read off the columns of upstream's batch.
 
 A thousand request objects lie scattered in memory, and asking each of them takes longer than all else that a
 step needs to know of who runs. The batch that decodes has their lengths as one array.
@@ -6,9 +6,11 @@ step needs to know of who runs. The batch that decodes has their lengths as one 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
+from numba import njit
 from numpy.typing import NDArray
 
 from sglang.srt.blend.runtime.request import Batch, Request
@@ -18,8 +20,40 @@ Ints = NDArray[np.int64]
 _NO_ROW = -1
 
 
+@njit(cache=True)
+def _slot_at(row, slot_of_row, row_of):  # type: ignore[no-untyped-def]
+    """The slot whose request is in one of upstream's rows, -1 if none of ours is."""
+    if row < 0 or row >= len(slot_of_row):
+        return -1
+    slot = slot_of_row[row]
+    return slot if slot < len(row_of) and row_of[slot] == row else -1
+
+
+@njit(cache=True)
+def _read(rows, lengths, slot_of_row, row_of, prompts, more, output):  # type: ignore[no-untyped-def]
+    """Note the output of the requests in these rows, (n,): what is behind their prompts, and `more`."""
+    for i in range(len(rows)):
+        slot = _slot_at(rows[i], slot_of_row, row_of)
+        if slot >= 0:
+            output[slot] = lengths[i] - prompts[slot] + more
+
+
+@njit(cache=True)
+def _followed(slots, ended, begun):  # type: ignore[no-untyped-def]
+    """Slots, (n,), without those that have ended, and then those that have begun."""
+    followed, n = np.empty(len(slots) + len(begun), np.int64), 0
+    for slot in slots:
+        followed[n] = slot
+        n += 1
+        for other in ended:
+            if other == slot:
+                n -= 1
+    followed[n : n + len(begun)] = begun
+    return followed[: n + len(begun)]
+
+
 class OutputCounts:
-    """Output tokens by slot, of requests that run.
+    """Slots of the requests that run, in order of admission, and output tokens by slot.
 
     Args:
         running: the request that runs in a slot; None if none does.
@@ -27,6 +61,9 @@ class OutputCounts:
 
     def __init__(self, running: Callable[[int], Request | None]) -> None:
         self._running = running
+        self._slots = np.zeros(0, np.int64)  # in order of admission, when last asked for
+        self._begun: list[int] = []  # since then
+        self._ended: list[int] = []  # of `_slots`
         self._output = np.zeros(0, np.int64)  # by slot, when last counted
         self._row = np.zeros(0, np.int64)  # by slot: where upstream has the request, or had it last
         self._slot_of_row = np.zeros(1, np.int64)
@@ -41,6 +78,23 @@ class OutputCounts:
             self._row = np.concatenate([self._row, np.full(missing, _NO_ROW)])
         self._output[slot] = output
         self._rowless.append(slot)
+        self._begun.append(slot)
+
+    def ends(self, slot: int) -> None:
+        """A request does not run any more."""
+        if slot in self._begun:
+            self._begun.remove(slot)
+        else:
+            self._ended.append(slot)
+
+    def slots(self) -> Ints:
+        """Of the requests that run, (n,), in order of admission."""
+        if self._ended or self._begun:
+            ended, begun = np.array(self._ended, np.int64), np.array(self._begun, np.int64)
+            self._slots = _followed(self._slots, ended, begun)
+            self._ended.clear()
+            self._begun.clear()
+        return self._slots
 
     def of(self, slots: Ints) -> Ints:
         """Output tokens of running requests, (n,), when they were last counted."""
@@ -59,17 +113,15 @@ class OutputCounts:
         lengths, rows = batch.seq_lens_cpu, getattr(batch, "req_pool_indices_cpu", None)
         if lengths is None or rows is None or not len(batch.reqs):  # upstream empties no columns
             return False
+        tokens, places = _int64(lengths), _int64(rows)
         self._rowless = [slot for slot in self._rowless if not self._note_row(slot)]
-        slots = self._slot_of_row.take(rows.numpy(), mode="clip")
-        mine = slots < len(self._row)
-        mine[mine] = self._row[slots[mine]] == rows.numpy()[mine]
-        slots, output = slots[mine], lengths.numpy()[mine]
-        output = output - prompts[slots]
-        going = ((i, req) for i, req in enumerate(_those(batch.reqs, mine)) if not req.finished())
-        i, one = next(going, (0, None))
-        if one is not None:
-            self._output[slots] = output + (len(one.output_ids) - output[i])
-        return one is not None
+        for i, req in enumerate(batch.reqs):
+            slot = _slot_at(places.item(i), self._slot_of_row, self._row)
+            if slot >= 0 and not req.finished():
+                more = len(req.output_ids) - (tokens.item(i) - prompts.item(slot))
+                _read(places, tokens, self._slot_of_row, self._row, prompts, more, self._output)
+                return True
+        return False
 
     def _note_row(self, slot: int) -> bool:
         """Note in which of upstream's rows a request is; False if it has none yet."""
@@ -87,5 +139,5 @@ class OutputCounts:
         return True
 
 
-def _those(requests: Iterable[Request], which: NDArray[np.bool_]) -> Iterable[Request]:
-    return (request for request, wanted in zip(requests, which, strict=True) if wanted)
+def _int64(column: Any) -> Ints:
+    return np.asarray(column.numpy(), np.int64)

@@ -177,16 +177,18 @@ class RequestPool:
             batch: upstream's batch of those that decode. Its columns tell what objects need not be asked
                 for one by one; prompts in chunks and whoever else is not in it have what they had.
         """
-        running = self.holding()
-        n, planner = len(running), self.planner
-        slots = np.fromiter(running, np.int64, n)
+        planner, output = self.planner, self._output
         if (
             batch is not None
+            and not self._released
             and not planner.speculation.ahead
-            and self._output.count(batch, planner.table.store.length)
+            and output.count(batch, planner.table.store.length)
         ):
-            return Running(slots, self._output.of(slots))
-        return Running(slots, np.fromiter(map(len, map(_OUTPUT, running.values())), np.int64, n))
+            slots = output.slots()
+            return Running(slots, output.of(slots))
+        running = self.holding()
+        slots = np.fromiter(running, np.int64, len(running))
+        return Running(slots, np.fromiter(map(len, map(_OUTPUT, running.values())), np.int64, len(running)))
 
     # ------------------------------------------------------------- order
 
@@ -217,6 +219,7 @@ class RequestPool:
                 new.append(req)
                 continue
             del self.running[slot]
+            self._output.ends(slot)
             self._released.pop(slot, None)
             self.planner.retract(slot, len(req.output_ids))
             self.retractions += 1
@@ -254,7 +257,8 @@ class RequestPool:
             self._requests += [None] * missing
 
     def _discard(self, slot: int) -> None:
-        self.running.pop(slot, None)
+        if self.running.pop(slot, None) is not None:
+            self._output.ends(slot)
         self._released.pop(slot, None)
         self._requests[slot] = None
         self.planner.remove(slot)
