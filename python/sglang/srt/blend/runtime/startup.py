@@ -17,7 +17,6 @@ from sglang.srt.blend.core.step.batch_pacing import BatchPacer
 from sglang.srt.blend.core.step.outlook import PoolClock
 from sglang.srt.blend.core.step.pacing import Pace, Pacer
 from sglang.srt.blend.core.step.step import StepLimits
-from sglang.srt.blend.core.warm_up import compile_kernels
 from sglang.srt.blend.runtime.admission_log import AdmissionLog
 from sglang.srt.blend.runtime.arguments import POLICY, BlendOptions, get_options
 from sglang.srt.blend.runtime.device import find_hardware
@@ -35,6 +34,7 @@ from sglang.srt.blend.runtime.radix.namespaces import Namespaces
 from sglang.srt.blend.runtime.speculation import speculation_of
 from sglang.srt.blend.runtime.stopwatch import Stopwatch
 from sglang.srt.blend.runtime.switching import WatchedPrefillAdder
+from sglang.srt.blend.runtime.warm_up import compile_kernels
 from sglang.srt.managers.schedule_policy import PrefillAdder
 from sglang.srt.mem_cache.prefill_budget import PrefillBudget
 from sglang.srt.runtime_context import get_disagg, get_exec, get_parallel
