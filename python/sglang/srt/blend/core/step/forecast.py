@@ -7,17 +7,13 @@ every request's own maximum would leave idle.
 
 from __future__ import annotations
 
-import math
 from copy import copy
-from typing import NamedTuple
 
 import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
 Ints = NDArray[np.int64]
-Floats = NDArray[np.float64]
-
 
 PARTS = 4
 """Parts of a request, of equal probability, that end one after another where its length is not known."""
@@ -26,83 +22,17 @@ PARTS = 4
 _VARIANCE = np.diff([(1.0 - k / PARTS) * k / PARTS for k in range(PARTS + 1)])
 
 
-@njit(cache=True)
-def _peak(now_used, ends, released, variance, parts, deviations, extra_remaining):  # type: ignore[no-untyped-def]
-    """Peak of parts sorted by their ends, with one request more unless extra_remaining < 0; all in parts.
+_ENDS, _RELEASED, _HELD, _MARGIN = range(4)
+# Rows of an array of parts, one in each column, in order of their ends: the steps until it ends; what it
+# holds now; what all hold when it ends, before it gives back its own; and what stays free then for answers
+# that turn out longer, rounded up, as bounds are whole. All but the first count PARTS to a token. Behind the
+# last part one more margin is for later.
 
-    With one more, nothing after its end is looked at.
-    """
-    used = now_used
-    peak = float(now_used)
-    growing = parts
-    pending = extra_remaining >= 0
-    if pending:
-        growing += PARTS
-    elapsed, noise = np.int64(0), 0.0
-    for i in range(parts):
-        if pending and extra_remaining <= ends[i]:
-            break
-        used += (ends[i] - elapsed) * growing
-        elapsed = ends[i]
-        peak = max(peak, used + deviations * math.sqrt(max(noise, 0.0)))
-        used -= released[i] + ends[i]
-        noise += variance[i] * (released[i] + ends[i]) ** 2
-        growing -= 1
-    if pending:
-        used += (extra_remaining - elapsed) * growing
-        peak = max(peak, used + deviations * math.sqrt(max(noise, 0.0)))
-    return peak
-
-
-@njit(cache=True)
-def _longest(now_used, ends, released, variance, parts, deviations, room):  # type: ignore[no-untyped-def]
-    """Largest extra_remaining with which `_peak` stays within room; -1 if none does."""
-    used = now_used
-    if used > room:
-        return np.int64(-1)
-    growing = parts + PARTS
-    elapsed, noise, least = np.int64(0), 0.0, 0.0
-    for i in range(parts):
-        least = deviations * math.sqrt(max(noise, 0.0))
-        if used + (ends[i] - elapsed) * growing + least > room:
-            break
-        used += (ends[i] - elapsed) * growing - released[i] - ends[i]
-        noise += variance[i] * (released[i] + ends[i]) ** 2
-        elapsed = ends[i]
-        growing -= 1
-    least = deviations * math.sqrt(max(noise, 0.0))
-    return max(elapsed + np.int64(np.floor((room - used - least) / growing)), np.int64(-1))
-
-
-@njit(cache=True)
-def _insert(ends, released, variance, parts, remaining, new_tokens):  # type: ignore[no-untyped-def]
-    """Add the parts of a request that ends for certain, behind `parts` sorted ones, where room is."""
-    at = parts
-    while at > 0 and ends[at - 1] >= remaining:
-        at -= 1
-        ends[at + PARTS], released[at + PARTS], variance[at + PARTS] = ends[at], released[at], variance[at]
-    for i in range(at, at + PARTS):
-        ends[i], released[i], variance[i] = remaining, new_tokens, 0.0
-
+_ROOM = 64 * PARTS
+# Columns for requests that are added.
 
 _DIGIT_BITS = 11
 _DIGITS = 1 << _DIGIT_BITS
-
-_ROOM = 64 * PARTS
-# Parts for which there is room when the first request is added.
-
-
-class _Parts(NamedTuple):
-    """Parts of requests, (m,) in order of their ends; behind those that count there may be room for more."""
-
-    ends: Ints
-    released: Ints
-    variance: Floats
-
-    def with_room(self, parts: int) -> _Parts:
-        """Copies with room for so many more."""
-        more = np.zeros(parts, np.int64)
-        return _Parts(*(np.append(column, more.astype(column.dtype)) for column in self))
 
 
 @njit(cache=True)
@@ -126,19 +56,86 @@ def _by_end(ends):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True)
-def _in_order(order, ends, released, present):  # type: ignore[no-untyped-def]
-    """Ends, released tokens and variance of the parts of requests that are present, with room for more."""
-    count = PARTS * present.sum() + _ROOM
-    sorted_ends, own = np.empty(count, np.int64), np.empty(count, np.int64)
-    variance, i = np.empty(count), 0
+def _lay_out(order, ends, released, present, used, deviations):  # type: ignore[no-untyped-def]
+    """The parts of those present, their number, and what is used once all others have given back theirs."""
+    count = np.int64(0)
+    for request in range(len(present)):
+        if present[request]:
+            count += PARTS
+        else:
+            used -= released[request]
+    parts, noise = np.empty((4, count + 1 + _ROOM), np.int64), np.zeros(count + 1)
+    all_ends, all_own, all_hold, i = parts[_ENDS], parts[_RELEASED], parts[_HELD], 0
     for part in order:
         request, k = part // PARTS, part % PARTS
         if present[request]:
-            sorted_ends[i], own[i] = ends[request, k], released[request]
-            unknown = ends[request, 0] < ends[request, PARTS - 1]
-            variance[i] = _VARIANCE[k] if unknown else 0.0
+            all_ends[i], all_own[i] = ends[request, k], released[request]
+            if ends[request, 0] < ends[request, PARTS - 1]:
+                noise[i + 1] = _VARIANCE[k]
             i += 1
-    return sorted_ends, own, variance
+    held, elapsed = PARTS * used, np.int64(0)
+    for i in range(count):
+        end, gives_back = all_ends[i], all_own[i] + all_ends[i]
+        held += (end - elapsed) * (count - i)
+        all_hold[i] = held
+        held, elapsed = held - gives_back, end
+        noise[i + 1] = noise[i] + noise[i + 1] * np.float64(gives_back) ** 2
+    for i in range(count + 1):
+        parts[_MARGIN, i] = np.int64(np.ceil(deviations * np.sqrt(max(noise[i], 0.0))))
+    return parts, count, used
+
+
+@njit(cache=True)
+def _held_at(parts, count, used, ended, steps):  # type: ignore[no-untyped-def]
+    """What all hold in so many steps, by when so many parts have ended."""
+    if ended == 0:
+        return PARTS * used + steps * count
+    last = ended - 1
+    held = parts[_HELD, last] - parts[_RELEASED, last] - parts[_ENDS, last]
+    return held + (steps - parts[_ENDS, last]) * (count - ended)
+
+
+@njit(cache=True)
+def _peak_with(parts, count, used, remaining):  # type: ignore[no-untyped-def]
+    """Peak until one request more ends, which takes nothing now; with what stays free."""
+    ends, all_hold, margin = parts[_ENDS], parts[_HELD], parts[_MARGIN]
+    ended, peak = np.searchsorted(ends[:count], remaining), PARTS * used
+    for i in range(ended):
+        peak = max(peak, all_hold[i] + margin[i] + PARTS * ends[i])
+    at_end = _held_at(parts, count, used, ended, remaining) + PARTS * remaining
+    return max(peak, at_end + margin[ended])
+
+
+@njit(cache=True)
+def _longest(parts, count, used, room):  # type: ignore[no-untyped-def]
+    """Largest `remaining` with which `_peak_with` stays within `room` tokens; -1 if none does."""
+    if used > room:
+        return np.int64(-1)
+    ended, elapsed, free = 0, np.int64(0), PARTS * room
+    while ended < count:
+        end = parts[_ENDS, ended]
+        if parts[_HELD, ended] + parts[_MARGIN, ended] + PARTS * end > free:
+            break
+        elapsed = end
+        ended += 1
+    free -= _held_at(parts, count, used, ended, elapsed) + PARTS * elapsed + parts[_MARGIN, ended]
+    return max(elapsed + free // (count - ended + PARTS), np.int64(-1))
+
+
+@njit(cache=True)
+def _add(parts, count, used, new_tokens, remaining):  # type: ignore[no-untyped-def]
+    """Insert the parts of a request that ends for certain, where there is room."""
+    ends, all_hold = parts[_ENDS], parts[_HELD]
+    at = np.searchsorted(ends[:count], remaining)
+    held = _held_at(parts, count, used, at, remaining) + PARTS * (new_tokens + remaining)
+    for row in range(4):
+        parts[row, at + PARTS : count + 1 + PARTS] = parts[row, at : count + 1].copy()
+    for i in range(PARTS):
+        ends[at + i], parts[_RELEASED, at + i] = remaining, new_tokens
+        all_hold[at + i] = held - i * (new_tokens + remaining)
+        parts[_MARGIN, at + i] = parts[_MARGIN, at + PARTS]
+    for i in range(at):
+        all_hold[i] += PARTS * (new_tokens + ends[i])
 
 
 class KVForecast:
@@ -179,9 +176,8 @@ class KVForecast:
         self._hold(used, np.ones(len(released), np.bool_))
 
     def _hold(self, used: int, present: NDArray[np.bool_]) -> None:
-        self._used = PARTS * used
-        self._requests = int(np.count_nonzero(present))
-        self._parts = _Parts(*_in_order(*self._made_of, present))
+        self._parts, count, used = _lay_out(*self._made_of, present, used, self._deviations)
+        self._count, self._used = int(count), int(used)
 
     @classmethod
     def of_known(cls, used: int, remaining: Ints, released: Ints) -> KVForecast:
@@ -195,43 +191,42 @@ class KVForecast:
             present: (n,) which of them. None has been added since.
         """
         some = copy(self)
-        some._hold(self._used // PARTS - int(self._made_of[2][~present].sum()), present)
+        some._hold(self._used, present)
         return some
 
     def copy(self) -> KVForecast:
         """A forecast that goes its own way from here."""
         same = copy(self)
-        same._parts = self._parts.with_room(0)  # copies
+        same._parts = self._parts.copy()
         return same
 
     def __len__(self) -> int:
-        return self._requests
+        return self._count // PARTS
 
     def peak(self) -> int:
         """Peak if nothing more is admitted, without deviations."""
-        peak = _peak(self._used, *self._parts, PARTS * len(self), 0.0, -1)
-        return int(np.ceil(peak / PARTS))
+        held = self._parts[_HELD, : self._count].max(initial=PARTS * self._used)
+        return -(-int(held) // PARTS)
 
     def peak_with(self, new_tokens: int, remaining: int) -> int:
         """Peak until the end of a request that takes `new_tokens` now and produces `remaining` more.
 
         What comes after it has left is not its doing.
         """
-        used = self._used + PARTS * new_tokens
-        peak = _peak(used, *self._parts, PARTS * len(self), self._deviations, remaining)
-        return int(min(math.ceil(peak / PARTS), used // PARTS + remaining * (len(self) + 1)))
+        peak = -(-int(_peak_with(self._parts, self._count, self._used, remaining)) // PARTS)
+        return new_tokens + min(peak, self._used + remaining * (len(self) + 1))
 
     def longest(self, new_tokens: int, room: int) -> int:
         """Largest `remaining` with which `peak_with` stays within `room`; -1 if none does."""
-        used = self._used + PARTS * new_tokens
-        longest = int(_longest(used, *self._parts, PARTS * len(self), self._deviations, PARTS * room))
-        return max(longest, (room - used // PARTS) // (len(self) + 1), -1)
+        room -= new_tokens
+        longest = int(_longest(self._parts, self._count, self._used, room))
+        return max(longest, (room - self._used) // (len(self) + 1), -1)
 
     def add(self, new_tokens: int, remaining: int) -> None:
         """Admit that request."""
-        parts = PARTS * len(self)
-        if parts == len(self._parts.ends):
-            self._parts = self._parts.with_room(max(parts, _ROOM))
-        _insert(*self._parts, parts, remaining, new_tokens)
-        self._used += PARTS * new_tokens
-        self._requests += 1
+        if self._count + PARTS >= self._parts.shape[1]:
+            more = np.empty((4, self._count), np.int64)
+            self._parts = np.concatenate([self._parts, more], axis=1)
+        _add(self._parts, self._count, self._used, new_tokens, remaining)
+        self._count += PARTS
+        self._used += new_tokens
