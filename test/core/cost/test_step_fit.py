@@ -74,6 +74,31 @@ def test_any_accelerators_profile_becomes_that_of_the_device(told, engine):
     )
 
 
+def paced_steps(truth: StepTimeModel, rows: int) -> StepTimes:
+    """Four steps that fill a batch, and many that go on with so many rows in the end, hardly different."""
+    rng, steps = np.random.default_rng(0), StepTimes()
+    for number in range(400):
+        decoding = int(rng.integers(150, 190))
+        prefill = 2048 - decoding if number < 4 else rows - decoding + int(rng.integers(0, 5))
+        work = {
+            "prefill_tokens": prefill,
+            "prefill_pairs": 300.0 * prefill,
+            "decode_rows": decoding,
+            "kv_tokens": decoding * (300.0 + number),
+        }
+        steps.add(work, float(load_engine("mixed")(truth, StepWork(**work))) * np.exp(rng.normal(0.0, 0.02)))
+    return steps
+
+
+@pytest.mark.parametrize(("told", "tiled"), [("l40s", True), ("b200", True), ("cpu", False)])
+def test_a_gpu_without_a_table_is_expected_to_work_on_whole_tiles(told, tiled):
+    """Steps of 207 rows do not show that 256 take no longer; taken for smooth, they were never tried."""
+    fit = fit_of(told)
+    factors = Correction(1.2, 0.5) if told == "cpu" else AS_TOLD
+    truth = StepTimeModel(SHAPE, load_hardware("cpu" if told == "cpu" else "a100-80gb"), correction=factors)
+    assert fit.fit(paced_steps(truth, 207), AS_TOLD).tiled is tiled
+
+
 @settings(max_examples=25, deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 10_000), st.integers(0, 500), st.floats(1e-9, 1e9)), min_size=1))
 def test_whatever_the_times_the_correction_stays_within_bounds(rows):

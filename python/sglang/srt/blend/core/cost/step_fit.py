@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import least_squares
 
-from sglang.srt.blend.core.cost.correction import FARTHEST, Correction
+from sglang.srt.blend.core.cost.correction import AS_TOLD, FARTHEST, Correction
 from sglang.srt.blend.core.cost.engines import load_engine
 from sglang.srt.blend.core.cost.hardware import Hardware
 from sglang.srt.blend.core.cost.model_shape import ModelShape
@@ -35,7 +35,7 @@ _INDEPENDENT = 16
 """Steps that the model's errors are worth at most: those of like steps are alike, however many there are."""
 
 _CLEARLY = 0.01
-"""Error by which stairs have to be better than what the profile has."""
+"""Error by which one course of GEMMs has to be better than the other that is expected."""
 
 _OUTLIER = 0.5
 """Error as which a larger one counts, so that single steps do not make a profile wrong."""
@@ -132,10 +132,13 @@ class StepFit:
     def fit(self, steps: StepTimes, prior: Correction) -> Correction:
         """The correction that explains the steps, as near to `prior` as they allow.
 
-        GEMMs are tried as the profile has them, a measured table or a smooth curve, and as stairs.
+        GEMMs are tried as the profile has them, a measured table or a smooth curve, and as stairs. Kernels of
+        GPUs make stairs, though paced steps are often too much alike to show them; a table has its own.
         """
         told, stairs = (self._fit(steps, prior, tiled=tiled) for tiled in (False, True))
-        return stairs if self.error(steps, stairs) < self.error(steps, told) - _CLEARLY else told
+        expected = self.times(AS_TOLD).tile == 1 and not self.hardware.measured
+        ahead = _CLEARLY if expected else -_CLEARLY
+        return stairs if self.error(steps, stairs) < self.error(steps, told) + ahead else told
 
     def error(self, steps: StepTimes, correction: Correction) -> float:
         """Mean relative error, outliers cut off; 0 without steps."""
