@@ -31,6 +31,10 @@ _NOISE = 0.05
 _PRIOR = 0.7
 """Logarithm of the factor by which a correction may well change: what no step shows stays as it is."""
 
+_TOGETHER = np.array([[1.0, -1.0, 0.0], [1.0 / 3.0, 1.0 / 3.0, 0.0], [0.0, 0.0, 2.0**0.5]]) / 2.0**0.5
+"""What the same is said of where nothing has been timed. A device that is not what it was told to be most
+likely has both compute and memory slower, or both faster: together they may change three times as much."""
+
 _INDEPENDENT = 16
 """Steps that the model's errors are worth at most: those of like steps are alike, however many there are."""
 
@@ -150,8 +154,10 @@ class StepFit:
         weight = max(len(steps) / _INDEPENDENT, 1.0) ** 0.5
 
         def residuals(logs: Floats) -> Floats:
-            errors = self.errors(steps, Correction.from_logs(logs, tiled=tiled))
-            return np.concatenate([errors / _NOISE, weight * (logs - prior.logs) / _PRIOR])
+            errors, change = self.errors(steps, Correction.from_logs(logs, tiled=tiled)), logs - prior.logs
+            if prior == AS_TOLD:
+                change = _TOGETHER @ change
+            return np.concatenate([errors / _NOISE, weight * change / _PRIOR])
 
         bound = np.log(FARTHEST)
         start = np.clip(prior.logs, -0.99 * bound, 0.99 * bound)
