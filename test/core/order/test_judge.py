@@ -83,6 +83,16 @@ def test_a_document_that_has_left_the_cache_is_computed_again(monkeypatch):
     assert prefilled == {92, 142}
 
 
+def test_shorter_answers_pass_a_long_one_that_does_not_fit(monkeypatch):
+    """Two answers of 600 tokens do not fit side by side, but those of 100 fit beside either of them."""
+    prompts = [[i] * 8 for i in range(14)] + [[100 + i] * 300 for i in range(60)]
+    requests = pool(prompts, [600] * 2 + [100] * 12 + [2] * 60)
+    seen, _ = foreseen(monkeypatch, requests, kv_capacity=1000, engine="mixed")
+    use, _, stride = seen[0]  # of the density order
+    assert use[: 100 // stride, judging._ROWS].mean() > 5
+    assert use[:, judging._HELD].max() <= 1000
+
+
 def test_what_runs_is_in_the_way(monkeypatch):
     alone, _ = foreseen(monkeypatch, one_and_another(), kv_capacity=100)
     beside, _ = foreseen(monkeypatch, one_and_another(), kv_capacity=100, running=[2])

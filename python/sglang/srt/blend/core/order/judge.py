@@ -18,7 +18,7 @@ from sglang.srt.blend.core.cost.engines import load_engine
 from sglang.srt.blend.core.cost.step_time import StepTimeModel, StepWork
 from sglang.srt.blend.core.order.snapshot import Runners, Snapshot
 from sglang.srt.blend.core.pool.prefix_tree import ResourceAwarePrefixTree
-from sglang.srt.blend.core.step.dual_scan import ScanOrder
+from sglang.srt.blend.core.step.dual_scan import ScanOrder, advance
 from sglang.srt.blend.core.step.pacing import LATE, Demand, Pacer, WorkLeft
 from sglang.srt.blend.core.step.partition import DENSEST, IDLE_STEPS, compute_share
 
@@ -135,6 +135,38 @@ def _fits(use, at, queue, i, ends, stride, capacity, memory_capacity):  # type: 
 
 
 @njit(cache=True, nogil=True)
+def _longest_fit(use, at, tokens, stride, capacity, memory_capacity):  # type: ignore[no-untyped-def]
+    """Output tokens with which a request of so many prompt tokens stays within bounds from a stride on."""
+    t = at
+    while t < len(use):
+        needs = tokens + stride * (t - at + 1)
+        if use[t, _HELD] + needs > capacity or use[t, _MEMORY] + needs > memory_capacity:
+            break
+        t += 1
+    return stride * (t - at)
+
+
+@njit(cache=True, nogil=True)
+def _behind(queue, waits, left, right, longest, root):  # type: ignore[no-untyped-def]
+    """The next request behind the memory side's first one that is short enough to fit; -1 if none is."""
+    for i in range(right - 1, left - 1, -1):
+        if queue.density[i] >= root:
+            break
+        if waits[i] and queue.output[i] <= longest:
+            return i
+    return -1
+
+
+@njit(cache=True, nogil=True)
+def _one_that_fits(use, at, queue, waits, left, i, ends, bounds, free, root, side):  # type: ignore[no-untyped-def]
+    """This request, or if it does not fit one that may pass it and does: at the memory side; else -1."""
+    while i >= 0 and not _fits(use, at, queue, i, ends, bounds.stride, bounds.capacity, free):
+        most = _longest_fit(use, at, queue.suffix[i], bounds.stride, bounds.capacity, free)
+        i = _behind(queue, waits, left, i, min(most, queue.output[i] - 1), root) if side else -1
+    return i
+
+
+@njit(cache=True, nogil=True)
 def _begin(use, at, queue, i, ends, stride, memory):  # type: ignore[no-untyped-def]
     """A request begins; returns the prompt tokens that are computed for it."""
     node, tokens = queue.node[i], queue.suffix[i]
@@ -211,8 +243,8 @@ def _longest(output):  # type: ignore[no-untyped-def]
 def _passes(queue, ends, running, bounds):  # type: ignore[no-untyped-def]
     """What each stride holds and decodes, (strides, 4), and what it prefills, (strides, 3).
 
-    From either end nobody passes who does not fit. A prompt that is too long for the quota goes on in the
-    next stride.
+    From the left nobody passes who does not fit, from the right only shorter answers do. A prompt that is too
+    long for the quota goes on in the next stride.
     """
     n, stride = len(queue.output), bounds.stride
     span = max(_longest(queue.output), _longest(running.left)) // stride + 2
@@ -227,6 +259,7 @@ def _passes(queue, ends, running, bounds):  # type: ignore[no-untyped-def]
     for i in range(n):
         dense_share += queue.share[i] * (queue.density[i] >= bounds.dense)
     left, right, rows, owed, short, t = 0, n - 1, bounds.rows, 0.0, 0.0, 0
+    waits = np.ones(n, np.bool_)
     while left <= right or owed > 0.0:
         if t + span + 2 > len(use):
             use, work = _longer(use, 2 * len(use)), _longer(work, 2 * len(work))
@@ -245,7 +278,9 @@ def _passes(queue, ends, running, bounds):  # type: ignore[no-untyped-def]
                     break
                 reserve = min(bounds.reserve, dense_share + used[0])
                 free = bounds.capacity - reserve if side else np.inf
-                if not idle and not _fits(use, t, queue, i, ends, stride, bounds.capacity, free):
+                if not idle:
+                    i = _one_that_fits(use, t, queue, waits, left, i, ends, bounds, free, root, side)
+                if i < 0:
                     break
                 tokens, context = _begin(use, t, queue, i, ends, stride, side == 1)
                 work[t, _PAIRS] += tokens * (context - tokens) + tokens * (tokens + 1) / 2
@@ -255,7 +290,8 @@ def _passes(queue, ends, running, bounds):  # type: ignore[no-untyped-def]
                 comp, mem = comp - queue.comp[i], max(mem - queue.mem[i], 0.0)
                 dense_share -= queue.share[i] * (queue.density[i] >= bounds.dense)
                 taken, ahead, idle = taken + tokens, ahead + side * tokens, False
-                left, right = left + 1 - side, right - side
+                waits[i] = False
+                left, right = advance(waits, left, right)
         work[t, _TOKENS] = min(taken, max(quota, ahead, stride), bounds.chunk * stride)
         owed = taken - work[t, _TOKENS]
         rows = max(rows - work[t, _TOKENS] - use[t, _ROWS] * stride, 0.0)
