@@ -28,6 +28,9 @@ Floats = NDArray[np.float64]
 STRIDES = 256
 """Parts of about as many passes into which a pool is divided."""
 
+_TRIES = 8
+# Requests of which one may begin in place of one that does not fit.
+
 # Columns of a stride: KV tokens held, those of the memory side, rows and KV reads of each of its passes.
 _HELD, _MEMORY, _ROWS, _READS = range(4)
 # And of what it prefills: tokens, query-key pairs, prompts.
@@ -160,10 +163,14 @@ def _behind(queue, waits, left, right, longest, root):  # type: ignore[no-untype
 @njit(cache=True, nogil=True)
 def _one_that_fits(use, at, queue, waits, left, i, ends, bounds, free, root, side):  # type: ignore[no-untyped-def]
     """This request, or if it does not fit one that may pass it and does: at the memory side; else -1."""
-    while i >= 0 and not _fits(use, at, queue, i, ends, bounds.stride, bounds.capacity, free):
+    for _ in range(_TRIES):
+        if _fits(use, at, queue, i, ends, bounds.stride, bounds.capacity, free):
+            return i
         most = _longest_fit(use, at, queue.suffix[i], bounds.stride, bounds.capacity, free)
         i = _behind(queue, waits, left, i, min(most, queue.output[i] - 1), root) if side else -1
-    return i
+        if i < 0:
+            break
+    return -1
 
 
 @njit(cache=True, nogil=True)
