@@ -82,6 +82,8 @@ class OutputCounts:
 
     def ends(self, slot: int) -> None:
         """A request does not run any more."""
+        if slot in self._rowless:
+            self._rowless.remove(slot)
         if slot in self._begun:
             self._begun.remove(slot)
         else:

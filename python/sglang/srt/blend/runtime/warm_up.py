@@ -19,9 +19,8 @@ def compile_kernels(cost_model: CostModel, times: StepTimeModel | None) -> None:
     warm_up.compile_kernels(cost_model, times)
     fold([1])
     request = SimpleNamespace(kv=SimpleNamespace(req_pool_idx=0), output_ids=[], finished=lambda: False)
-    batch = SimpleNamespace(
-        reqs=[request], seq_lens_cpu=torch.ones(1, dtype=torch.int64), req_pool_indices_cpu=torch.zeros(1)
-    )
+    one = torch.ones(1, dtype=torch.int64)
+    batch = SimpleNamespace(reqs=[request], seq_lens_cpu=one, req_pool_indices_cpu=one - 1)
     counts = OutputCounts({0: request}.get)
     counts.begins(0, 0)
     counts.count(batch, np.ones(1, np.int64))
