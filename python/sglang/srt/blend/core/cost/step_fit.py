@@ -32,8 +32,9 @@ _PRIOR = 0.7
 """Logarithm of the factor by which a correction may well change: what no step shows stays as it is."""
 
 _TOGETHER = np.array([[1.0, -1.0, 0.0], [1.0 / 3.0, 1.0 / 3.0, 0.0], [0.0, 0.0, 2.0**0.5]]) / 2.0**0.5
-"""What the same is said of where nothing has been timed. A device that is not what it was told to be most
-likely has both compute and memory slower, or both faster: together they may change three times as much."""
+"""What the same is said of, unless start-up has timed another speed than told. A device that is not what it
+was told to be most likely has both compute and memory slower, or both faster: together they may change three
+times as much."""
 
 _INDEPENDENT = 16
 """Steps that the model's errors are worth at most: those of like steps are alike, however many there are."""

@@ -1,8 +1,8 @@
 """How long a pool takes in one order or another: its passes in arrays, some at a time.
 
 No scheduler runs, and estimates are taken for what will be: a judge compares orders under one forecast, it
-does not promise how long one takes. Left out are retractions, prefixes that leave the cache, encoders, and
-drafts, which shorten every order alike.
+does not promise how long one takes. Left out are preemptible requests, retractions, prefixes that leave the
+cache, encoders, and drafts, which shorten every order alike.
 """
 
 from __future__ import annotations
