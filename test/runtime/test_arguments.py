@@ -33,7 +33,7 @@ def test_help_lists_every_flag_with_its_default(parser):
         "--blend-sharing-budget": "0.99",
         "--blend-replan-interval": "256",
         "--blend-window": "0",
-        "--blend-patience": "2.0",
+        "--blend-patience": "4.0",
         "--blend-admission-log": "off",
     }.items():
         assert flag in text

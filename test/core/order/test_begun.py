@@ -42,13 +42,13 @@ def documents(readers, length=400, rest=10):
     ]
 
 
-def begun(prompts, held, *, output=10, capacity=10_000):
+def begun(prompts, held, *, output=10, capacity=10_000, stream=False):
     lengths = np.array([len(prompt) for prompt in prompts])
     in_order = SortedPrompts.of(np.concatenate(prompts), np.concatenate([[0], np.cumsum(lengths)]))
     slots = in_order.slots
     tree = in_order.tree(lengths[slots], np.full(len(slots), output), llama_on_a100())
     result = np.zeros(len(slots), bool)
-    result[slots] = begun_requests(tree, np.asarray(held)[slots], capacity)
+    result[slots] = begun_requests(tree, np.asarray(held)[slots], capacity, stream=stream)
     return result.tolist()
 
 
@@ -67,6 +67,14 @@ def test_a_prefix_that_is_small_beside_the_cache_is_not_worth_a_detour():
 def test_a_prefix_that_more_wait_for_than_it_holds_is_not_finished_first():
     """An instruction that many share: they would all go before whatever else there is."""
     assert not any(begun(documents([30]), [400] * 30))
+
+
+def test_in_a_stream_a_document_in_use_goes_first_however_many_wait_for_it():
+    """It would leave the cache behind them, and others will come who read it."""
+    held = [400] * 30 + [0] * 3
+    assert begun(documents([30, 3]), held, stream=True) == [True] * 30 + [False] * 3
+    assert not any(begun(documents([30, 3]), [150] * 30 + [0] * 3, stream=True))
+    assert not any(begun(documents([30, 3]), held, capacity=400 * 64 + 64, stream=True))
 
 
 def test_the_last_reader_of_a_document_in_use_is_begun():

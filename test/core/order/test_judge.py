@@ -194,6 +194,7 @@ def test_nobody_is_judged_while_others_come():
     pool([[5] * 30, [6, 6]], [7, 300]).add_to(planner)
     planner.replan()
     assert not planner.ledger.scanner.one_line
+    planner.begin_step(Running(first[:1], np.array([1])), 41, StepLimits())
     planner.replan()  # nobody else has come
     assert planner.ledger.scanner.one_line
 

@@ -68,7 +68,7 @@ def test_no_patience_is_order_of_arrival_and_endless_patience_is_the_plans(facto
 
 
 BOUND = 2 * (2.0 + 1) * (WAITING + 1)
-"""Admissions, at the default patience."""
+"""Admissions, at a patience of 2."""
 
 
 @dataclass

@@ -181,7 +181,7 @@ class Planner:
         self.ledger.retract(slot)
         self._steps.memory.retractions += 1
         self._steps.memory.somebody_left()
-        self._plans.arrived(1)
+        self._plans.changed(1)
 
     # ---------------------------------------------------------------- plan
 

@@ -53,7 +53,7 @@ class BlendOptions:
     sharing_budget: float = 0.99
     replan_interval: int = 256
     window: int = 0
-    patience: float = 2.0
+    patience: float = 4.0
     engine: str = "auto"
     measure: str = "on"
     admission_log: str | None = None

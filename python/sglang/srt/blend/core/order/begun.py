@@ -44,7 +44,7 @@ def held_tokens(common, holds):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
-def _mark(lo, hi, depth, parent, request_parent, held, left, least):  # type: ignore[no-untyped-def]
+def _mark(lo, hi, depth, parent, request_parent, held, left, least, stream):  # type: ignore[no-untyped-def]
     nodes, n = len(lo), len(held)
     most = np.zeros(nodes, np.int64)
     for i in range(n):
@@ -58,25 +58,30 @@ def _mark(lo, hi, depth, parent, request_parent, held, left, least):  # type: ig
     for node in range(1, nodes):
         in_use = min(most[node], depth[node])
         own = in_use - depth[parent[node]]
-        if own >= least and 2 * in_use >= depth[node] and sums[hi[node]] - sums[lo[node]] <= own:
+        worth = stream or sums[hi[node]] - sums[lo[node]] <= own
+        if own >= least and 2 * in_use >= depth[node] and worth:
             begun[lo[node] : hi[node]] = True
     for i in range(n):
         own = held[i] - depth[request_parent[i]]
-        if own >= least and left[i] <= own:
+        if own >= least and (stream or left[i] <= own):
             begun[i] = True
     return begun
 
 
-def begun_requests(tree: ResourceAwarePrefixTree, held: Ints, kv_capacity: int) -> NDArray[np.bool_]:
+def begun_requests(
+    tree: ResourceAwarePrefixTree, held: Ints, kv_capacity: int, *, stream: bool = False
+) -> NDArray[np.bool_]:
     """Which waiting requests belong to a subtree that is worth finishing before others begin.
 
     Most of its prefix is held by requests that run, and what it has of it for itself is more than all its
-    requests still add.
+    requests still add. Not so in a stream: while others come nothing is finished, and the next reader of a
+    prefix that is left behind computes it again.
 
     Args:
         tree: of the waiting requests.
         held: (n,) prompt tokens of each that requests that run hold; see `held_tokens`.
         kv_capacity: tokens.
+        stream: whether other requests are to come.
 
     Returns:
         Flags (n,), in the tree's order.
@@ -84,5 +89,5 @@ def begun_requests(tree: ResourceAwarePrefixTree, held: Ints, kv_capacity: int) 
     least = max(kv_capacity // CACHE_SHARE, 1)
     left = tree.kv_tokens - held
     return np.asarray(
-        _mark(tree.lo, tree.hi, tree.depth, tree.parent, tree.request_parent, held, left, least)
+        _mark(tree.lo, tree.hi, tree.depth, tree.parent, tree.request_parent, held, left, least, stream)
     )

@@ -124,8 +124,23 @@ class _Forest:
         )
         self.density: Floats = densities(self.comp, self.mem).astype(np.float32).astype(np.float64)
         # A stable sort: equal densities keep the sorted prompts' order.
-        self._siblings = np.lexsort((-self.density, self.parent))
-        position = leaf_positions(self._siblings, self.parent, self.count)[self.nodes :]
+        self._line_up(np.lexsort((-self.density, self.parent)))
+
+    def most_read_first(self, long: float) -> None:
+        """Sort again: those with a prefix of `long` tokens or more to themselves before their siblings.
+
+        Of those that are dense, see `_dense_from`, the one that most requests read comes first.
+        """
+        above = self.parent[1 : self.nodes]
+        own = self.depth[1:] - self.depth[above]
+        read = np.zeros(len(self.parent), np.int64)
+        read[1 : self.nodes] = np.where(own >= long, self.count[1 : self.nodes], 0)
+        read[self.density < _dense_from(self, stream=True)] = 0
+        self._line_up(np.lexsort((-self.density, -read, self.parent)))
+
+    def _line_up(self, siblings: Ints) -> None:
+        self._siblings = siblings
+        position = leaf_positions(siblings, self.parent, self.count)[self.nodes :]
         self.leaves: Ints = np.empty(len(position), np.int64)
         self.leaves[position] = np.arange(len(position))
 
@@ -349,10 +364,27 @@ def _group(shared, footprint, limit):  # type: ignore[no-untyped-def]
     return group
 
 
-def _begun_first(forest: _Forest, begun: NDArray[np.bool_]) -> Ints:
+def _may_lose(tree: ResourceAwarePrefixTree, share: float, before: Sharing) -> int:
+    """Tokens of sharing that splits may lose, if all of the pool may lose a share."""
+    left = share * (tree.shared_tokens + before.kept + before.lost) - before.lost
+    # What earlier plans did not cut is not for the last one, which would leave nothing whole.
+    return int(max(min(share * tree.shared_tokens, left), 0.0))
+
+
+def _dense_from(forest: _Forest, *, stream: bool) -> float:
+    """The density from which on items belong at the dense end.
+
+    It is that of all together. What waits of a stream may be dense from end to end, if the others have begun
+    as they came: there, what takes more compute than memory is dense in any case.
+    """
+    every = float(densities(forest.comp[0], forest.mem[0]))
+    return min(every, 1.0) if stream else every
+
+
+def _begun_first(forest: _Forest, begun: NDArray[np.bool_], *, stream: bool) -> Ints:
     """The leaf order with what is begun at the end of the order that it is nearer to, in density."""
-    order, density = forest.leaves, forest.leaf_density
-    dense = density >= float(densities(forest.comp[0], forest.mem[0]))
+    order = forest.leaves
+    dense = forest.leaf_density >= _dense_from(forest, stream=stream)
     turn = np.where(begun[order], np.where(dense, 0, 2), 1)
     return np.asarray(order[np.argsort(turn, kind="stable")])
 
@@ -367,6 +399,7 @@ def order_by_density(
     group_tokens: int = 0,
     split: bool = True,
     begun: NDArray[np.bool_] | None = None,
+    stream: bool = False,
 ) -> DensityOrder:
     """Requests by density: sorted layer by layer, split and merged (paper 5.2, Algorithms 1 and 2).
 
@@ -384,6 +417,8 @@ def order_by_density(
             every request its own group.
         split: False leaves the tree whole (for ablation).
         begun: (n,) requests of the tree that go before the others of their end of the order; none by default.
+        stream: whether other requests are to come: then what few read yet waits for more readers, where it is
+            too long to be cut.
 
     Raises:
         ValueError: sharing_budget outside [0, 1].
@@ -391,11 +426,7 @@ def order_by_density(
     if not 0.0 <= sharing_budget <= 1.0:
         raise ValueError(f"sharing budget must be between 0 and 1, got {sharing_budget}")
     forest = _Forest(tree, cost)
-    every = tree.shared_tokens + before.kept + before.lost
-    left = (1.0 - sharing_budget) * every - before.lost
-    # What earlier plans did not cut is not for the last one, which would leave nothing whole.
-    budget = int(max(min((1.0 - sharing_budget) * tree.shared_tokens, left), 0.0))
-    splits = 0
+    budget, splits = _may_lose(tree, 1.0 - sharing_budget, before), 0
     while split:
         spent, cut = forest.split(budget, longest_cut)
         if cut == 0:
@@ -403,7 +434,9 @@ def order_by_density(
         budget -= spent
         splits += cut
         forest.sort()
-    order = forest.leaves if begun is None else _begun_first(forest, begun)
+    if stream:
+        forest.most_read_first(longest_cut)
+    order = forest.leaves if begun is None else _begun_first(forest, begun, stream=stream)
     shared = _walk(order, tree.lcp, _roots(forest.parent, forest.nodes))
     comp = forest.comp[forest.nodes + order]
     group = _group(shared, tree.kv_tokens[order], group_tokens)

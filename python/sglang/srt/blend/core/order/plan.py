@@ -53,7 +53,7 @@ class PlannerOptions:
     sharing_budget: float = 0.99
     replan_interval: int = 256
     window: int = 0
-    patience: float = 2.0
+    patience: float = 4.0
     group_fraction: float = 1 / 16
     split: bool = True
     memory: int = 8192
@@ -159,7 +159,7 @@ def order_window(
     tree = requests.prompts.tree(requests.prompt, output, cost_model, extra_comp=requests.extra)
     if len(output) and _alike(tree, requests.prompt, requests.estimate, requests.generated):
         return _window(requests, tree, output, order_of_arrival(tree, requests.sequence), one_line=True)
-    begun = begun_requests(tree, requests.held, kv_capacity)
+    begun = begun_requests(tree, requests.held, kv_capacity, stream=requests.stream)
     others = {}
     if len(output) and (judge is not None or options.line):
         others = {
@@ -177,6 +177,7 @@ def order_window(
         group_tokens=int(kv_capacity * options.group_fraction),
         split=options.split,
         begun=begun,
+        stream=requests.stream,
     )
     window = _window(requests, tree, output, density, one_line=False)
     if judge is None or not others:

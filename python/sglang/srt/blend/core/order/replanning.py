@@ -16,6 +16,7 @@ from sglang.srt.blend.core.order.plan import OrderedWindow, PlannerOptions, orde
 from sglang.srt.blend.core.order.samples import Samples
 from sglang.srt.blend.core.order.sharing_account import SharingAccount
 from sglang.srt.blend.core.order.snapshot import Snapshot
+from sglang.srt.blend.core.order.stream import Stream
 from sglang.srt.blend.core.pool.request_table import UNPLANNED, State
 from sglang.srt.blend.core.pool.sorted_pool import SortedPool
 from sglang.srt.blend.core.step.ledger import Ledger
@@ -54,14 +55,19 @@ class Replanning:
         self._sharing = SharingAccount()
         self.made = self._completions = self._unplanned = 0
         self._steps, self._looked_at, self._open = 0, 0, False  # see `stale`
-        self._doubtful = False  # see `_trusted_judge`
-        self._known = 0  # requests that had come when the last plan was made
+        self._stream = Stream()
+        self._guessed = False  # see `_trusted_judge`
         self.largest = 0
         self.sharing = self.density = 0.0
 
     # ---------------------------------------------------------------- when
 
     def arrived(self, requests: int) -> None:
+        """So many requests have come."""
+        self._stream.arrived(self._table.num_running)
+        self.changed(requests)
+
+    def changed(self, requests: int) -> None:
         """So many requests wait that the last plan does not know, or not as they are."""
         self._unplanned += requests
 
@@ -93,6 +99,7 @@ class Replanning:
         Where everything fits nobody follows a plan, but what it says about a pool that has grown is shown.
         """
         self._steps += 1
+        self._stream.step()
         window = self._aside.take(self._steps)
         if window is not None:
             self._follow(window)
@@ -161,9 +168,6 @@ class Replanning:
         """The first part of a plan: learn from every answer, and expect accordingly; choose samples."""
         self.refresh()
         self.made += 1
-        # Those who come while others run do not come alone, and the pool's end is not in sight.
-        stream, self._known = self._table.arrived > self._known, self._table.arrived
-        stream &= self._table.num_running > 0
         if self._unplanned * 64 >= self._table.num_waiting:
             self._steps = 0  # of newcomers most is learned at first
         self._looked_at = self._steps
@@ -179,8 +183,7 @@ class Replanning:
         planned[prompts.slots[self._planned()]] = True
         options, capacity = self._options, self._ledger.kv_capacity
         self.samples.choose(unknown, planned[unknown.slots], options.sample_fraction, capacity)
-        guessed = self._open and not (answers and self.samples.open == 0)
-        self._doubtful = guessed or stream
+        self._guessed = self._open and not (answers and self.samples.open == 0)
 
     def _planned(self) -> NDArray[np.bool_]:
         """Which sorted requests wait in the present window: the oldest that still has some waiting."""
@@ -198,7 +201,7 @@ class Replanning:
             return snapshot
         oldest, newest = int(snapshot.sequence.min()), int(snapshot.sequence.max())
         before = self._sharing.before(oldest, newest, self._ledger.cached_tokens, snapshot.sharable)
-        return replace(snapshot, before=before)
+        return replace(snapshot, before=before, stream=self._stream.flows)
 
     def _order(self, planned: NDArray[np.bool_]) -> OrderedWindow:
         """Density order of the planned ones of the sorted requests."""
@@ -212,7 +215,7 @@ class Replanning:
         It is while lengths are mere guesses, before the samples have answered, and where requests come while
         the pool runs: the end that a judge foresees is none then.
         """
-        return None if self._doubtful else self.judge
+        return None if self._guessed or self._stream.flows else self.judge
 
     def _ordered(self, snapshot: Snapshot, cost_model: CostModel, judge: Judge | None) -> OrderedWindow:
         return order_window(snapshot, cost_model, self._options, self._ledger.kv_capacity, judge)

@@ -59,6 +59,7 @@ class Snapshot:
         running: those that run meanwhile.
         guessed: whether some of the outputs are estimates.
         before: sharing of requests that have begun.
+        stream: whether others are to come.
     """
 
     prompts: SortedPrompts
@@ -72,6 +73,7 @@ class Snapshot:
     running: Runners
     guessed: bool
     before: Sharing = NOTHING_BEFORE
+    stream: bool = False
 
     @classmethod
     def of(cls, prompts: SortedPrompts, planned: NDArray[np.bool_], table: RequestTable) -> Snapshot:
