@@ -1,5 +1,7 @@
 """Rows per step from the work that is left."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -50,6 +52,22 @@ def test_little_compute_is_taken_as_fast_as_it_is_hidden():
     quota = pacer().quota(left(rows=1e4, kv_reads=1e11), decode_rows=10, kv_tokens=300_000)
     free = pacer().free_rows(300_000)
     assert free - 128 <= quota.tokens + 10 <= free
+
+
+@pytest.mark.parametrize("engine", ["mixed", "overlapped"])
+def test_in_a_stream_prefill_is_not_spread_over_the_longest_answer(engine):
+    """Others will follow it; over an answer of 10,000 tokens, 40 long prompts would take as many steps."""
+    pool = left(rows=60_000, kv_reads=20 * CAPACITY, longest=10_000, compute=Demand(60_000, 600_000))
+    stream = replace(pool, stream=True)
+    assert pool.prefill_steps(CAPACITY) == 10_000 - 10
+    assert stream.steps(CAPACITY) == stream.prefill_steps(CAPACITY) == pytest.approx(20 / 0.7)
+    rows = []
+    for work in (pool, stream):
+        pace = pacer(engine)
+        quotas = [pace.quota(work, decode_rows=0, kv_tokens=0.7 * CAPACITY).tokens for _ in range(400)]
+        rows.append(float(np.mean(quotas)))
+    assert rows[1] == pytest.approx(60_000 / (20 / 0.7), rel=0.1)
+    assert rows[0] < 0.3 * rows[1]
 
 
 @pytest.mark.parametrize("engine", ["mixed", "overlapped"])

@@ -16,7 +16,6 @@ from sglang.srt.blend.core.order.plan import OrderedWindow, PlannerOptions, orde
 from sglang.srt.blend.core.order.samples import Samples
 from sglang.srt.blend.core.order.sharing_account import SharingAccount
 from sglang.srt.blend.core.order.snapshot import Snapshot
-from sglang.srt.blend.core.order.stream import Stream
 from sglang.srt.blend.core.pool.request_table import UNPLANNED, State
 from sglang.srt.blend.core.pool.sorted_pool import SortedPool
 from sglang.srt.blend.core.step.ledger import Ledger
@@ -55,7 +54,6 @@ class Replanning:
         self._sharing = SharingAccount()
         self.made = self._completions = self._unplanned = 0
         self._steps, self._looked_at, self._open = 0, 0, False  # see `stale`
-        self._stream = Stream()
         self._guessed = False  # see `_trusted_judge`
         self.largest = 0
         self.sharing = self.density = 0.0
@@ -64,7 +62,8 @@ class Replanning:
 
     def arrived(self, requests: int) -> None:
         """So many requests have come."""
-        self._stream.arrived(self._table.num_running)
+        waiting, running = self._table.num_waiting, self._table.num_running
+        self._ledger.stream.arrived(requests, waiting=waiting, running=running)
         self.changed(requests)
 
     def changed(self, requests: int) -> None:
@@ -99,7 +98,7 @@ class Replanning:
         Where everything fits nobody follows a plan, but what it says about a pool that has grown is shown.
         """
         self._steps += 1
-        self._stream.step()
+        self._ledger.stream.step()
         window = self._aside.take(self._steps)
         if window is not None:
             self._follow(window)
@@ -201,7 +200,7 @@ class Replanning:
             return snapshot
         oldest, newest = int(snapshot.sequence.min()), int(snapshot.sequence.max())
         before = self._sharing.before(oldest, newest, self._ledger.cached_tokens, snapshot.sharable)
-        return replace(snapshot, before=before, stream=self._stream.flows)
+        return replace(snapshot, before=before, stream=self._ledger.stream.flows)
 
     def _order(self, planned: NDArray[np.bool_]) -> OrderedWindow:
         """Density order of the planned ones of the sorted requests."""
@@ -215,7 +214,7 @@ class Replanning:
         It is while lengths are mere guesses, before the samples have answered, and where requests come while
         the pool runs: the end that a judge foresees is none then.
         """
-        return None if self._guessed or self._stream.flows else self.judge
+        return None if self._guessed or self._ledger.stream.flows else self.judge
 
     def _ordered(self, snapshot: Snapshot, cost_model: CostModel, judge: Judge | None) -> OrderedWindow:
         return order_window(snapshot, cost_model, self._options, self._ledger.kv_capacity, judge)

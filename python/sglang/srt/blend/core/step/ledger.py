@@ -18,6 +18,7 @@ from sglang.srt.blend.core.step.partition import share_tokens
 from sglang.srt.blend.core.step.room import both_end
 from sglang.srt.blend.core.step.scanner import DualScanner
 from sglang.srt.blend.core.step.speculation import Speculation
+from sglang.srt.blend.core.step.stream import Stream
 
 Ints = NDArray[np.int64]
 
@@ -71,6 +72,7 @@ class Ledger:
         scanner: both ends of the last plan, and the share of each side that is in use.
         index: which cached prefixes waiting requests need, and when.
         fill: how full the cache is of what requests hold for themselves.
+        stream: whether others keep coming.
         cached_tokens: prompt tokens that requests found in the cache when they began, all together.
     """
 
@@ -83,7 +85,7 @@ class Ledger:
         self.table = RequestTable()
         self.scanner = DualScanner(kv_capacity)
         self.index = PendingIndex()
-        self.fill = Fill()
+        self.fill, self.stream = Fill(), Stream()
         self.cached_tokens = 0
 
     # ---------------------------------------------------------------- events
@@ -225,6 +227,7 @@ class Ledger:
             compute=self.scanner.demand,
             accept_length=speculation.accept_length,
             fill=self.fill.share,
+            stream=self.stream.flows,
         )
 
     def density_left(self) -> float:

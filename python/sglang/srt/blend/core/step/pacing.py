@@ -63,6 +63,7 @@ class WorkLeft:
             read, is held once. None is as many as are read.
         accept_length: output tokens that a step yields for each request.
         fill: share of the KV capacity that requests hold on average; see `Fill`.
+        stream: whether others keep coming, so that the longest answer is not the end.
     """
 
     rows: float
@@ -73,6 +74,7 @@ class WorkLeft:
     kv_held: float | None = None
     accept_length: float = 1.0
     fill: float = EXPECTED
+    stream: bool = False
 
     def full_steps(self, kv_capacity: float) -> float:
         """Passes that it takes to hold all KV as long as it is read, with a cache as full as on average."""
@@ -80,7 +82,7 @@ class WorkLeft:
 
     def steps(self, kv_capacity: float) -> float:
         """Passes that this takes at least, 1 or more."""
-        return max(self.longest, self.full_steps(kv_capacity), 1.0)
+        return max(0.0 if self.stream else self.longest, self.full_steps(kv_capacity), 1.0)
 
     def late(self, kv_capacity: float) -> float:
         """Output tokens from which on an answer would end last if it waited."""
@@ -88,7 +90,8 @@ class WorkLeft:
 
     def prefill_steps(self, kv_capacity: float) -> float:
         """Passes among which to spread prefill, 1 or more: its last ones must end before the last pass."""
-        return max(self.steps(kv_capacity) - self.compute.steps, 1.0)
+        last = 0.0 if self.stream else self.compute.steps
+        return max(self.steps(kv_capacity) - last, 1.0)
 
     def compute_reserve(self, kv_capacity: float, used: float) -> float:
         """KV tokens that the compute side goes on holding if it is prefilled at an even pace.

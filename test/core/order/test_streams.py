@@ -5,8 +5,8 @@ import pytest
 
 from pools import llama_on_a100, planner_for, pool
 from sglang.srt.blend.core.order.ordering import order_by_density
-from sglang.srt.blend.core.order.stream import Stream
 from sglang.srt.blend.core.step.step import Running, StepLimits
+from sglang.srt.blend.core.step.stream import Stream
 
 READERS = (2, 6, 4)
 
@@ -68,7 +68,7 @@ def test_who_comes_beside_others_who_run_makes_a_stream():
     planner.begin_step(running, 60, StepLimits())
     planner.replan()
     assert in_order(requests, planner.order) == [2, 4, 6, 0]
-    pool([np.arange(50) + 99_000], 300).add_to(planner)
+    pool([np.arange(50) + 99_000 + 100 * i for i in range(5)], 300).add_to(planner)
     planner.replan()
     assert in_order(documents(), [slot for slot in planner.order if slot < len(requests)]) == [6, 4, 2, 0]
     for _ in range(3):  # nobody comes for twice as long
@@ -86,7 +86,7 @@ def test_a_retracted_request_is_no_stream():
     planner.begin_step(Running(np.array([first, last]), np.array([1, 1])), 700, StepLimits())
     planner.retract(last)
     planner.replan()
-    assert not planner._plans._stream.flows
+    assert not planner.ledger.stream.flows
 
 
 def test_the_longest_pause_so_far_tells_how_long_others_are_expected():
@@ -94,6 +94,6 @@ def test_the_longest_pause_so_far_tells_how_long_others_are_expected():
     for step in range(60):
         stream.step()
         if step in (0, 10, 15):
-            stream.arrived(running=step)
+            stream.arrived(1, waiting=1, running=step)
         came.append(stream.flows)
     assert came == [10 <= step <= 15 + 20 for step in range(60)]
