@@ -131,7 +131,8 @@ class Says:
         self.density, self.longest, self.others = density, longest, others
         self.at_once, self.paced = at_once, paced
 
-    def seconds(self, scan, order, tree, requests, kv_capacity):
+    def seconds(self, scan, order, tree, requests, kv_capacity, output=None):
+        self.output = output
         if not scan.paced:
             return self.at_once
         if not scan.one_line:
@@ -168,8 +169,8 @@ def test_nobody_is_judged_by_mere_guesses(seconds, one_line):
     """Lengths are unknown: density is the order until samples have answered, then more has to be won."""
     judge = Says(100.0, seconds, others=seconds)
     planner = Planner(COST, kv_capacity=3000, judge=judge, options=PlannerOptions(sample_fraction=0.05))
-    prompts = [[i] * (10 + 7 * (i % 9)) for i in range(60)]
-    slots = pool(prompts, 40, known=False, max_new=[50, 3000] * 30).add_to(planner)
+    prompts = [[i] * (10 + 7 * (i % 9)) for i in range(300)]
+    slots = pool(prompts, 40, known=False, max_new=[50, 3000] * 150).add_to(planner)
     planner.replan()
     assert not planner.ledger.scanner.one_line
     samples = planner._plans.samples.waiting()
@@ -183,6 +184,40 @@ def test_nobody_is_judged_by_mere_guesses(seconds, one_line):
     planner.replan()
     assert planner.ledger.scanner.one_line == one_line
     assert planner.table.num_waiting == len(slots) - len(samples)
+
+
+@pytest.mark.parametrize(("seconds", "one_line"), [(97.0, True), (99.0, False)])
+def test_a_few_are_judged_by_what_guesses_may_turn_out_to_be(seconds, one_line):
+    judge = Says(100.0, seconds, others=seconds)
+    planner = Planner(COST, kv_capacity=3000, judge=judge, options=PlannerOptions(sample_fraction=0.05))
+    prompts = [[i] * (10 + 7 * (i % 9)) for i in range(60)]
+    pool(prompts, 40, known=False, max_new=[50, 3000] * 30).add_to(planner)
+    planner.replan()
+    assert planner.ledger.scanner.one_line == one_line
+    assert len(np.unique(judge.output)) > 4
+
+
+def test_a_scenario_is_judged_as_if_its_lengths_came_true():
+    """Paced by what is expected, all the same: nobody knows which scenario it is."""
+    planner = planner_for(pool([[i] * 200 for i in range(6)], 50), kv_capacity=4000)
+    planner.replan()
+    window = planner._plans.window
+    snapshot = Snapshot.of(planner.pool.prompts, np.ones(6, np.bool_), planner.table)
+    tree = snapshot.prompts.tree(snapshot.prompt, snapshot.output, COST)
+    judge, order = Judge(TIMES, "alternating", 2048), np.arange(6)
+    expected = judge.seconds(window.scan, order, tree, snapshot, 4000)
+    assert judge.seconds(window.scan, order, tree, snapshot, 4000, np.full(6, 50)) == expected
+    assert judge.seconds(window.scan, order, tree, snapshot, 4000, np.array([50] * 5 + [400])) > 2 * expected
+
+
+def test_a_lone_long_prompt_follows_the_many_of_whom_one_may_answer_at_length():
+    """It needs nearly all of the cache. Whoever answers longest goes on beside it, if the six go first."""
+    prompts = [[1] * 1200, *([2] * 200 + [3 + i] * 40 for i in range(6))]
+    for judge, place in ((None, 0), (Judge(TIMES, "alternating", 2048), -1)):
+        planner = Planner(COST, kv_capacity=1700, judge=judge)
+        slots = pool(prompts, 40, known=False, max_new=128).add_to(planner)
+        planner.replan()
+        assert planner.order[place] == slots[0]
 
 
 def test_nobody_is_judged_while_others_come():

@@ -334,6 +334,7 @@ class Judge:
         tree: ResourceAwarePrefixTree,
         requests: Snapshot,
         kv_capacity: int,
+        output: Ints | None = None,
     ) -> float:
         """Until all that runs and waits has ended, if estimates hold.
 
@@ -342,6 +343,8 @@ class Judge:
             order: (n,) indices of the same requests in the tree.
             requests: that the tree was made of, and those that run.
             kv_capacity: tokens.
+            output: (n,) tokens that those who wait turn out to answer, in the scan's order, though they are
+                paced by what the scan expects; that by default.
         """
         running, node = requests.running, tree.request_parent[order]
         left = _work_left(scan, requests.prompt[order], running)
@@ -361,7 +364,7 @@ class Judge:
         queue = _Queue(
             node=node,
             suffix=np.maximum(requests.prompt[order] - tree.depth[node], 0),
-            output=scan.output,
+            output=scan.output if output is None else output,
             density=scan.density,
             share=scan.share,
             comp=scan.comp,

@@ -24,7 +24,8 @@ Ints = NDArray[np.int64]
 
 _SURELY, _GUESSED = 0.02, 0.1
 # Shares of its time by which another order has to end sooner than that of density, and prefill that is not
-# spread sooner than that which is. A judge errs by less where lengths are known, and where nothing is paced.
+# spread sooner than that which is. A judge errs by less where lengths are known or it looks at several, and
+# where nothing is paced.
 
 _LITTLE_SHARING, _SAME = 50, 1.5
 # Requests are alike if they share less than one prompt token in so many, and if neither their densities nor
@@ -183,14 +184,19 @@ def order_window(
     if judge is None or not others:
         return window
     ends = partial(_ends, judge, tree, requests, kv_capacity)
-    surely = _GUESSED if judge.paced and requests.guessed else _SURELY
+    doubtful = judge.paced and requests.guessed and requests.scenarios is None
+    surely = _GUESSED if doubtful else _SURELY
     return _best(window, list(others.values()), ends, judge.paced, 1.0 - surely)
 
 
 def _ends(
     judge: Judge, tree: ResourceAwarePrefixTree, requests: Snapshot, kv_capacity: int, one: OrderedWindow
 ) -> float:
-    return judge.seconds(one.scan, one.density.order, tree, requests, kv_capacity)
+    order = one.density.order
+    if requests.scenarios is None:
+        return judge.seconds(one.scan, order, tree, requests, kv_capacity)
+    each = requests.scenarios[order].T
+    return float(np.mean([judge.seconds(one.scan, order, tree, requests, kv_capacity, out) for out in each]))
 
 
 def _best(

@@ -14,6 +14,7 @@ from sglang.srt.blend.core.order.aside import LARGE, PlanAside
 from sglang.srt.blend.core.order.judge import Judge
 from sglang.srt.blend.core.order.plan import OrderedWindow, PlannerOptions, order_window
 from sglang.srt.blend.core.order.samples import Samples
+from sglang.srt.blend.core.order.scenarios import FEW, scenarios
 from sglang.srt.blend.core.order.sharing_account import SharingAccount
 from sglang.srt.blend.core.order.snapshot import Snapshot
 from sglang.srt.blend.core.pool.request_table import UNPLANNED, State
@@ -195,7 +196,7 @@ class Replanning:
 
     def _snapshot(self) -> Snapshot:
         """Of the present window, with what of its sharing was used before."""
-        snapshot = Snapshot.of(self.pool.prompts, self._planned(), self._table)
+        snapshot = self._look(self._planned())
         if not len(snapshot.sequence):
             return snapshot
         oldest, newest = int(snapshot.sequence.min()), int(snapshot.sequence.max())
@@ -204,17 +205,24 @@ class Replanning:
 
     def _order(self, planned: NDArray[np.bool_]) -> OrderedWindow:
         """Density order of the planned ones of the sorted requests."""
+        return self._ordered(self._look(planned), self._ledger.cost_model, self._trusted_judge)
+
+    def _look(self, planned: NDArray[np.bool_]) -> Snapshot:
+        """Of the planned ones of the sorted requests, with what may become of mere guesses."""
         snapshot = Snapshot.of(self.pool.prompts, planned, self._table)
-        return self._ordered(snapshot, self._ledger.cost_model, self._trusted_judge)
+        if not self._guessed:
+            return snapshot
+        return replace(snapshot, scenarios=scenarios(self._table, snapshot.prompts.slots))
 
     @property
     def _trusted_judge(self) -> Judge | None:
         """The judge, unless its verdict is in doubt: then density is the order.
 
-        It is while lengths are mere guesses, before the samples have answered, and where requests come while
-        the pool runs: the end that a judge foresees is none then.
+        It is while the lengths of many are mere guesses, before the samples have answered, and where requests
+        come while the pool runs: the end that a judge foresees is none then.
         """
-        return None if self._guessed or self._ledger.stream.flows else self.judge
+        doubtful = self._guessed and self._table.num_waiting > FEW
+        return None if doubtful or self._ledger.stream.flows else self.judge
 
     def _ordered(self, snapshot: Snapshot, cost_model: CostModel, judge: Judge | None) -> OrderedWindow:
         return order_window(snapshot, cost_model, self._options, self._ledger.kv_capacity, judge)

@@ -60,6 +60,8 @@ class Snapshot:
         guessed: whether some of the outputs are estimates.
         before: sharing of requests that have begun.
         stream: whether others are to come.
+        scenarios: (n, scenarios) output tokens that they may turn out to have; None where what is expected of
+            them will do. See `scenarios`.
     """
 
     prompts: SortedPrompts
@@ -74,6 +76,7 @@ class Snapshot:
     guessed: bool
     before: Sharing = NOTHING_BEFORE
     stream: bool = False
+    scenarios: Ints | None = None
 
     @classmethod
     def of(cls, prompts: SortedPrompts, planned: NDArray[np.bool_], table: RequestTable) -> Snapshot:
