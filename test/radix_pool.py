@@ -7,6 +7,7 @@ requests that live in plain Python, so that every annotation can be recounted fr
 from __future__ import annotations
 
 import contextlib
+import random
 from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -263,3 +264,35 @@ class RequestPool:
         self.cache.unlock(request.lock)
         self.running.remove(request)
         request.lock = request.own = None
+
+
+SYSTEM = tuple(range(100, 160))
+
+
+def make_pool(kv_tokens: int = 4000) -> RequestPool:
+    """An annotated cache with its planner."""
+    with server_arguments():
+        cache = make_cache(kv_tokens=kv_tokens)
+    planner, namespaces = Planner(COST, kv_capacity=kv_tokens), Namespaces()
+    assert radix_cache.attach_planner(cache, planner, COST, namespaces)
+    return RequestPool(cache, planner, namespaces)
+
+
+def random_requests(seed: int) -> list[Request]:
+    """Prompts of a small vocabulary, half of them behind a system prompt, in two namespaces."""
+    rng = random.Random(seed)
+    heads = [SYSTEM, SYSTEM[:30], ()]
+    return [
+        Request(
+            rng.choice(heads) + tuple(rng.choices(range(3), k=rng.randint(1, 30))),
+            rng.randint(1, 40),
+            rng.choice([(None, None), ("lora", None)]),
+        )
+        for _ in range(150)
+    ]
+
+
+def run(pool: RequestPool, requests: list[Request]) -> None:
+    """Start and finish these, as far as there is room."""
+    for request in pool.start(requests):
+        pool.finish(request, (7, 8))

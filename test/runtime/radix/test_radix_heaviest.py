@@ -2,46 +2,13 @@
 
 from __future__ import annotations
 
-import random
 from typing import Any
 
 import pytest
 
-from radix_pool import COST, Request, RequestPool, make_cache, server_arguments
-from sglang.srt.blend.core.planner import Planner
+from radix_pool import COST, SYSTEM, Request, RequestPool, make_pool, random_requests, run
 from sglang.srt.blend.core.pool.request_table import UNPLANNED
-from sglang.srt.blend.runtime.radix import cache as radix_cache
 from sglang.srt.blend.runtime.radix.heaviest import COUNT, CachedPrefix, heaviest_prefixes
-from sglang.srt.blend.runtime.radix.namespaces import Namespaces
-
-SYSTEM = tuple(range(100, 160))
-
-
-def make_pool(kv_tokens: int = 4000) -> RequestPool:
-    with server_arguments():
-        cache = make_cache(kv_tokens=kv_tokens)
-    planner, namespaces = Planner(COST, kv_capacity=kv_tokens), Namespaces()
-    assert radix_cache.attach_planner(cache, planner, COST, namespaces)
-    return RequestPool(cache, planner, namespaces)
-
-
-def random_requests(seed: int) -> list[Request]:
-    """Prompts of a small vocabulary, half of them behind a system prompt, in two namespaces."""
-    rng = random.Random(seed)
-    heads = [SYSTEM, SYSTEM[:30], ()]
-    return [
-        Request(
-            rng.choice(heads) + tuple(rng.choices(range(3), k=rng.randint(1, 30))),
-            rng.randint(1, 40),
-            rng.choice([(None, None), ("lora", None)]),
-        )
-        for _ in range(150)
-    ]
-
-
-def run(pool: RequestPool, requests: list[Request]) -> None:
-    for request in pool.start(requests):
-        pool.finish(request, (7, 8))
 
 
 def needed_prefixes(pool: RequestPool) -> list[CachedPrefix]:

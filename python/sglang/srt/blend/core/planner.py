@@ -20,7 +20,7 @@ from sglang.srt.blend.core.order.plan import (
     PlannerOptions,
     admission_order,
 )
-from sglang.srt.blend.core.order.replanning import Replanning
+from sglang.srt.blend.core.order.replanning import CachedPrefixes, Replanning
 from sglang.srt.blend.core.step.dual_scan import Side
 from sglang.srt.blend.core.step.ledger import Ledger
 from sglang.srt.blend.core.step.pacing import Pace
@@ -135,6 +135,10 @@ class Planner:
         self.pool.arrive(slots)
         self._plans.arrived(len(slots))
         return slots
+
+    def sees_cache(self, cached: CachedPrefixes) -> None:
+        """What the cache holds of waiting prompts is known from now on, beside what requests hold who run."""
+        self._plans.cached = cached
 
     def remove(self, slot: int) -> None:
         """A request leaves for good: aborted while waiting or running, or finished.

@@ -160,7 +160,8 @@ def order_window(
     tree = requests.prompts.tree(requests.prompt, output, cost_model, extra_comp=requests.extra)
     if len(output) and _alike(tree, requests.prompt, requests.estimate, requests.generated):
         return _window(requests, tree, output, order_of_arrival(tree, requests.sequence), one_line=True)
-    begun = begun_requests(tree, requests.held, kv_capacity, stream=requests.stream)
+    held = requests.held if requests.cached is None else np.maximum(requests.held, requests.cached)
+    begun = begun_requests(tree, held, kv_capacity, stream=requests.stream)
     others = {}
     if len(output) and (judge is not None or options.line):
         others = {

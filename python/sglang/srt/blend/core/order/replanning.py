@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
 
@@ -19,11 +20,18 @@ from sglang.srt.blend.core.order.sharing_account import SharingAccount
 from sglang.srt.blend.core.order.snapshot import Snapshot
 from sglang.srt.blend.core.pool.request_table import UNPLANNED, State
 from sglang.srt.blend.core.pool.sorted_pool import SortedPool
+from sglang.srt.blend.core.step.leaders import CACHE_SHARE
 from sglang.srt.blend.core.step.ledger import Ledger
 
 # Steps after which what runs is looked at again for what it tells about lengths: so many at first, then so
 # many times as many as at the last look.
 _FIRST_LOOK, _LOOK_AGAIN = 16, 1.5
+
+Ints = NDArray[np.int64]
+
+CachedPrefixes = Callable[[int], Iterable[tuple[int, int, int]]]
+"""Of at least so many tokens: ranges [lo, hi) of the sorted prompts, and how many of theirs are in the cache.
+Longer prefixes follow shorter ones."""
 
 
 class Replanning:
@@ -37,6 +45,7 @@ class Replanning:
     Attributes:
         pool: the ledger's requests, sorted.
         samples: requests that are run early.
+        cached: what the cache holds of waiting prompts.
         window: the last plan; None before the first.
         made: plans so far.
         largest: requests that the largest plan was made for; sharing, density: its sharing ratio, and Comp /
@@ -50,6 +59,7 @@ class Replanning:
         self.judge = judge
         self.pool = SortedPool(ledger.table, options.memory)
         self.samples = Samples(ledger.table, np.random.default_rng(seed))
+        self.cached: CachedPrefixes = lambda least: ()
         self.window: OrderedWindow | None = None
         self._aside = PlanAside()
         self._sharing = SharingAccount()
@@ -201,7 +211,16 @@ class Replanning:
             return snapshot
         oldest, newest = int(snapshot.sequence.min()), int(snapshot.sequence.max())
         before = self._sharing.before(oldest, newest, self._ledger.cached_tokens, snapshot.sharable)
-        return replace(snapshot, before=before, stream=self._ledger.stream.flows)
+        if not self._ledger.stream.flows:
+            return replace(snapshot, before=before)
+        return replace(snapshot, before=before, stream=True, cached=self._cached()[self._planned()])
+
+    def _cached(self) -> Ints:
+        """Tokens of each sorted prompt that are in the cache, int64 (n,), unless they are few."""
+        tokens = np.zeros(len(self.pool.prompts), np.int64)
+        for lo, hi, cached in self.cached(max(self._ledger.kv_capacity // CACHE_SHARE, 1)):
+            tokens[lo:hi] = cached
+        return tokens
 
     def _order(self, planned: NDArray[np.bool_]) -> OrderedWindow:
         """Density order of the planned ones of the sorted requests."""

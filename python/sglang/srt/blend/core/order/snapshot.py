@@ -60,6 +60,8 @@ class Snapshot:
         guessed: whether some of the outputs are estimates.
         before: sharing of requests that have begun.
         stream: whether others are to come.
+        cached: (n,) prompt tokens of each that are in the cache, held or not, unless they are few; None where
+            nobody asked.
         scenarios: (n, scenarios) output tokens that they may turn out to have; None where what is expected of
             them will do. See `scenarios`.
     """
@@ -76,6 +78,7 @@ class Snapshot:
     guessed: bool
     before: Sharing = NOTHING_BEFORE
     stream: bool = False
+    cached: Ints | None = None
     scenarios: Ints | None = None
 
     @classmethod

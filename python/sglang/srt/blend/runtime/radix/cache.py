@@ -77,6 +77,7 @@ def attach_planner(
     if core is None:
         return False
     core.attach(PlannerView(planner, cost_model, namespaces))
+    planner.sees_cache(core.cached_prefixes)
     return True
 
 

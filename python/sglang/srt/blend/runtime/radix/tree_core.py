@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from sglang.srt.blend.core.pool.pending_index import NEVER
 from sglang.srt.blend.runtime.radix.annotations import Annotation, PlannerView
 from sglang.srt.blend.runtime.radix.eviction import EvictionQueue
 from sglang.srt.blend.runtime.radix.node import AnnotatedNode
@@ -82,6 +83,41 @@ class AnnotatedTreeCore(UnifiedTreeCore):
                 held += len(node.key)
             node = node.parent
         return held
+
+    def cached_prefixes(self, least: int) -> list[tuple[int, int, int]]:
+        """What the cache holds of waiting prompts: ranges of the sorted prompts, and tokens of theirs.
+
+        Longer prefixes of parts of a range follow that of the whole. Nothing without a planner.
+
+        Args:
+            least: tokens; no others are looked for that end in a leaf of fewer.
+        """
+        view, found = self._view, list[tuple[int, int, int]]()
+        if view is None:
+            return found
+        nodes: list[AnnotatedNode] = [self.root_node]
+        while nodes:
+            node = nodes.pop()
+            for child in node.children.values():
+                if len(child.key) < least and not child.children:
+                    continue
+                self._locate(child)
+                if view.next_use(child.lo, child.hi) < NEVER:
+                    found.append((child.lo, child.hi, child.end))
+                    nodes.append(child)
+                else:
+                    found += self._beginning(node, child)
+        return [one for one in found if one[2] >= least]
+
+    def _beginning(self, parent: AnnotatedNode, node: AnnotatedNode) -> list[tuple[int, int, int]]:
+        """The same of the beginning of a node, if nobody who waits goes on with all of it."""
+        view, start = self._view, node.end - len(node.key)
+        assert view is not None
+        lo, hi = self._range(parent, node)
+        needed = int(self.page_size) * view.used_sooner(lo, hi, start, node.key, NEVER, self.page_size)
+        if not needed:
+            return []
+        return [(*view.narrow(lo, hi, start, node.key[:needed]), start + needed)]
 
     def _locate(self, node: AnnotatedNode) -> None:
         """Make the node's range current, narrowing down from its nearest current ancestor."""
