@@ -197,6 +197,23 @@ def test_a_few_are_judged_by_what_guesses_may_turn_out_to_be(seconds, one_line):
     assert len(np.unique(judge.output)) > 4
 
 
+def test_the_rest_of_many_is_not_judged_by_guesses():
+    planner = Planner(
+        COST,
+        kv_capacity=3000,
+        judge=Says(100.0, 50.0, others=50.0),
+        options=PlannerOptions(sample_fraction=0.05),
+    )
+    prompts = [[i] * (10 + 7 * (i % 9)) for i in range(300)]
+    slots = pool(prompts, 40, known=False, max_new=[50, 3000] * 150).add_to(planner)
+    planner.replan()
+    for slot in slots[:200].tolist():
+        planner.remove(slot)
+    planner.replan()
+    assert planner.table.num_waiting == 100
+    assert not planner.ledger.scanner.one_line
+
+
 def test_a_scenario_is_judged_as_if_its_lengths_came_true():
     """Paced by what is expected, all the same: nobody knows which scenario it is."""
     planner = planner_for(pool([[i] * 200 for i in range(6)], 50), kv_capacity=4000)

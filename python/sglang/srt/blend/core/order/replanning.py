@@ -238,9 +238,10 @@ class Replanning:
         """The judge, unless its verdict is in doubt: then density is the order.
 
         It is while the lengths of many are mere guesses, before the samples have answered, and where requests
-        come while the pool runs: the end that a judge foresees is none then.
+        come while the pool runs: the end that a judge foresees is none then. The rest of a large pool goes on
+        as it has begun.
         """
-        doubtful = self._guessed and self._table.num_waiting > FEW
+        doubtful = self._guessed and max(self._table.num_waiting, self.largest) > FEW
         return None if doubtful or self._ledger.stream.flows else self.judge
 
     def _ordered(self, snapshot: Snapshot, cost_model: CostModel, judge: Judge | None) -> OrderedWindow:
