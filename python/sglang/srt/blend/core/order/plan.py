@@ -196,7 +196,7 @@ def _ends(
     order = one.density.order
     if requests.scenarios is None:
         return judge.seconds(one.scan, order, tree, requests, kv_capacity)
-    each = requests.scenarios[order].T
+    each = np.ascontiguousarray(requests.scenarios[order].T)  # the judge's kernel is compiled for whole rows
     return float(np.mean([judge.seconds(one.scan, order, tree, requests, kv_capacity, out) for out in each]))
 
 
