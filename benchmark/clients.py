@@ -23,11 +23,12 @@ from statistics import geometric_mean
 
 import numpy as np
 from benchmark import provenance
-from benchmark.paper.arguments import at_least_one
+from benchmark.paper.arguments import add_jobs, at_least_one
 from benchmark.paper.models import MODELS
 from benchmark.workloads.jobs import JOBS, make_job
 from tqdm import tqdm
 
+from sglang.batch.plan.schedules import simulator_processes
 from sglang.srt.blend.core.pool.workload import Workload
 
 ENGINES = ("alternating", "mixed")
@@ -96,7 +97,8 @@ def run(workload: Workload, policy: str, engine: str, waiting: int, seed: int) -
 
 
 def compare(engine: str, job: str, requests: int, waiting: int, seed: int) -> Row:
-    """A job under every policy."""
+    """A job under every policy, in a process on the simulated GPU's platform."""
+    logging.disable(logging.ERROR)  # each scheduler's start
     whole = make_job(job, seed=seed)
     workload = whole.take(np.arange(min(requests, len(whole))))
     results = {policy: run(workload, policy, engine, waiting, seed) for policy in ("blend", *UPSTREAM)}
@@ -143,16 +145,16 @@ def main() -> int:
     parser.add_argument(
         "--waiting", type=at_least_one, default=64, help="requests that the client keeps waiting"
     )
+    add_jobs(parser)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every run")
     arguments = parser.parse_args()
-    logging.disable(logging.ERROR)  # each scheduler's start
     code = provenance.commit()
     runs = [(engine, job) for engine in arguments.engine or ENGINES for job in arguments.job or JOBS]
-    rows = [
-        compare(engine, job, arguments.requests, arguments.waiting, arguments.seed)
-        for engine, job in tqdm(runs, unit="job")
-    ]
+    options = arguments.requests, arguments.waiting, arguments.seed
+    with simulator_processes(arguments.jobs) as executor:  # what a scheduler leaves goes with its process
+        tasks = [executor.submit(compare, engine, job, *options) for engine, job in runs]
+        rows = [task.result() for task in tqdm(tasks, unit="job")]
     print("\n".join(report(rows)))
     if arguments.json is not None:
         command = shlex.join(["python", "-m", "benchmark.clients", *sys.argv[1:]])
