@@ -58,7 +58,11 @@ class Row:
 
 
 def run(workload: Workload, policy: str, engine: str, waiting: int, seed: int) -> tuple[float, int, int]:
-    """Modelled seconds, prompt tokens computed and retractions of one policy, in this process."""
+    """Modelled seconds, prompt tokens computed and retractions of one policy, in this process.
+
+    Raises:
+        RuntimeError: a request was not answered in full.
+    """
     from sglang.srt.hardware_backend.simulated_gpu import lone_scheduler
     from sglang.srt.hardware_backend.simulated_gpu.hooks import device_of
     from sglang.srt.hardware_backend.simulated_gpu.simulated_scheduler import simulated_scheduler

@@ -137,7 +137,11 @@ class Planner:
         return slots
 
     def sees_cache(self, cached: CachedPrefixes) -> None:
-        """What the cache holds of waiting prompts is known from now on, beside what requests hold who run."""
+        """What the cache holds of waiting prompts is known from now on, beside what requests hold who run.
+
+        Args:
+            cached: asked by plans while a stream flows; it sees the prompts as they were sorted last.
+        """
         self._plans.cached = cached
 
     def remove(self, slot: int) -> None:

@@ -206,14 +206,15 @@ class Replanning:
 
     def _snapshot(self) -> Snapshot:
         """Of the present window, with what of its sharing was used before."""
-        snapshot = self._look(self._planned())
+        planned = self._planned()
+        snapshot = self._look(planned)
         if not len(snapshot.sequence):
             return snapshot
         oldest, newest = int(snapshot.sequence.min()), int(snapshot.sequence.max())
         before = self._sharing.before(oldest, newest, self._ledger.cached_tokens, snapshot.sharable)
         if not self._ledger.stream.flows:
             return replace(snapshot, before=before)
-        return replace(snapshot, before=before, stream=True, cached=self._cached()[self._planned()])
+        return replace(snapshot, before=before, stream=True, cached=self._cached()[planned])
 
     def _cached(self) -> Ints:
         """Tokens of each sorted prompt that are in the cache, int64 (n,), unless they are few."""
