@@ -9,6 +9,7 @@ from pools import llama_on_a100, planner_for, pool, random_pool
 from sglang.srt.blend.core.cost.engines import load_engine
 from sglang.srt.blend.core.cost.step_time import StepTimeModel, StepWork
 from sglang.srt.blend.core.order import judge as judging
+from sglang.srt.blend.core.order import replanning
 from sglang.srt.blend.core.order.judge import Judge
 from sglang.srt.blend.core.order.lines import depth_first
 from sglang.srt.blend.core.order.plan import PlannerOptions
@@ -164,13 +165,20 @@ def test_another_order_is_taken_where_it_surely_ends_sooner(judge, one_line, pac
         assert planner.order.tolist() == slots[[1, 2, 3, 0]].tolist()
 
 
-@pytest.mark.parametrize(("seconds", "one_line"), [(85.0, True), (93.0, False)])
-def test_nobody_is_judged_by_mere_guesses(seconds, one_line):
-    """Lengths are unknown: density is the order until samples have answered, then more has to be won."""
-    judge = Says(100.0, seconds, others=seconds)
+def guessing(judge, n):
+    """A planner of so many requests, half of which may answer at length, with three samples or more."""
     planner = Planner(COST, kv_capacity=3000, judge=judge, options=PlannerOptions(sample_fraction=0.05))
-    prompts = [[i] * (10 + 7 * (i % 9)) for i in range(300)]
-    slots = pool(prompts, 40, known=False, max_new=[50, 3000] * 150).add_to(planner)
+    prompts = [[i] * (10 + 7 * (i % 9)) for i in range(n)]
+    slots = pool(prompts, 40, known=False, max_new=[50, 3000] * (n // 2)).add_to(planner)
+    planner.replan()
+    return planner, slots
+
+
+@pytest.mark.parametrize(("seconds", "one_line"), [(85.0, True), (93.0, False)])
+def test_the_mean_of_guesses_is_not_judged_in_a_large_pool(seconds, one_line, monkeypatch):
+    """Density is the order until samples have answered, then more has to be won."""
+    monkeypatch.setattr(replanning, "LARGE", 300)
+    planner, slots = guessing(Says(100.0, seconds, others=seconds), 300)
     planner.replan()
     assert not planner.ledger.scanner.one_line
     samples = planner._plans.samples.waiting()
@@ -186,27 +194,27 @@ def test_nobody_is_judged_by_mere_guesses(seconds, one_line):
     assert planner.table.num_waiting == len(slots) - len(samples)
 
 
-@pytest.mark.parametrize(("seconds", "one_line"), [(97.0, True), (99.0, False)])
-def test_a_few_are_judged_by_what_guesses_may_turn_out_to_be(seconds, one_line):
+@pytest.mark.parametrize(
+    ("requests", "seconds", "one_line"),
+    [(60, 97.0, True), (60, 99.0, False), (300, 85.0, True), (300, 93.0, False)],
+)
+def test_what_guesses_may_turn_out_to_be_is_judged(requests, seconds, one_line):
+    """Chance decides among a few, so that the surer order is taken."""
     judge = Says(100.0, seconds, others=seconds)
-    planner = Planner(COST, kv_capacity=3000, judge=judge, options=PlannerOptions(sample_fraction=0.05))
-    prompts = [[i] * (10 + 7 * (i % 9)) for i in range(60)]
-    pool(prompts, 40, known=False, max_new=[50, 3000] * 30).add_to(planner)
-    planner.replan()
+    planner, _ = guessing(judge, requests)
     assert planner.ledger.scanner.one_line == one_line
     assert len(np.unique(judge.output)) > 4
 
 
-def test_the_rest_of_many_is_not_judged_by_guesses():
-    planner = Planner(
-        COST,
-        kv_capacity=3000,
-        judge=Says(100.0, 50.0, others=50.0),
-        options=PlannerOptions(sample_fraction=0.05),
-    )
-    prompts = [[i] * (10 + 7 * (i % 9)) for i in range(300)]
-    slots = pool(prompts, 40, known=False, max_new=[50, 3000] * 150).add_to(planner)
-    planner.replan()
+@pytest.mark.parametrize(("seconds", "one_line"), [(97.0, True), (99.0, False)])
+def test_a_margin_of_many_is_that_of_a_few_where_nothing_is_paced(seconds, one_line):
+    planner, _ = guessing(Says(100.0, seconds, others=seconds, paced=False), 300)
+    assert planner.ledger.scanner.one_line == one_line
+
+
+def test_the_rest_of_a_large_pool_is_not_judged_by_guesses(monkeypatch):
+    monkeypatch.setattr(replanning, "LARGE", 300)
+    planner, slots = guessing(Says(100.0, 50.0, others=50.0), 300)
     for slot in slots[:200].tolist():
         planner.remove(slot)
     planner.replan()

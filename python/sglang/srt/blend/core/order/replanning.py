@@ -15,7 +15,7 @@ from sglang.srt.blend.core.order.aside import LARGE, PlanAside
 from sglang.srt.blend.core.order.judge import Judge
 from sglang.srt.blend.core.order.plan import OrderedWindow, PlannerOptions, order_window
 from sglang.srt.blend.core.order.samples import Samples
-from sglang.srt.blend.core.order.scenarios import FEW, scenarios
+from sglang.srt.blend.core.order.scenarios import scenarios
 from sglang.srt.blend.core.order.sharing_account import SharingAccount
 from sglang.srt.blend.core.order.snapshot import Snapshot
 from sglang.srt.blend.core.pool.request_table import UNPLANNED, State
@@ -230,20 +230,20 @@ class Replanning:
     def _look(self, planned: NDArray[np.bool_]) -> Snapshot:
         """Of the planned ones of the sorted requests, with what may become of mere guesses."""
         snapshot = Snapshot.of(self.pool.prompts, planned, self._table)
-        if not self._guessed:
+        if not self._guessed or self._trusted_judge is None:
             return snapshot
         return replace(snapshot, scenarios=scenarios(self._table, snapshot.prompts.slots))
 
     @property
     def _trusted_judge(self) -> Judge | None:
-        """The judge, unless its verdict is in doubt: then density is the order.
+        """The judge, unless density is the order.
 
-        It is while the lengths of many are mere guesses, before the samples have answered, and where requests
-        come while the pool runs: the end that a judge foresees is none then. The rest of a large pool goes on
-        as it has begun.
+        It is while requests come beside those that run: the end that a judge foresees is none then. And it is
+        in a large pool, and what is left of it, while lengths are mere guesses, before the samples have
+        answered: chance evens out there, and several outcomes take as many times as long to look at.
         """
-        doubtful = self._guessed and max(self._table.num_waiting, self.largest) > FEW
-        return None if doubtful or self._ledger.stream.flows else self.judge
+        guessed = self._guessed and max(self._table.num_waiting, self.largest) >= LARGE
+        return None if guessed or self._ledger.stream.flows else self.judge
 
     def _ordered(self, snapshot: Snapshot, cost_model: CostModel, judge: Judge | None) -> OrderedWindow:
         return order_window(snapshot, cost_model, self._options, self._ledger.kv_capacity, judge)

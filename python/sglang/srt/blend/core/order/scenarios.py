@@ -14,14 +14,11 @@ from sglang.srt.blend.core.pool.request_table import RequestTable
 
 Ints = NDArray[np.int64]
 
-FEW = 256
-"""Requests up to which chance decides; among more, long and short answers of any part of them even out."""
-
 _SCENARIOS = 4
 
 
-def scenarios(table: RequestTable, slots: Ints) -> Ints | None:
-    """Output tokens of requests in each of some scenarios, int64 (n, scenarios); None for more than a few.
+def scenarios(table: RequestTable, slots: Ints) -> Ints:
+    """Output tokens of requests in each of some scenarios, int64 (n, scenarios).
 
     A request meets each part of the lengths that it may have once, in an order of its own, so all scenarios
     together are what is expected, and each alone is as mixed as the answers will be. Equal calls give equal
@@ -30,7 +27,5 @@ def scenarios(table: RequestTable, slots: Ints) -> Ints | None:
     Args:
         slots: (n,) requests that wait, or run.
     """
-    if len(slots) > FEW:
-        return None
     ends = np.maximum(table.ends(slots, _SCENARIOS), 1)
     return np.asarray(np.random.default_rng(0).permuted(ends, axis=1))
