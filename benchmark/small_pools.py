@@ -17,7 +17,7 @@ import json
 import logging
 import shlex
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
@@ -47,8 +47,10 @@ ENGINES = ("alternating", "mixed", "overlapped")
 UPSTREAM = ("fcfs", "lpm", "dfs-weight", "lof")
 HARDWARE, CHUNK, SLOWER = "a100-80gb", 2048, 0.02
 
-PART = 10
-"""Pools of one process: each of its schedulers leaves a dozen threads of gloo behind."""
+Ints = NDArray[np.int64]
+
+Draw = Callable[[int, int], tuple[Workload, list[str], int]]
+"""Of a seed and a number: a pool, kinds of its requests, and KV tokens of the cache."""
 
 KINDS = {
     "questions": (Lengths(30, 25, 2, 128), 128),
@@ -92,20 +94,25 @@ def random_pool(seed: int, number: int) -> tuple[Workload, list[str], int]:
         lengths, cap = KINDS[kind]
         output.append(lengths.draw(len(part), rng))
         caps.append(np.full(len(part), cap))
-    workload = Workload(
-        tokens=np.concatenate(prompts).astype(np.int32),
-        offsets=np.concatenate([[0], np.cumsum([len(prompt) for prompt in prompts])]),
-        output=np.concatenate(output).astype(np.int32),
-        max_new_tokens=np.concatenate(caps).astype(np.int32),
-        known=np.zeros(size, np.bool_),
-        source=np.zeros(size, np.int16),
-        names=("small pool",),
-    )
+    workload = pool_of(prompts, np.concatenate(output), np.concatenate(caps), name="small pool")
     if rng.random() < 0.5:
         workload = workload.take(rng.permutation(size))
     longest = int((workload.prompt + workload.max_new_tokens).max())
     tight = int(workload.total_tokens * rng.uniform(0.1, 0.6))
     return workload, kinds, max(tight, longest * 5 // 4 + 16)  # upstream admits none that nearly fills it
+
+
+def pool_of(prompts: Sequence[NDArray[np.int32]], output: Ints, cap: Ints, *, name: str) -> Workload:
+    """Requests with these prompts, output tokens (n,) that nobody knows, and caps (n,)."""
+    return Workload(
+        tokens=np.concatenate(prompts).astype(np.int32),
+        offsets=np.concatenate([[0], np.cumsum([len(prompt) for prompt in prompts])]),
+        output=output.astype(np.int32),
+        max_new_tokens=cap.astype(np.int32),
+        known=np.zeros(len(prompts), np.bool_),
+        source=np.zeros(len(prompts), np.int16),
+        names=(name,),
+    )
 
 
 def _prompts(kind: str, count: int, rng: np.random.Generator) -> list[NDArray[np.int32]]:
@@ -128,15 +135,17 @@ def _prompts(kind: str, count: int, rng: np.random.Generator) -> list[NDArray[np
     return [text(200, 201) if kind == "alike" else text(20, 80) for _ in range(count)]
 
 
-def run_some(engine: str, seed: int, numbers: Sequence[int], known: Sequence[dict[str, float]]) -> list[Row]:
+def run_some(
+    draw: Draw, engine: str, seed: int, numbers: Sequence[int], known: Sequence[dict[str, float]]
+) -> list[Row]:
     """Some pools, in a process on the simulated GPU's platform; see `run`."""
     logging.disable(logging.ERROR)  # each scheduler's start
-    return [run(engine, seed, number, times) for number, times in zip(numbers, known, strict=True)]
+    return [run(draw, engine, seed, number, times) for number, times in zip(numbers, known, strict=True)]
 
 
-def run(engine: str, seed: int, number: int, known: dict[str, float]) -> Row:
+def run(draw: Draw, engine: str, seed: int, number: int, known: dict[str, float]) -> Row:
     """One pool under every policy, or under those whose seconds are not known."""
-    workload, kinds, capacity = random_pool(seed, number)
+    workload, kinds, capacity = draw(seed, number)
     seconds, retractions = dict(known), 0
     for policy in ("blend", *UPSTREAM):
         if policy in known:
@@ -205,13 +214,27 @@ def report(rows: Sequence[Row], worst: int = 8) -> Iterator[str]:
         )
 
 
-def main() -> int:
+def main(
+    draw: Draw = random_pool,
+    name: str = "small_pools",
+    description: str = __doc__,
+    *,
+    pools: int = 200,
+    part: int = 10,
+) -> int:
+    """Run pools, as the command line says; the exit code.
+
+    Args:
+        draw: draws them. pools: how many by default.
+        name, description: of the benchmark.
+        part: pools of one process: each of its schedulers leaves a dozen threads of gloo behind.
+    """
     parser = argparse.ArgumentParser(
-        prog="python -m benchmark.small_pools",
-        description=__doc__,
+        prog=f"python -m benchmark.{name}",
+        description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--pools", type=at_least_one, default=200, help="of each engine")
+    parser.add_argument("--pools", type=at_least_one, default=pools, help="of each engine")
     parser.add_argument("--pool", type=int, metavar="N", help="run this pool alone")
     parser.add_argument("--engine", action="append", choices=ENGINES, help="may be repeated; default is all")
     parser.add_argument("--seed", type=int, default=0)
@@ -225,22 +248,22 @@ def main() -> int:
     numbers = range(arguments.pools) if arguments.pool is None else [arguments.pool]
     engines = arguments.engine or ENGINES
     known = Baselines(arguments.baselines, arguments.seed)
-    parts = [numbers[begin : begin + PART] for begin in range(0, len(numbers), PART)]
+    parts = [numbers[begin : begin + part] for begin in range(0, len(numbers), part)]
     with (
         simulator_processes(arguments.jobs) as executor,
         tqdm(total=len(engines) * len(numbers), unit="pool", smoothing=0) as progress,
     ):
         tasks = [
-            executor.submit(run_some, engine, arguments.seed, part, [known.of(engine, n) for n in part])
+            executor.submit(run_some, draw, engine, arguments.seed, some, [known.of(engine, n) for n in some])
             for engine in engines
-            for part in parts
+            for some in parts
         ]
         for task in tasks:
             rows += task.result()
             progress.update(len(rows) - progress.n)
     print("\n".join(report(rows)))
     if arguments.json is not None:
-        command = shlex.join(["python", "-m", "benchmark.small_pools", *sys.argv[1:]])
+        command = shlex.join(["python", "-m", f"benchmark.{name}", *sys.argv[1:]])
         written = {"command": command, "commit": code, "seed": arguments.seed}
         if known.commit is not None:
             written["baselines"] = known.commit
