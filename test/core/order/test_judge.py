@@ -165,6 +165,9 @@ def test_another_order_is_taken_where_it_surely_ends_sooner(judge, one_line, pac
         assert planner.order.tolist() == slots[[1, 2, 3, 0]].tolist()
 
 
+GUESSES = {"known": False, "max_new": [50, 3000] * 30}
+
+
 def guessing(judge, n):
     """A planner of so many requests, half of which may answer at length, with three samples or more."""
     planner = Planner(COST, kv_capacity=3000, judge=judge, options=PlannerOptions(sample_fraction=0.05))
@@ -212,14 +215,21 @@ def test_a_margin_of_many_is_that_of_a_few_where_nothing_is_paced(seconds, one_l
     assert planner.ledger.scanner.one_line == one_line
 
 
-def test_the_rest_of_a_large_pool_is_not_judged_by_guesses(monkeypatch):
-    monkeypatch.setattr(replanning, "LARGE", 300)
-    planner, slots = guessing(Says(100.0, 50.0, others=50.0), 300)
-    for slot in slots[:200].tolist():
-        planner.remove(slot)
-    planner.replan()
-    assert planner.table.num_waiting == 100
-    assert not planner.ledger.scanner.one_line
+def test_what_is_left_of_a_pool_is_judged_as_the_pool_was(monkeypatch):
+    """Nobody judges by guesses in a large pool; in others the margin stays. The next pool is another one."""
+    for large, seconds, one_line in ((300, 50.0, False), (10_000, 93.0, False), (10_000, 85.0, True)):
+        monkeypatch.setattr(replanning, "LARGE", large)
+        planner, slots = guessing(Says(100.0, seconds, others=seconds), 300)
+        for slot in slots[:200].tolist():
+            planner.remove(slot)
+        planner.replan()
+        assert planner.table.num_waiting == 100
+        assert planner.ledger.scanner.one_line == one_line
+        for slot in slots[200:].tolist():
+            planner.remove(slot)
+        pool([[i] * (10 + 7 * (i % 9)) for i in range(60)], 40, **GUESSES).add_to(planner)
+        planner.replan()
+        assert planner.ledger.scanner.one_line
 
 
 def test_a_scenario_is_judged_as_if_its_lengths_came_true():

@@ -26,10 +26,6 @@ _SURELY, _GUESSED = 0.02, 0.1
 # Shares of its time by which another order has to end sooner than that of density, and prefill that is not
 # spread sooner than that which is. A judge errs by less where lengths are known, and where nothing is paced.
 
-_FEW = 256
-# Requests of which one long answer may decide when all have ended: where a judge looks at several outcomes,
-# the surer order is taken.
-
 _LITTLE_SHARING, _SAME = 50, 1.5
 # Requests are alike if they share less than one prompt token in so many, and if neither their densities nor
 # the answers that are expected of them differ by more than so many times.
@@ -188,7 +184,7 @@ def order_window(
     if judge is None or not others:
         return window
     ends = partial(_ends, judge, tree, requests, kv_capacity)
-    chance = requests.scenarios is not None and len(output) <= _FEW
+    chance = requests.scenarios is not None and requests.few
     doubtful = judge.paced and requests.guessed and not chance
     surely = _GUESSED if doubtful else _SURELY
     return _best(window, list(others.values()), ends, judge.paced, 1.0 - surely)

@@ -27,6 +27,9 @@ from sglang.srt.blend.core.step.ledger import Ledger
 # many times as many as at the last look.
 _FIRST_LOOK, _LOOK_AGAIN = 16, 1.5
 
+_FEW = 256
+# Requests among which one long answer may decide when all have ended.
+
 Ints = NDArray[np.int64]
 
 CachedPrefixes = Callable[[int], Iterable[tuple[int, int, int]]]
@@ -66,6 +69,7 @@ class Replanning:
         self.made = self._completions = self._unplanned = 0
         self._steps, self._looked_at, self._open = 0, 0, False  # see `stale`
         self._guessed = False  # see `_trusted_judge`
+        self._pool = 0  # requests that waited at a time, since there were none
         self.largest = 0
         self.sharing = self.density = 0.0
 
@@ -75,6 +79,8 @@ class Replanning:
         """So many requests have come."""
         waiting, running = self._table.num_waiting, self._table.num_running
         self._ledger.stream.arrived(requests, waiting=waiting, running=running)
+        if waiting == requests and running == 0:
+            self._pool = 0
         self.changed(requests)
 
     def changed(self, requests: int) -> None:
@@ -178,6 +184,7 @@ class Replanning:
         """The first part of a plan: learn from every answer, and expect accordingly; choose samples."""
         self.refresh()
         self.made += 1
+        self._pool = max(self._pool, self._table.num_waiting)
         if self._unplanned * 64 >= self._table.num_waiting:
             self._steps = 0  # of newcomers most is learned at first
         self._looked_at = self._steps
@@ -232,7 +239,8 @@ class Replanning:
         snapshot = Snapshot.of(self.pool.prompts, planned, self._table)
         if not self._guessed or self._trusted_judge is None:
             return snapshot
-        return replace(snapshot, scenarios=scenarios(self._table, snapshot.prompts.slots))
+        outcomes = scenarios(self._table, snapshot.prompts.slots)
+        return replace(snapshot, scenarios=outcomes, few=self._pool <= _FEW)
 
     @property
     def _trusted_judge(self) -> Judge | None:
@@ -242,7 +250,7 @@ class Replanning:
         in a large pool, and what is left of it, while lengths are mere guesses, before the samples have
         answered: chance evens out there, and several outcomes take as many times as long to look at.
         """
-        guessed = self._guessed and max(self._table.num_waiting, self.largest) >= LARGE
+        guessed = self._guessed and self._pool >= LARGE
         return None if guessed or self._ledger.stream.flows else self.judge
 
     def _ordered(self, snapshot: Snapshot, cost_model: CostModel, judge: Judge | None) -> OrderedWindow:

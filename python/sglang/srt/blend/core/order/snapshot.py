@@ -64,6 +64,8 @@ class Snapshot:
             nobody asked.
         scenarios: (n, scenarios) output tokens that they may turn out to have; None where what is expected of
             them will do. See `scenarios`.
+        few: whether these, and all that they are left of, are so few that one long answer among them may
+            decide when the pool ends.
     """
 
     prompts: SortedPrompts
@@ -80,6 +82,7 @@ class Snapshot:
     stream: bool = False
     cached: Ints | None = None
     scenarios: Ints | None = None
+    few: bool = False
 
     @classmethod
     def of(cls, prompts: SortedPrompts, planned: NDArray[np.bool_], table: RequestTable) -> Snapshot:
