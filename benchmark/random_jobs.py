@@ -102,4 +102,4 @@ def _cap(answers: Ints, rng: np.random.Generator) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(small_pools.main(random_job, "random_jobs", __doc__, pools=30, part=2))
+    sys.exit(small_pools.main(random_job, "random_jobs", __doc__, pools=16, part=2))
