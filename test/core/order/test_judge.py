@@ -165,14 +165,15 @@ def test_another_order_is_taken_where_it_surely_ends_sooner(judge, one_line, pac
         assert planner.order.tolist() == slots[[1, 2, 3, 0]].tolist()
 
 
-GUESSES = {"known": False, "max_new": [50, 3000] * 30}
+def guesses(n):
+    """So many requests of unknown lengths; every other one may answer at length."""
+    return pool([[i] * (10 + 7 * (i % 9)) for i in range(n)], 40, known=False, max_new=[50, 3000] * (n // 2))
 
 
 def guessing(judge, n):
-    """A planner of so many requests, half of which may answer at length, with three samples or more."""
+    """A planner with a plan for so many of them, and their slots."""
     planner = Planner(COST, kv_capacity=3000, judge=judge, options=PlannerOptions(sample_fraction=0.05))
-    prompts = [[i] * (10 + 7 * (i % 9)) for i in range(n)]
-    slots = pool(prompts, 40, known=False, max_new=[50, 3000] * (n // 2)).add_to(planner)
+    slots = guesses(n).add_to(planner)
     planner.replan()
     return planner, slots
 
@@ -182,7 +183,6 @@ def test_the_mean_of_guesses_is_not_judged_in_a_large_pool(seconds, one_line, mo
     """Density is the order until samples have answered, then more has to be won."""
     monkeypatch.setattr(replanning, "LARGE", 300)
     planner, slots = guessing(Says(100.0, seconds, others=seconds), 300)
-    planner.replan()
     assert not planner.ledger.scanner.one_line
     samples = planner._plans.samples.waiting()
     assert samples
@@ -227,7 +227,7 @@ def test_what_is_left_of_a_pool_is_judged_as_the_pool_was(monkeypatch):
         assert planner.ledger.scanner.one_line == one_line
         for slot in slots[200:].tolist():
             planner.remove(slot)
-        pool([[i] * (10 + 7 * (i % 9)) for i in range(60)], 40, **GUESSES).add_to(planner)
+        guesses(60).add_to(planner)
         planner.replan()
         assert planner.ledger.scanner.one_line
 

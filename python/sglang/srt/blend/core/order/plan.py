@@ -184,8 +184,7 @@ def order_window(
     if judge is None or not others:
         return window
     ends = partial(_ends, judge, tree, requests, kv_capacity)
-    chance = requests.scenarios is not None and requests.few
-    doubtful = judge.paced and requests.guessed and not chance
+    doubtful = judge.paced and requests.guessed and not requests.few
     surely = _GUESSED if doubtful else _SURELY
     return _best(window, list(others.values()), ends, judge.paced, 1.0 - surely)
 

@@ -64,8 +64,8 @@ class Snapshot:
             nobody asked.
         scenarios: (n, scenarios) output tokens that they may turn out to have; None where what is expected of
             them will do. See `scenarios`.
-        few: whether these, and all that they are left of, are so few that one long answer among them may
-            decide when the pool ends.
+        few: whether there are scenarios, and so few requests, with those that these are left of, that one
+            long answer may decide when the pool ends.
     """
 
     prompts: SortedPrompts
