@@ -4,8 +4,8 @@
     python -m benchmark.random_jobs --engine mixed --pool 17   # one job again
 
 Jobs of one to three parts and up to 3,000 requests, no length known, go the way of `benchmark.small_pools`:
-under blend and under fcfs, lpm, dfs-weight and lof, on a simulated A100-80GB (Llama-3-8B) whose cache holds
-an eighth to a third of them. It shows kinds of work on which blend loses before somebody brings them.
+under blend and under fcfs, lpm, dfs-weight and lof, on the same simulated GPU, whose cache holds a part of
+each job. They show kinds of work on which blend loses before somebody brings them.
 """
 
 from __future__ import annotations
@@ -31,7 +31,11 @@ MOST, LONGEST = 3_000, 8_192
 
 
 def random_job(seed: int, number: int) -> tuple[Workload, list[str], int]:
-    """Requests as they are or shuffled; what those of each part share, and KV tokens of the cache."""
+    """Requests as they are or shuffled; what those of each part share, and KV tokens of the cache.
+
+    The KV of a job, each shared prefix once, is three to eight times the cache, unless so many tokens are in
+    more requests than a job has, or one request needs a larger cache.
+    """
     rng = np.random.default_rng([1, seed, number])  # other numbers than those of small pools
     capacity, parts = int(_between(rng, 40_000, 200_000)), int(rng.integers(1, 4))
     kinds = [str(kind) for kind in rng.choice(SHARING, parts)]
@@ -57,7 +61,12 @@ def _between(rng: np.random.Generator, low: float, high: float) -> float:
 
 
 def _prompts(kind: str, rng: np.random.Generator, kv_tokens: float, most: int) -> list[tuple[Tokens, float]]:
-    """Prompts that share what their kind shares, and the mean answer of each, worth so many KV tokens."""
+    """Prompts that share what their kind shares, and the mean answer of each in output tokens.
+
+    Args:
+        kv_tokens: of all of them, each shared prefix once; the last ones may go beyond it.
+        most: prompts.
+    """
 
     def text(mean: float, spread: float = 0.5) -> Tokens:
         length = max(4, round(mean * rng.lognormal(0.0, spread)))

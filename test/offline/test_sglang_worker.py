@@ -32,12 +32,7 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> Any:
     loop = asyncio.new_event_loop()
 
     def busy_for(seconds: float) -> MeasuredEngine:
-        scheduler = BusyScheduler(seconds)
-        engine._engine = SimpleNamespace(
-            loop=loop,
-            tokenizer_manager=scheduler,
-            flush_cache=lambda: loop.run_until_complete(scheduler.flush_cache()),
-        )
+        engine._engine = SimpleNamespace(loop=loop, tokenizer_manager=BusyScheduler(seconds))
         return engine
 
     yield busy_for
