@@ -26,7 +26,7 @@ from benchmark import provenance
 from benchmark.paper.arguments import add_jobs, at_least_one
 from benchmark.paper.compare import in_line
 from benchmark.paper.models import MODELS
-from benchmark.small_pools import CHUNK, ENGINES, HARDWARE, PART, modelled_seconds, random_pool, simulate_pool
+from benchmark.small_pools import CHUNK, ENGINES, HARDWARE, modelled_seconds, random_pool, simulate_pool
 from tqdm import tqdm
 
 from sglang.batch.plan.schedules import simulator_processes
@@ -41,6 +41,9 @@ from sglang.srt.blend.core.pool.workload import Workload
 
 DENSITY = "density"
 ORDERS = (DENSITY, "longest", "depth", "arrival")
+
+_PART = 10
+# Pools that a process runs before its results are seen.
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +146,7 @@ def main() -> int:
     add_jobs(parser)
     arguments = parser.parse_args()
     engines, rows = arguments.engine or ENGINES, []
-    parts = [range(begin, min(begin + PART, arguments.pools)) for begin in range(0, arguments.pools, PART)]
+    parts = [range(begin, min(begin + _PART, arguments.pools)) for begin in range(0, arguments.pools, _PART)]
     with (
         simulator_processes(arguments.jobs) as executor,
         tqdm(total=len(engines) * arguments.pools, unit="pool", smoothing=0) as progress,
