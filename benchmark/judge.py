@@ -2,12 +2,16 @@
 
     python -m benchmark.judge --json build/judge.json
     python -m benchmark.judge --engine mixed --pools 5
+    python -m benchmark.judge --real --jobs 2
 
 Pools of `benchmark.small_pools`, but with every length known, so that forecasts are of the schedule and not
 of the answers. Each pool runs in the order of density and in each line of `core/order/lines.py`, on a
 simulated A100-80GB (Llama-3-8B); seconds are modelled. Printed for each engine: how far off the judge was
 (median and 90th percentile of |foreseen / taken - 1|), and how much longer than the best of the orders those
 take that a judge without margins would choose, and that of density.
+
+With --real it is the jobs of `benchmark.paper real` (A100-40GB) on the engines that can be paced, by density,
+with prefill spread over the passes or done as soon as there is room: the other question for a judge.
 """
 
 from __future__ import annotations
@@ -24,23 +28,29 @@ from pathlib import Path
 import numpy as np
 from benchmark import provenance
 from benchmark.paper.arguments import add_jobs, at_least_one
-from benchmark.paper.compare import in_line
+from benchmark.paper.compare import WORK, Run, cost_model, in_line, workload_of
 from benchmark.paper.models import MODELS
+from benchmark.paper.tables import TABLES
 from benchmark.small_pools import CHUNK, ENGINES, HARDWARE, modelled_seconds, random_pool, simulate_pool
+from benchmark.workloads.jobs import JOBS
 from tqdm import tqdm
 
 from sglang.batch.plan.schedules import simulator_processes
 from sglang.srt.blend.core.cost.cost_model import CostModel
+from sglang.srt.blend.core.cost.engines import load_engine
 from sglang.srt.blend.core.cost.hardware import load_hardware
+from sglang.srt.blend.core.cost.kv_capacity import kv_capacity
 from sglang.srt.blend.core.cost.model_shape import ModelShape
-from sglang.srt.blend.core.cost.step_time import StepTimeModel
+from sglang.srt.blend.core.cost.step_time import StepTimeModel, StepWork
 from sglang.srt.blend.core.order.judge import Judge
 from sglang.srt.blend.core.order.plan import PlannerOptions
 from sglang.srt.blend.core.planner import Planner
 from sglang.srt.blend.core.pool.workload import Workload
+from sglang.srt.hardware_backend.simulated_gpu.srt_platform import STATIC_MEMORY_FRACTION
 
 DENSITY = "density"
 ORDERS = (DENSITY, "longest", "depth", "arrival")
+PACED, AT_ONCE = "paced", "at once"
 
 _PART = 10
 # Pools that a process runs before its results are seen.
@@ -48,10 +58,13 @@ _PART = 10
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A pool on one engine; seconds by order, as they were foreseen and as they were taken."""
+    """A pool on one engine; seconds by order or pace, as they were foreseen and as they were taken.
+
+    The first of them is what is done without a judge.
+    """
 
     engine: str
-    pool: int
+    pool: int | str
     requests: int
     foreseen: dict[str, float]
     taken: dict[str, float]
@@ -66,9 +79,18 @@ class Row:
         return self.taken[min(self.foreseen, key=self.foreseen.__getitem__)] / min(self.taken.values()) - 1.0
 
     @property
-    def by_density(self) -> float:
-        """The same of the order by density."""
-        return self.taken[DENSITY] / min(self.taken.values()) - 1.0
+    def without(self) -> float:
+        """The same of what is done without a judge."""
+        return next(iter(self.taken.values())) / min(self.taken.values()) - 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class JudgeAtOnce(Judge):
+    """Foresees seconds of an order whose prefill is not spread."""
+
+    @property
+    def paced(self) -> bool:
+        return False
 
 
 def known_pool(seed: int, number: int) -> tuple[Workload, int]:
@@ -78,10 +100,9 @@ def known_pool(seed: int, number: int) -> tuple[Workload, int]:
     return replace(workload, known=known, max_new_tokens=workload.output), capacity
 
 
-def foresee(workload: Workload, capacity: int, engine: str, line: str) -> float:
+def foresee(workload: Workload, capacity: int, judge: Judge, cost: CostModel, line: str = "") -> float:
     """Seconds that a judge foresees of an order before anybody has begun."""
-    shape, hardware = ModelShape.from_config(MODELS["llama-3-8b"].config), load_hardware(HARDWARE)
-    planner = Planner(CostModel(shape, hardware), kv_capacity=capacity, options=PlannerOptions(line=line))
+    planner = Planner(cost, kv_capacity=capacity, options=PlannerOptions(line=line))
     planner.add(
         workload.tokens,
         workload.offsets,
@@ -89,7 +110,7 @@ def foresee(workload: Workload, capacity: int, engine: str, line: str) -> float:
         known_output=workload.output,
     )
     planner.replan()
-    return planner.foresee(Judge(StepTimeModel(shape, hardware), engine, CHUNK))
+    return planner.foresee(judge)
 
 
 def run_some(engine: str, seed: int, numbers: Sequence[int]) -> list[Row]:
@@ -102,16 +123,60 @@ def run(engine: str, workload: Workload, capacity: int, *, number: int) -> Row:
     """One pool in every order."""
     from sglang.srt.blend.runtime import startup
 
+    shape, hardware = ModelShape.from_config(MODELS["llama-3-8b"].config), load_hardware(HARDWARE)
+    judge = Judge(StepTimeModel(shape, hardware), engine, CHUNK)
     options, foreseen, taken = startup._planner_options, {}, {}
     startup._judge = lambda *_: None  # type: ignore[assignment]
     for name in ORDERS:
         line = "" if name == DENSITY else name
-        foreseen[name] = round(foresee(workload, capacity, engine, line), 4)
+        foreseen[name] = round(foresee(workload, capacity, judge, CostModel(shape, hardware), line), 4)
         startup._planner_options = in_line(line)
         result = simulate_pool(workload, "blend", engine, capacity)
         startup._planner_options = options
         taken[name] = round(modelled_seconds(result, engine), 4)
     return Row(engine, number, len(workload), foreseen, taken)
+
+
+def real_job(job: str, seed: int) -> tuple[Run, Workload]:
+    """A job of the table of jobs whose requests fix their lengths."""
+    run = next(run for run in TABLES["real"]() if run.job == job)
+    run = replace(run, seed=seed, variant="known lengths")
+    return run, workload_of(run)
+
+
+def foresee_real(engine: str, run: Run, workload: Workload) -> dict[str, float]:
+    """Seconds that a judge foresees of a job by density, paced and not."""
+    cost = cost_model(run)
+    capacity = kv_capacity(cost.shape, cost.hardware, STATIC_MEMORY_FRACTION)
+    times = StepTimeModel(cost.shape, cost.hardware)
+    return {
+        name: round(foresee(workload, capacity, judge(times, engine, CHUNK), cost), 4)
+        for name, judge in ((PACED, Judge), (AT_ONCE, JudgeAtOnce))
+    }
+
+
+def run_real(engine: str, job: str, seed: int) -> list[Row]:
+    """A job of the table of jobs by density, paced and not."""
+    from sglang.srt.blend.runtime import startup
+    from sglang.srt.hardware_backend.simulated_gpu.simulate import simulate
+
+    logging.disable(logging.ERROR)
+    startup._judge = lambda *_: None  # type: ignore[assignment]
+    (run, workload), taken = real_job(job, seed), {}
+    for name, believed in ((PACED, engine), (AT_ONCE, "alternating")):
+        result = simulate(
+            workload,
+            policy="blend",
+            engine=engine,
+            hardware=run.hardware,
+            model_config=MODELS[run.model].config,
+            chunked_prefill_size=CHUNK,
+            blend_engine=believed,  # where nothing is paced
+        )
+        steps = StepWork(**{name: result.steps[name] for name in WORK})
+        times = StepTimeModel(cost_model(run).shape, load_hardware(run.hardware))
+        taken[name] = round(float(load_engine(engine)(times, steps).sum()), 4)
+    return [Row(engine, job, len(workload), foresee_real(engine, run, workload), taken)]
 
 
 def figures(rows: Sequence[Row]) -> dict[str, float]:
@@ -121,7 +186,7 @@ def figures(rows: Sequence[Row]) -> dict[str, float]:
         "error, median": float(np.median(errors)),
         "error, 90th percentile": float(np.quantile(errors, 0.9)),
         "longer than the best, judged": float(np.mean([row.judged for row in rows])),
-        "longer than the best, by density": float(np.mean([row.by_density for row in rows])),
+        "longer than the best, without": float(np.mean([row.without for row in rows])),
     }
 
 
@@ -141,22 +206,26 @@ def main() -> int:
     )
     parser.add_argument("--pools", type=at_least_one, default=50, help="of each engine")
     parser.add_argument("--engine", action="append", choices=ENGINES, help="may be repeated; default is all")
+    parser.add_argument("--real", action="store_true", help="jobs, paced and not, in place of pools")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every pool")
     add_jobs(parser)
     arguments = parser.parse_args()
-    engines, rows = arguments.engine or ENGINES, []
+    engines, rows = arguments.engine or (ENGINES[1:] if arguments.real else ENGINES), []
     parts = [range(begin, min(begin + _PART, arguments.pools)) for begin in range(0, arguments.pools, _PART)]
-    with (
-        simulator_processes(arguments.jobs) as executor,
-        tqdm(total=len(engines) * arguments.pools, unit="pool", smoothing=0) as progress,
-    ):
+    with simulator_processes(arguments.jobs) as executor:
         tasks = [
-            executor.submit(run_some, engine, arguments.seed, part) for engine in engines for part in parts
+            executor.submit(run_real, engine, part, arguments.seed)
+            if arguments.real
+            else executor.submit(run_some, engine, arguments.seed, part)
+            for engine in engines
+            for part in (JOBS if arguments.real else parts)
         ]
-        for task in tasks:
-            rows += task.result()
-            progress.update(len(rows) - progress.n)
+        number = len(engines) * (len(JOBS) if arguments.real else arguments.pools)
+        with tqdm(total=number, unit="pool", smoothing=0) as progress:
+            for task in tasks:
+                rows += task.result()
+                progress.update(len(rows) - progress.n)
     print("\n".join(report(rows)))
     if arguments.json is not None:
         told = {

@@ -9,7 +9,7 @@ from pools import llama_on_a100, planner_for, pool, random_pool
 from sglang.srt.blend.core.cost.engines import load_engine
 from sglang.srt.blend.core.cost.step_time import StepTimeModel, StepWork
 from sglang.srt.blend.core.order import judge as judging
-from sglang.srt.blend.core.order import replanning
+from sglang.srt.blend.core.order import passes, replanning
 from sglang.srt.blend.core.order.judge import Judge
 from sglang.srt.blend.core.order.lines import depth_first
 from sglang.srt.blend.core.order.plan import PlannerOptions
@@ -24,13 +24,13 @@ TIMES = StepTimeModel(COST.shape, COST.hardware)
 
 def foreseen(monkeypatch, requests, *, kv_capacity, engine="alternating", chunk=8192, running=()):
     """Of each order that is judged: what strides hold, what they prefill, their passes; and its seconds."""
-    passes, seen = judging._passes, []
+    foresee, seen = judging.foresee_passes, []
 
     def watched(*arguments):
-        seen.append((*passes(*arguments), arguments[-1].stride))
+        seen.append((*foresee(*arguments), arguments[-1].stride))
         return seen[-1][:2]
 
-    monkeypatch.setattr(judging, "_passes", watched)
+    monkeypatch.setattr(judging, "foresee_passes", watched)
     seconds = []
 
     class Watched(Judge):
@@ -55,21 +55,21 @@ def one_and_another():
 def test_passes_are_those_that_one_counts_by_hand(monkeypatch):
     seen, seconds = foreseen(monkeypatch, one_and_another(), kv_capacity=1000)
     for use, work, _ in seen:
-        assert use[:, judging._ROWS].tolist() == [0, 3, 2, 2, 1, 1, 1, 1]
+        assert use[:, passes.ROWS].tolist() == [0, 3, 2, 2, 1, 1, 1, 1]
         # The document is held once, until its last question is answered.
-        assert use[:, judging._HELD].tolist() == [86, 89, 59, 61, 57, 58, 59, 60]
-        assert work[:, judging._TOKENS].tolist() == [83, 0, 0, 0, 0, 0, 0, 0]
+        assert use[:, passes.HELD].tolist() == [86, 89, 59, 61, 57, 58, 59, 60]
+        assert work[:, passes.TOKENS].tolist() == [83, 0, 0, 0, 0, 0, 0, 0]
     run = load_engine("alternating")
     use, work, _ = seen[0]
     expected = float(
         run(
             TIMES,
             StepWork(
-                prefill_tokens=work[:, 0],
-                prefill_pairs=work[:, 1],
-                finished_prefills=work[:, 2],
-                decode_rows=use[:, 2],
-                kv_tokens=use[:, 3],
+                prefill_tokens=work[:, passes.TOKENS],
+                prefill_pairs=work[:, passes.PAIRS],
+                finished_prefills=work[:, passes.PROMPTS],
+                decode_rows=use[:, passes.ROWS],
+                kv_tokens=use[:, passes.READS],
             ),
         ).sum()
     )
@@ -80,7 +80,7 @@ def test_a_document_that_has_left_the_cache_is_computed_again(monkeypatch):
     """In a cache of one document and a little, the prompt of its own goes between its questions or not."""
     requests = pool([[*range(50), 100], [*range(50), 101], [7] * 40], [3, 6, 5])
     seen, _ = foreseen(monkeypatch, requests, kv_capacity=60)
-    prefilled = {int(work[:, judging._TOKENS].sum()) for _, work, _ in seen}
+    prefilled = {int(work[:, passes.TOKENS].sum()) for _, work, _ in seen}
     assert prefilled == {92, 142}
 
 
@@ -90,16 +90,16 @@ def test_shorter_answers_pass_a_long_one_that_does_not_fit(monkeypatch):
     requests = pool(prompts, [600] * 2 + [100] * 12 + [2] * 60)
     seen, _ = foreseen(monkeypatch, requests, kv_capacity=1000, engine="mixed")
     use, _, stride = seen[0]  # of the density order
-    assert use[: 100 // stride, judging._ROWS].mean() > 5
-    assert use[:, judging._HELD].max() <= 1000
+    assert use[: 100 // stride, passes.ROWS].mean() > 5
+    assert use[:, passes.HELD].max() <= 1000
 
 
 def test_what_runs_is_in_the_way(monkeypatch):
     alone, _ = foreseen(monkeypatch, one_and_another(), kv_capacity=100)
     beside, _ = foreseen(monkeypatch, one_and_another(), kv_capacity=100, running=[2])
     assert all(len(use) == 8 for use, _, _ in alone)
-    assert all(use[0, judging._HELD] >= 31 for use, _, _ in beside)
-    assert all(work[:, judging._TOKENS].sum() == 53 for _, work, _ in beside)
+    assert all(use[0, passes.HELD] >= 31 for use, _, _ in beside)
+    assert all(work[:, passes.TOKENS].sum() == 53 for _, work, _ in beside)
 
 
 @settings(max_examples=40)
@@ -113,12 +113,41 @@ def test_all_is_done_within_the_capacity(seed, engine, kv_capacity):
     assert len(seen) >= 4 or not seen
     for (use, work, stride), one in zip(seen, seconds, strict=True):
         # The first token of each answer is its prefill's.
-        assert use[:, judging._ROWS].sum() * stride == pytest.approx((requests.output - 1).sum())
-        assert work[:, judging._PROMPTS].sum() == len(requests)
+        assert use[:, passes.ROWS].sum() * stride == pytest.approx((requests.output - 1).sum())
+        assert work[:, passes.PROMPTS].sum() == len(requests)
         longest = int((requests.lengths + requests.output).max()) + stride
-        assert use[:, judging._HELD].max() <= max(kv_capacity, longest)
-        assert work[:, judging._TOKENS].max() <= 64 * stride
+        assert use[:, passes.HELD].max() <= max(kv_capacity, longest)
+        assert work[:, passes.TOKENS].max() <= 64 * stride
         assert one > 0.0
+
+
+class AtOnce(Judge):
+    """Foresees an order whose prefill is not spread."""
+
+    paced = False
+
+
+@pytest.mark.parametrize("engine", ["mixed", "overlapped"])
+def test_prefill_that_is_spread_takes_what_it_takes_in_steps(engine):
+    """SGLang's scheduler takes 45.7 and 39.7 s, 50.1 and 47.4 s with prefill at once (simulated).
+
+    One who lets prompts take as many passes as there are prompts foresees 55.4 and 48.0 s, 50.8 and 47.5 s.
+    """
+    lengths = [8 + (37 * i) % 280 + 400 * (i % 16 == 0) for i in range(200)]
+    planner = planner_for(pool([[1] * 400 + [2 + i] * 1600 for i in range(200)], lengths), kv_capacity=40_000)
+    planner.replan()
+    paced, at_once = (planner.foresee(judge(TIMES, engine, 8192)) for judge in (Judge, AtOnce))
+    assert paced < 0.95 * at_once
+
+
+def test_a_long_prompt_decodes_when_all_of_it_is_computed(monkeypatch):
+    """It takes 47 passes of 64 tokens, beside one who answers at length."""
+    requests = pool([[1] * 10, [2] * 3000], [400, 5])
+    for engine in ("alternating", "mixed"):
+        seen, _ = foreseen(monkeypatch, requests, kv_capacity=4000, engine=engine, chunk=64)
+        for use, _, stride in seen:
+            begun = np.flatnonzero(use[:, passes.READS] > 3000) * stride
+            assert begun[0] >= 3000 / 64 - stride
 
 
 class Says:

@@ -6,11 +6,12 @@ EXPECTED = 0.7
 """Share of the KV capacity that requests hold on average where it is what they wait for: they grow, so they
 begin with less. Before anything is known."""
 
-_BUSY = 0.8
-# Share of the capacity in use from which on a step says something: a cache that fills up, or empties at a
-# pool's end, is not what others wait for.
-_STEPS = 64
-# Steps over which the mean forgets.
+BUSY = 0.8
+"""Share of the capacity in use from which on a step says something: a cache that fills up, or empties at a
+pool's end, is not what others wait for."""
+
+FILL_STEPS = 64
+"""Steps over which the mean forgets."""
 
 
 class Fill:
@@ -33,5 +34,5 @@ class Fill:
             held_tokens: KV tokens of running requests without the prefixes that others of them hold.
             used_tokens: KV tokens in use, everything counted once.
         """
-        if used_tokens >= _BUSY * kv_capacity:
-            self.share += (min(held_tokens / kv_capacity, 1.0) - self.share) / _STEPS
+        if used_tokens >= BUSY * kv_capacity:
+            self.share += (min(held_tokens / kv_capacity, 1.0) - self.share) / FILL_STEPS

@@ -213,15 +213,15 @@ class Pacer:
         wanted = min(rows + owed, _MAX_ROWS)
         whole = wanted
         if self._tile > 1:
-            sizes = self._sizes(kv_tokens)
+            sizes = self.sizes(kv_tokens)
             begun = -(-decode_rows // self._tile) * self._tile
             whole = max(float(sizes[np.searchsorted(sizes, wanted, side="right") - 1]), float(begun))
         # A step cannot decode less; what it does beyond its rows is not made up for by a later pause.
         self._owed = max(wanted - max(whole, decode_rows), 0.0)
         return Quota(max(int(whole) - decode_rows, 0), left.density, late=left.late(self._capacity))
 
-    def _sizes(self, kv_tokens: float) -> NDArray[np.float64]:
-        """Rows of which a step should have one number, increasing from 0."""
+    def sizes(self, kv_tokens: float) -> NDArray[np.float64]:
+        """Rows of which a step that reads so many KV tokens should have one number; increasing from 0."""
         seconds = self._compute
         if self.overlapped:
             seconds = np.maximum(seconds, self._memory(kv_tokens))
