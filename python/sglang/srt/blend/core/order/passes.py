@@ -249,7 +249,7 @@ def _turn(queue, bounds, steps, dense, side, left, right, root, used):  # type: 
 @njit(cache=True, nogil=True)
 def _steps(left, longest, at, bounds):  # type: ignore[no-untyped-def]
     """Passes left, as `WorkLeft` has them; the longest answer of those who wait takes so many."""
-    full = left[_HELD_LEFT] / (left[_FILL] * bounds.capacity)
+    full = left[_HELD_LEFT] / max(left[_FILL] * bounds.capacity, 1.0)
     return max(full, left[_ENDED] - at * bounds.stride, float(longest), 1.0)
 
 
@@ -263,13 +263,13 @@ def _dense(left, owed, bounds):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
-def _rows(left, decoding, reads, steps, bounds):  # type: ignore[no-untyped-def]
+def _rows(rows_left, decoding, reads, steps, bounds):  # type: ignore[no-untyped-def]
     """Rows that a pass of a stride should have on average where prefill is paced; see `Pacer`.
 
     The rows left are divided by the passes left, or each pass takes as many times its free rows. A tile that
     decoding begins is filled.
     """
-    rows = left / max(steps - bounds.last, 1.0)
+    rows = rows_left / max(steps - bounds.last, 1.0)
     if bounds.free > 0.0:
         rows = max(rows / max(bounds.mean, 1.0), 1.0) * (bounds.free + bounds.per_token * reads)
     return max(rows, np.ceil(decoding / bounds.tile) * bounds.tile)
