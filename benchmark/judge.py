@@ -205,12 +205,16 @@ def main() -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--pools", type=at_least_one, default=50, help="of each engine")
-    parser.add_argument("--engine", action="append", choices=ENGINES, help="may be repeated; default is all")
+    parser.add_argument(
+        "--engine", action="append", choices=ENGINES, help="may be repeated; default is all that can"
+    )
     parser.add_argument("--real", action="store_true", help="jobs, paced and not, in place of pools")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every pool")
     add_jobs(parser)
     arguments = parser.parse_args()
+    if arguments.real and ENGINES[0] in (arguments.engine or ()):
+        parser.error(f"--real: prefill of {ENGINES[0]} passes cannot be spread")
     engines, rows = arguments.engine or (ENGINES[1:] if arguments.real else ENGINES), []
     parts = [range(begin, min(begin + _PART, arguments.pools)) for begin in range(0, arguments.pools, _PART)]
     with simulator_processes(arguments.jobs) as executor:
